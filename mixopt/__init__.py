@@ -1,0 +1,3 @@
+"""mixopt finds the mixture of training domains for a language model."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,340 @@
+"""The experiment file: one YAML per search, read into frozen models.
+
+Unknown keys are refused with the nearest valid key; `${NAME}` expands environment variables; relative paths are relative to the file. The
+resolved file is stored with the search. The main trade-off: every default is written here, once, so that the schema documents the product.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mixopt.errors import ConfigError
+
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def parse_count(value: Any) -> Any:
+    """Numbers as people write them: 1_000_000, 1e6, "3B", "250k"."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBtT]?)\s*", value)
+        if not match:
+            raise ValueError(f"'{value}' is not a count; write 250000, 2.5e5 or 250K")
+        return float(match[1].replace("_", "")) * SUFFIXES.get(match[2].upper(), 1.0)
+    return value
+
+
+def parse_whole_count(value: Any) -> Any:
+    """As `parse_count`, and whole."""
+    number = parse_count(value)
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number
+
+
+Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
+WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DomainConfig(Model):
+    """One training domain."""
+
+    name: Name
+    path: Paths = Field(description="Training documents: file or glob (jsonl, jsonl.gz, Parquet, txt), or a list of them.")
+    group: str = Field("", description="A label such as code or web; shown in tables and figures.")
+    text_column: str = Field("text", description="Column of jsonl and Parquet files that holds the document.")
+    valid: Paths | None = Field(None, description="Held-out documents; default: a share of `path`, split by hash.")
+    held_out: float = Field(0.02, gt=0, lt=0.5, description="Share of documents held out when `valid` is not given.")
+    tokens: Count = Field(description="Tokens of this domain in the target corpus, as 3e9 or 3B.")
+    max_epochs: float = Field(4.0, gt=0, description="How often the target run may repeat this domain.")
+    bounds: tuple[float, float] = Field((0.0, 1.0), description="Least and largest weight.")
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError(f"{list(value)} must be two numbers with 0 <= least <= largest <= 1")
+        return value
+
+
+class TargetConfig(Model):
+    """Held-out text, or prompts with completions, that the mixture should serve."""
+
+    name: Name
+    path: Paths
+    prompt_column: str | None = Field(None, description="With `completion_column`: only the completion is scored, after the prompt.")
+    completion_column: str | None = None
+    text_column: str | None = Field(None, description="For plain text targets.")
+    weight: float = Field(1.0, gt=0, description="Weight in the objective.")
+
+    @model_validator(mode="after")
+    def _kind(self) -> TargetConfig:
+        pair = (self.prompt_column is not None, self.completion_column is not None)
+        if pair[0] != pair[1]:
+            raise ValueError(f"target '{self.name}' names only one of prompt_column and completion_column; name both")
+        if pair[0] and self.text_column is not None:
+            raise ValueError(f"target '{self.name}' names both text_column and prompt_column; choose one kind")
+        return self
+
+    @property
+    def kind(self) -> Literal["text", "completion"]:
+        return "completion" if self.prompt_column is not None else "text"
+
+
+class ObjectiveConfig(Model):
+    """What is minimized: a function of losses in bits per byte."""
+
+    kind: Literal["noise_scaled", "mean", "worst_case"] = Field(
+        "noise_scaled",
+        description="noise_scaled: weighted mean of (loss - loss at the natural mixture) / seed noise; mean: weighted mean loss; "
+        "worst_case: largest noise-scaled difference.",
+    )
+    over: Literal["targets", "domains", "all"] | None = Field(
+        None,
+        description="Which losses count: targets, held-out text of the domains, or both. Default: targets if there are any, else domains.",
+    )
+    pull: float = Field(0.05, ge=0, description="Weight of KL(mixture, natural), in standard deviations of the objective over the swarm.")
+
+
+class TokenizerConfig(Model):
+    """A byte-level BPE trained on the corpus, or one loaded from a file."""
+
+    path: str | None = Field(None, description="A tokenizer.json; default: train one.")
+    vocab_size: int = Field(8192, ge=512, le=65536, description="Entries of the trained tokenizer; 4k to 8k is best for proxies.")
+    sample_bytes: WholeCount = Field(40_000_000, description="Text used for training it, drawn evenly from the domains.")
+
+
+class ProxyConfig(Model):
+    """The proxies of the search. What is not set follows from the size."""
+
+    size: str = Field("nano", description="nano, micro or small.")
+    tokens: WholeCount = Field(1_000_000, description="Training tokens per trial.")
+    seeds: int = Field(
+        3, ge=2, description="Seeds at the natural and the uniform mixture, from which noise is measured (two at the corners)."
+    )
+    window: int = Field(512, ge=64, description="Tokens per window.")
+    tokens_per_step: WholeCount = Field(1024, description="Tokens per optimizer step and trial.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak rate; default: by size.")
+    schedule: Literal["constant", "wsd"] = Field(
+        "wsd", description="After warm-up: constant, or constant and a short linear decay at the end."
+    )
+    decay_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the tokens spent decaying, for wsd.")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="Largest gradient norm, per trial.")
+
+    @model_validator(mode="after")
+    def _shapes(self) -> ProxyConfig:
+        if self.tokens_per_step % self.window:
+            raise ValueError(f"tokens_per_step {self.tokens_per_step} is not a multiple of window {self.window}")
+        if self.tokens < 8 * self.tokens_per_step:
+            raise ValueError(
+                f"tokens {self.tokens} are fewer than 8 steps of {self.tokens_per_step}; raise tokens or lower tokens_per_step"
+            )
+        return self
+
+
+class SearchConfig(Model):
+    """How mixtures are proposed."""
+
+    strategy: str = Field("regression", description="Name of a strategy; see `mixopt strategies`.")
+    surrogate: str = Field("gaussian_process", description="Name of a surrogate: gaussian_process or lightgbm.")
+    trials: int = Field(48, ge=4, description="Trials of the search; raising it later continues the search.")
+    batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
+    seed: int = Field(0, ge=0)
+    max_attempts: int = Field(3, ge=1, description="How often a failed trial is tried before it is abandoned.")
+
+
+class VerificationConfig(Model):
+    """Proposal, best measured mixture and baselines, trained at a larger source."""
+
+    enabled: bool = True
+    size: str = "micro"
+    tokens: WholeCount = Field(1_500_000, description="Training tokens per verification run.")
+    seeds: int = Field(3, ge=2)
+    evaluation_tokens: WholeCount | None = Field(None, description="Largest number of tokens scored per held-out set; default: all.")
+
+
+class TrackingConfig(Model):
+    """The MLflow mirror."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="Tracking server or database; default: mlflow.db in the output directory.")
+    experiment: str = "mixopt"
+
+
+class RayConfig(Model):
+    """Where trials run."""
+
+    address: str | None = Field(None, description="None: a local cluster; auto or host:port: a running one; in-process: no Ray at all.")
+    cpus: int | None = Field(None, ge=1, description="Cores of the local cluster; default: all.")
+    pack_size: int | None = Field(None, ge=1, description="Trials trained together in one process; default: by size and device.")
+
+
+class Experiment(Model):
+    """A search: corpus, targets, budget, proxies, strategy, verification and where everything goes."""
+
+    name: Name
+    output: str = Field(description="Folder of tokens, record, proxies and results. Searches that share it share their trials.")
+    budget_tokens: Count = Field(description="Training tokens of the target run, as 30e9 or 30B.")
+    domains: tuple[DomainConfig, ...] = Field(min_length=2)
+    targets: tuple[TargetConfig, ...] = ()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    search: SearchConfig = SearchConfig()
+    verification: VerificationConfig = VerificationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Experiment:
+        for kind, names in (("domain", [d.name for d in self.domains]), ("target", [t.name for t in self.targets])):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{kind} names repeat: {', '.join(repeated)}")
+        if self.objective.over == "targets" and not self.targets:
+            raise ValueError("objective.over is 'targets' but no targets are listed; add targets or use 'domains'")
+        return self
+
+    @property
+    def objective_over(self) -> Literal["targets", "domains", "all"]:
+        return self.objective.over or ("targets" if self.targets else "domains")
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.output)
+
+    def to_yaml(self) -> str:
+        """The resolved file: absolute paths, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Reads an experiment file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or an environment variable is not set.
+    """
+    if not path.is_file():
+        raise ConfigError(f"Experiment file {path} does not exist.", "Name a YAML file; `mixopt schema` prints what goes into it.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.", "Mend the line it names.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path} holds a {type(raw).__name__}, not a mapping.", "Start with `name:`, `output:`, `budget_tokens:`, `domains:`."
+        )
+    return parse_experiment(raw, path.resolve().parent)
+
+
+def parse_experiment(raw: dict[str, Any], base: Path) -> Experiment:
+    """Validates the content of an experiment file whose relative paths are relative to `base`."""
+    expanded = _expand_variables(raw, "")
+    for location, key, valid in _unknown_keys(expanded, Experiment, ""):
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        remedy = f"Did you mean '{near[0]}'?" if near else f"Valid keys there: {', '.join(sorted(valid))}."
+        raise ConfigError(f"Unknown key '{location}{key}' in the experiment file.", remedy)
+    try:
+        return Experiment.model_validate(_absolute_paths(expanded, base))
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error), "`mixopt schema` prints every key with its type and meaning.") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the experiment file."""
+    return Experiment.model_json_schema()
+
+
+def _expand_variables(value: Any, location: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand_variables(item, f"{location}{key}.") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_variables(item, f"{location}{index}.") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise ConfigError(f"'{location.rstrip('.')}' uses ${{{name}}}, which is not set.", f"Run `export {name}=...` first.")
+        return os.environ[name]
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", replace, value)
+
+
+def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+    def absolute(value: Any) -> Any:
+        if isinstance(value, str):
+            return str(base / Path(value).expanduser())
+        return [absolute(item) for item in value] if isinstance(value, list) else value
+
+    result = dict(raw)
+    if "output" in result:
+        result["output"] = absolute(result["output"])
+    for section in ("domains", "targets"):
+        entries = result.get(section)
+        if isinstance(entries, list):
+            result[section] = [
+                {key: absolute(item) if key in ("path", "valid") else item for key, item in entry.items()}
+                if isinstance(entry, dict)
+                else entry
+                for entry in entries
+            ]
+    tokenizer = result.get("tokenizer")
+    if isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
+        result["tokenizer"] = {**tokenizer, "path": absolute(tokenizer["path"])}
+    return result
+
+
+def _unknown_keys(value: Any, model: type[BaseModel], location: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(location, key, valid keys) of every key that no model knows, outermost first."""
+    if not isinstance(value, dict):
+        return
+    for key in value:
+        if key not in model.model_fields:
+            yield location, str(key), list(model.model_fields)
+    for key, field in model.model_fields.items():
+        inner = _model_of(field.annotation)
+        if inner is None or key not in value:
+            continue
+        if isinstance(value[key], list):
+            for index, item in enumerate(value[key]):
+                yield from _unknown_keys(item, inner, f"{location}{key}[{index}].")
+        else:
+            yield from _unknown_keys(value[key], inner, f"{location}{key}.")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (tuple, list, typing.Union, types.UnionType):
+        return next((model for model in map(_model_of, typing.get_args(annotation)) if model is not None), None)
+    return None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"Key '{location}' is missing from the experiment file."
+    if not location:
+        return f"{message[0].upper()}{message[1:]}."
+    return f"'{location}' is {problem['input']!r}: {message}."

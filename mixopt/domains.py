@@ -1,0 +1,136 @@
+"""Domains with their token counts in the target corpus, and what follows from them: natural mixture, epochs, caps, UniMax.
+
+Two inventories meet here. The *target* inventory (`target_tokens`) is what the full-scale run draws from; the *prepared* tokens are what the
+proxies train on. A proxy sees `target_tokens * proxy_tokens / budget_tokens` unique tokens of a domain, so that it repeats the domain as
+often as the target run would (methods: repetition mismatch, arXiv 2606.07597).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixopt.errors import ConfigError, InfeasibleError
+from mixopt.mixture import FloatArray, Mixture
+
+# Below this many unique windows a proxy memorizes the domain within a few steps; such domains are floored, and listed as floored.
+MINIMUM_UNIQUE_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One training domain.
+
+    Attributes:
+        content_hash: of the prepared training text.
+        prepared_tokens: tokens at hand for proxies.
+        target_tokens: tokens of this domain in the target corpus.
+        max_epochs: how often the target run may repeat the domain.
+        bounds: least and largest weight asked for by the user.
+    """
+
+    name: str
+    content_hash: str
+    prepared_tokens: int
+    target_tokens: float
+    group: str = ""
+    max_epochs: float = 4.0
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class UniqueTokens:
+    """Unique tokens a proxy may see of one domain. `note` is "floored", "capped" or "" (matches the target run's epochs)."""
+
+    tokens: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DomainSet:
+    """The domains of a search at a target budget.
+
+    Attributes:
+        domains: in the order of the experiment file; names are distinct.
+        budget_tokens: tokens of the target run.
+    """
+
+    domains: tuple[Domain, ...]
+    budget_tokens: float
+
+    def __post_init__(self) -> None:
+        if len(self.domains) < 2:
+            raise ConfigError(f"A mixture needs at least two domains, got {len(self.domains)}.", "List them under `domains:`.")
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError(f"Domain names repeat: {', '.join(self.names)}.", "Give every domain its own name.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(domain.name for domain in self.domains)
+
+    @property
+    def target_tokens(self) -> FloatArray:
+        """Tokens in the target corpus, shape (domains,)."""
+        return np.array([domain.target_tokens for domain in self.domains], dtype=np.float64)
+
+    def natural(self) -> Mixture:
+        """Weights proportional to the tokens of the target corpus."""
+        return Mixture.from_array(self.names, self.target_tokens / self.target_tokens.sum())
+
+    def uniform(self) -> Mixture:
+        """Equal weights."""
+        return Mixture.from_array(self.names, np.full(len(self.domains), 1 / len(self.domains)))
+
+    def unimax(self) -> Mixture:
+        """As uniform as the epoch caps allow: UniMax (arXiv 2304.09151, algorithm 1) with each domain's own `max_epochs`.
+
+        Raises:
+            InfeasibleError: all domains at their caps together are smaller than the budget.
+        """
+        limits = self.epoch_limits()
+        if limits.sum() < 1:
+            raise InfeasibleError(
+                f"At their epoch caps all domains together give {limits.sum() * self.budget_tokens:.3g} tokens, "
+                f"less than the budget of {self.budget_tokens:.3g}.",
+                "Raise `max_epochs` of some domain or lower `budget_tokens`.",
+            )
+        weights = np.zeros(len(self.domains))
+        remaining = 1.0
+        order = np.argsort(limits, kind="stable")
+        for rank, index in enumerate(order):
+            share = remaining / (len(order) - rank)
+            weights[index] = min(share, limits[index])
+            remaining -= weights[index]
+        return Mixture.from_array(self.names, weights / weights.sum())
+
+    def epoch_limits(self) -> FloatArray:
+        """Largest weight that keeps each domain within `max_epochs`, shape (domains,); may exceed 1."""
+        allowed = np.array([domain.max_epochs for domain in self.domains])
+        return np.asarray(allowed * self.target_tokens / self.budget_tokens, dtype=np.float64)
+
+    def epochs(self, mixture: Mixture) -> dict[str, float]:
+        """How often the target run repeats each domain under `mixture`."""
+        weights = mixture.array(self.names)
+        return dict(zip(self.names, (weights * self.budget_tokens / self.target_tokens).tolist(), strict=True))
+
+    def unique_tokens(self, trial_tokens: int, window: int, only: Sequence[str] | None = None) -> dict[str, UniqueTokens]:
+        """Unique tokens per domain for a proxy of `trial_tokens`, so that it repeats domains as often as the target run.
+
+        The count is floored at 64 windows and capped by what was prepared. Counts for different `trial_tokens` are nested subsets, because
+        the sampler takes the first so many windows of one fixed order.
+        """
+        result: dict[str, UniqueTokens] = {}
+        floor = MINIMUM_UNIQUE_WINDOWS * window
+        for domain in self.domains:
+            if only is not None and domain.name not in only:
+                continue
+            matched = int(domain.target_tokens * trial_tokens / self.budget_tokens)
+            # A whole number of windows: what the sampler can use, and what identity should depend on.
+            wanted = max(matched, floor) // window * window
+            available = max(domain.prepared_tokens // window, 1) * window
+            tokens = min(wanted, available)
+            note = "capped" if tokens < matched // window * window else "floored" if tokens > matched else ""
+            result[domain.name] = UniqueTokens(tokens, note)
+        return result

@@ -1,0 +1,1 @@
+"""Strategies propose trials. One file each, one protocol (`base`), one contract test."""

@@ -1,0 +1,50 @@
+"""The surrogate protocol: fit on a swarm, answer with a joint posterior over points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mixopt.mixture import FloatArray
+from mixopt.swarm import Points, Swarm
+
+
+class Posterior(Protocol):
+    """Predicted losses in bits per byte at n points for some metrics.
+
+    `mean` and `std` have shape (n, metrics); `std` is of the noise-free loss. `sample` draws jointly over the points.
+    """
+
+    @property
+    def mean(self) -> FloatArray: ...
+    @property
+    def std(self) -> FloatArray: ...
+    def sample(self, count: int, seed: int) -> FloatArray:
+        """Draws of shape (count, n, metrics)."""
+        ...
+
+
+class Fitted(Protocol):
+    """A fitted surrogate; pure, so the same points give the same posterior."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+    @property
+    def noise_std(self) -> FloatArray:
+        """Seed noise the fit found, shape (metrics,), bits per byte."""
+        ...
+
+    def posterior(self, points: Points) -> Posterior: ...
+    def mean(self, points: Points) -> FloatArray:
+        """Posterior mean alone, shape (n, metrics); cheap enough for 100,000 points."""
+        ...
+
+
+class Surrogate(Protocol):
+    """Fits one model per metric on the realized mixtures of a swarm of one source.
+
+    Raises (fit):
+        DataError: fewer than 4 trials, or a metric that some trial was not scored on.
+    """
+
+    def fit(self, swarm: Swarm, metrics: Sequence[str]) -> Fitted: ...
