@@ -19,7 +19,8 @@ class Evaluation:
         metric: its name in this search, `valid/<domain>` or `target/<name>`.
         kind: "text", or "completion" (only completions are scored).
         path: its token file.
-        max_tokens: scored on the first so many tokens of a fixed hashed order; None: on all.
+        max_tokens: at the end of training, scored on the first so many tokens of a fixed hashed order of its windows; None: on all.
+        curve_tokens: the same for points before the end, which only draw the curve; a nested subset, and smaller.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Evaluation:
     kind: str
     path: Path
     max_tokens: int | None
+    curve_tokens: int | None = None
 
 
 @dataclass(frozen=True)
