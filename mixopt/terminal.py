@@ -1,0 +1,105 @@
+"""What the command line shows: progress bars with rate and time left, tables, and the answer.
+
+Everything goes to standard error except what a command was asked for, so that output can be piped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mixopt.progress import Stage
+
+_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+def quantity(value: float) -> str:
+    """A count as people read it: 950, 12.3K, 4.56M, 30B."""
+    for scale, suffix in _SCALES:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{suffix}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}"
+
+
+class _Rate(ProgressColumn):
+    """Amount done of the total, and units per second."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields.get("unit", "")
+        done = quantity(task.completed) if task.total is None else f"{quantity(task.completed)}/{quantity(task.total)}"
+        speed = task.finished_speed or task.speed
+        rate = f", {quantity(speed)} {unit}/s" if speed else ""
+        return Text(f"{done} {unit}{rate}", style="progress.data.speed")
+
+
+class _RichStage:
+    def __init__(self, progress: Progress, task_id: Any) -> None:
+        self._progress, self._task_id = progress, task_id
+
+    def advance(self, amount: float) -> None:
+        self._progress.advance(self._task_id, amount)
+
+
+class RichReporter:
+    """Shows stages as progress bars on a terminal, and as plain lines where there is none."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    @contextmanager
+    def stage(self, title: str, total: float | None, unit: str) -> Iterator[Stage]:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task_id = progress.add_task(title, total=total, unit=unit)
+            yield _RichStage(progress, task_id)
+            task = progress.tasks[0]
+            seconds, amount = task.elapsed or 0.0, task.completed
+        done = f", {quantity(amount)} {unit}" if amount else ""
+        self.note(f"{title}: {seconds:.1f} s{done}.")
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+
+def answer_table(
+    mixture: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    epochs: Mapping[str, float],
+    near_optimal: Mapping[str, tuple[float, float]],
+    max_epochs: Mapping[str, float],
+) -> Table:
+    """The proposed mixture next to its baselines, largest weight first; a domain at its epoch cap is marked."""
+    table = Table(title="Proposed mixture (share of tokens, %)", title_justify="left")
+    table.add_column("domain")
+    table.add_column("proposed", justify="right", style="bold")
+    table.add_column("near-optimal", justify="right")
+    for name in baselines:
+        table.add_column(name, justify="right")
+    table.add_column("epochs", justify="right")
+    for domain in sorted(mixture, key=lambda name: -mixture[name]):
+        low, high = near_optimal.get(domain, (float("nan"), float("nan")))
+        at_cap = epochs[domain] >= max_epochs[domain] * (1 - 1e-3)
+        table.add_row(
+            domain,
+            f"{100 * mixture[domain]:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            *(f"{100 * weights[domain]:.1f}" for weights in baselines.values()),
+            f"{epochs[domain]:.2f}{' (cap)' if at_cap else ''}",
+        )
+    return table
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table; the first column is text, the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

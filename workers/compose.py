@@ -1,0 +1,419 @@
+"""Builds a search from an experiment file and runs it; called by the command line and by a cluster job alike.
+
+Here the pieces meet: prepared corpus, space, objective, strategy, record, runner, mirror. `compose` spends nothing and fails early; `run`
+walks the whole way: search, proposal, verification, figures, mirror. Every stage reads what the record already holds, so that running a
+finished experiment again does nothing and running an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mixopt import __version__
+from mixopt.config import Experiment
+from mixopt.corpus.manifest import Manifest
+from mixopt.domains import Domain, DomainSet
+from mixopt.errors import ConfigError, MixoptError
+from mixopt.factory import TrialFactory
+from mixopt.history import History
+from mixopt.progress import Reporter, Silent
+from mixopt.proposal import Proposal
+from mixopt.runner import Evaluation, Runner
+from mixopt.search import SearchObserver, run_search, run_trials, search_identity
+from mixopt.space import MixtureSpace
+from mixopt.strategies import get_strategy
+from mixopt.strategies.base import Strategy
+from mixopt.surrogates import get_surrogate
+from mixopt.trial import Source, content_digest
+from mixopt.verification import Verification, plan_verification, summarize
+from proxy_models import ENGINE_VERSION
+from workers.convert import recipe_for
+from workers.tokenize import prepare
+
+# Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use a quarter of the end point's windows.
+EARLY_POINTS = 3
+EARLY_SHARE = 0.25
+# A forward pass costs a third of a training step, so this many forward tokens per training token cost a tenth of the training.
+FORWARD_TOKENS_PER_TRAINING_TOKEN = 0.3
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run; `compose` makes it.
+
+    Attributes:
+        store: folder that all searches with this output share (record, tokens, trials).
+        folder: this search's results (figures, answer, exports).
+        evaluations: source key -> held-out sets its trials are scored on.
+    """
+
+    experiment: Experiment
+    manifest: Manifest
+    domains: DomainSet
+    space: MixtureSpace
+    strategy: Strategy
+    search_id: str
+    factory: TrialFactory
+    verification_factory: TrialFactory
+    evaluations: dict[str, tuple[Evaluation, ...]]
+    store: Path
+    folder: Path
+
+    def metrics(self, source: Source) -> dict[str, str]:
+        """Evaluation key -> metric name, for the trials of `source`."""
+        return {evaluation.key: evaluation.metric for evaluation in self.evaluations[source.key]}
+
+    def catalog(self) -> dict[str, Path]:
+        """Content hash of a domain -> its training tokens."""
+        return {files.train.content_hash: self.manifest.absolute(files.train) for files in self.manifest.domains.values()}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What `run` leaves behind: the answer, the verdict (None when switched off) and where the figures lie."""
+
+    search: Search
+    proposal: Proposal
+    verification: Verification | None
+    figures: tuple[Path, ...]
+    trained: int
+    reused: int
+
+
+def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
+    """Domains of the experiment file with the content hashes and token counts of the prepared corpus.
+
+    Raises:
+        ConfigError: two domains hold the same documents.
+    """
+    domains = tuple(
+        Domain(
+            name=domain.name,
+            content_hash=manifest.domains[domain.name].train.content_hash,
+            prepared_tokens=manifest.domains[domain.name].train.tokens,
+            target_tokens=domain.tokens,
+            group=domain.group,
+            max_epochs=domain.max_epochs,
+            bounds=domain.bounds,
+        )
+        for domain in experiment.domains
+    )
+    by_content: dict[str, str] = {}
+    for domain in domains:
+        if domain.content_hash in by_content:
+            raise ConfigError(
+                f"Domains '{by_content[domain.content_hash]}' and '{domain.name}' hold the same documents.",
+                "Remove one, or mend its `path`.",
+            )
+        by_content[domain.content_hash] = domain.name
+    return DomainSet(domains, experiment.budget_tokens)
+
+
+def evaluation_tokens(trial_tokens: int, sets: int, window: int) -> tuple[int, int]:
+    """Tokens per held-out set at the end point and at each early point, so that all evaluation costs a tenth of the training.
+
+    At least two windows at the end and one early: below that a loss says nothing.
+    """
+    end = FORWARD_TOKENS_PER_TRAINING_TOKEN * trial_tokens / sets / (1 + EARLY_POINTS * EARLY_SHARE)
+    end_windows = max(int(end // window), 2)
+    return end_windows * window, max(int(end_windows * EARLY_SHARE), 1) * window
+
+
+def plan_evaluations(manifest: Manifest, trial_tokens: int, window: int, end_tokens: int | None) -> tuple[Evaluation, ...]:
+    """Held-out sets of the prepared corpus: text of every domain, and every target.
+
+    Args:
+        end_tokens: scored per set at the end point; None keeps the tenth of the training cost.
+    """
+    held_out = [(f"valid/{name}", "text", files.valid) for name, files in manifest.domains.items()]
+    held_out += [(f"target/{name}", target.kind, target.file) for name, target in manifest.targets.items()]
+    cheap, early = evaluation_tokens(trial_tokens, len(held_out), window)
+    end = cheap if end_tokens is None else end_tokens
+    return tuple(
+        Evaluation(
+            key=content_digest([file.content_hash, kind, window, end, early]),
+            metric=metric,
+            kind=kind,
+            path=manifest.absolute(file),
+            max_tokens=end,
+            curve_tokens=min(early, end),
+        )
+        for metric, kind, file in held_out
+    )
+
+
+def objective_weights(experiment: Experiment) -> dict[str, float]:
+    """Metric -> weight in the objective."""
+    weights: dict[str, float] = {}
+    if experiment.objective_over in ("targets", "all"):
+        weights |= {f"target/{target.name}": target.weight for target in experiment.targets}
+    if experiment.objective_over in ("domains", "all"):
+        weights |= {f"valid/{domain.name}": 1.0 for domain in experiment.domains}
+    return weights
+
+
+def compose(experiment: Experiment, manifest: Manifest) -> Search:
+    """Checks everything that can be checked before something is spent, and joins the pieces.
+
+    Raises:
+        ConfigError: an unknown size, strategy or surrogate.
+        InfeasibleError: no mixture satisfies bounds and epoch caps.
+    """
+    domains = domain_set(experiment, manifest)
+    space = MixtureSpace.from_domains(domains)
+    proxy, check = experiment.proxy, experiment.verification
+    sources = (Source("trained", proxy.size, proxy.tokens), Source("trained", check.size, check.tokens))
+    # A rate given in the file was chosen for the size of the search; another size keeps its own default.
+    recipes = [
+        recipe_for(
+            proxy if source.size == proxy.size else proxy.model_copy(update={"learning_rate": None}), source.size, manifest.vocab_size
+        )
+        for source in sources
+    ]
+    factories = [
+        TrialFactory(domains, source, recipe, manifest.tokenizer_hash, ENGINE_VERSION)
+        for source, recipe in zip(sources, recipes, strict=True)
+    ]
+    if sources[0] == sources[1] and check.enabled:
+        raise ConfigError(
+            f"`verification` uses the source of the search ({sources[0].key}).",
+            "Give it a larger size or more tokens, or set `enabled: false`.",
+        )
+    # Held-out sets of the verification are scored in full unless the file limits them; early points stay cheap.
+    largest = max(
+        [files.valid.tokens for files in manifest.domains.values()] + [target.file.tokens for target in manifest.targets.values()]
+    )
+    evaluations = {
+        sources[0].key: plan_evaluations(manifest, proxy.tokens, proxy.window, None),
+        sources[1].key: plan_evaluations(manifest, check.tokens, proxy.window, check.evaluation_tokens or largest),
+    }
+    weights = objective_weights(experiment)
+    search_id = search_identity(
+        domains=domains,
+        objective={**experiment.objective.model_dump(), "over": experiment.objective_over, "weights": weights},
+        strategy=experiment.search.strategy,
+        options={"surrogate": experiment.search.surrogate, "seeds": proxy.seeds},
+        source=sources[0],
+        recipe=factories[0].recipe,
+        seed=experiment.search.seed,
+    )
+    strategy = get_strategy(experiment.search.strategy)(
+        space=space,
+        domains=domains,
+        make=factories[0].make,
+        surrogate=get_surrogate(experiment.search.surrogate),
+        metrics=weights,
+        objective_kind=experiment.objective.kind,
+        trials=experiment.search.trials,
+        seeds=proxy.seeds,
+        pull=experiment.objective.pull,
+        seed=experiment.search.seed,
+    )
+    store = experiment.output_dir
+    folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
+    return Search(experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
+
+
+def context(search: Search) -> dict[str, Any]:
+    """What tracking, figures and export need to know about a search, as JSON values."""
+    experiment, factory = search.experiment, search.factory
+    unique = search.domains.unique_tokens(factory.source.tokens, int(factory.recipe["window"]))
+    return {
+        "name": experiment.name,
+        "search_id": search.search_id,
+        "domains": [
+            {
+                "name": domain.name,
+                "group": domain.group,
+                "content_hash": domain.content_hash,
+                "target_tokens": domain.target_tokens,
+                "prepared_tokens": domain.prepared_tokens,
+                "prepared_documents": search.manifest.domains[domain.name].train.documents,
+                "prepared_bytes": search.manifest.domains[domain.name].train.bytes,
+                "max_epochs": domain.max_epochs,
+                "bounds": list(domain.bounds),
+            }
+            for domain in search.domains.domains
+        ],
+        "budget_tokens": search.domains.budget_tokens,
+        "natural": search.domains.natural().as_dict(),
+        "uniform": search.domains.uniform().as_dict(),
+        "unimax": search.domains.unimax().as_dict(),
+        "upper": dict(zip(search.domains.names, search.space.upper.tolist(), strict=True)),
+        "metrics": search.metrics(factory.source),
+        "metrics_verification": search.metrics(search.verification_factory.source),
+        "sources": {
+            "search": [factory.source.evaluator, factory.source.size, factory.source.tokens],
+            "verification": [
+                search.verification_factory.source.evaluator,
+                search.verification_factory.source.size,
+                search.verification_factory.source.tokens,
+            ],
+        },
+        "recipe": dict(factory.recipe),
+        "tokenizer": {
+            "hash": search.manifest.tokenizer_hash,
+            "path": str(search.manifest.root / search.manifest.tokenizer_path),
+            "vocab_size": search.manifest.vocab_size,
+        },
+        "strategy": experiment.search.strategy,
+        "versions": {"mixopt": __version__, "engine": ENGINE_VERSION, "torch": version("torch"), "ray": version("ray")},
+        "experiment_hash": content_digest(experiment.model_dump(mode="json")),
+        "objective": {"kind": experiment.objective.kind, "over": experiment.objective_over, "pull": experiment.objective.pull},
+        "unique": {name: [entry.tokens, entry.note] for name, entry in unique.items()},
+    }
+
+
+def make_runner(search: Search) -> Runner:
+    """The runner that the experiment file asks for."""
+    ray = search.experiment.ray
+    if ray.address == "in-process":
+        from workers.local import LocalRunner
+
+        return LocalRunner(search.store, search.catalog(), search.evaluations, pack_size=ray.pack_size)
+    from workers.ray_runner import RayRunner
+
+    return RayRunner(search.store, search.catalog(), search.evaluations, pack_size=ray.pack_size, address=ray.address, cpus=ray.cpus)
+
+
+def record_location(output: Path) -> Path:
+    """Where the record of an output folder lies."""
+    return output / "record.sqlite"
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """Tracking server or database of the MLflow mirror."""
+    return experiment.tracking.uri or f"sqlite:///{experiment.output_dir / 'mlflow.db'}"
+
+
+def run(
+    experiment: Experiment,
+    reporter: Reporter | None = None,
+    observers: Sequence[SearchObserver] = (),
+    stop: threading.Event | None = None,
+) -> Finished:
+    """Prepares, searches, proposes, verifies, draws and mirrors; goes on where an earlier run of the same experiment stopped.
+
+    Raises:
+        MixoptError: with exit code and remedy; what was finished before stays in the record.
+    """
+    reporter = reporter or Silent()
+    manifest = prepare(experiment, reporter)
+    search = compose(experiment, manifest)
+    search.folder.mkdir(parents=True, exist_ok=True)
+    (search.folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    with History.open(record_location(search.store)) as history:
+        history.add_search(search.search_id, experiment.name, experiment.to_yaml())
+        history.save_document(search.search_id, "context", context(search))
+        with mirroring(search, history, reporter):
+            try:
+                return _walk(search, history, reporter, observers, stop)
+            except MixoptError as error:
+                history.set_search_state(search.search_id, "interrupted" if error.exit_code == 130 else "failed")
+                raise
+
+
+def _walk(
+    search: Search, history: History, reporter: Reporter, observers: Sequence[SearchObserver], stop: threading.Event | None
+) -> Finished:
+    experiment = search.experiment
+    history.set_search_state(search.search_id, "running")
+    before = _completed(history, search.search_id)
+    runner = make_runner(search)
+    try:
+        reporter.note(f"Search {search.search_id[:8]}: {experiment.search.trials} trials of {search.factory.source.key}.")
+        run_search(
+            history,
+            search.search_id,
+            search.strategy,
+            runner,
+            domains=search.domains.names,
+            metrics=search.metrics(search.factory.source),
+            batch=experiment.search.batch,
+            max_attempts=experiment.search.max_attempts,
+            observers=observers,
+            stop=stop,
+        )
+        swarm = history.swarm(search.search_id, search.domains.names, search.metrics(search.factory.source))
+        with reporter.stage("Fitting surrogates", None, "fits"):
+            proposal = search.strategy.propose(swarm)
+        history.save_document(search.search_id, "proposal", proposal.to_json())
+        verification = _verify(search, history, proposal, runner, reporter, observers, stop)
+    finally:
+        runner.close()
+    figures = write_results(search.folder, history, search.search_id)
+    history.set_search_state(search.search_id, "finished")
+    finished = _completed(history, search.search_id)
+    return Finished(search, proposal, verification, tuple(figures), len(finished - before), len(finished & before))
+
+
+def _completed(history: History, search_id: str) -> set[str]:
+    return {record.trial.trial_id for record in history.trials(search_id) if record.outcome is not None}
+
+
+def _verify(
+    search: Search,
+    history: History,
+    proposal: Proposal,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> Verification | None:
+    """Proposal, best measured mixture and baselines at the larger source, several seeds each."""
+    check = search.experiment.verification
+    if not check.enabled:
+        return None
+    source = search.verification_factory.source
+    trials = plan_verification(
+        proposal, search.domains.natural(), search.domains.uniform(), search.domains.unimax(), search.verification_factory.make, check.seeds
+    )
+    reporter.note(f"Verification: {len(trials)} runs of {source.key}.")
+    run_trials(
+        history,
+        search.search_id,
+        "verification",
+        runner,
+        trials,
+        metrics=search.metrics(source),
+        max_attempts=search.experiment.search.max_attempts,
+        observers=observers,
+        stop=stop,
+    )
+    swarm = history.swarm(search.search_id, search.domains.names, search.metrics(source), stage="verification")
+    verification = summarize(swarm, trials, proposal, source)
+    history.save_document(search.search_id, "verification", verification.to_json())
+    return verification
+
+
+def write_results(folder: Path, history: History, search_id: str) -> list[Path]:
+    """Figures and `answer.md` of a search, from the record alone; returns the figures."""
+    from mixopt.tracking.figures import write_figures
+    from mixopt.tracking.note import write_answer
+
+    figures = write_figures(folder / "figures", history, search_id)
+    write_answer(folder / "answer.md", history, search_id)
+    return figures
+
+
+@contextmanager
+def mirroring(search: Search, history: History, reporter: Reporter) -> Iterator[None]:
+    """Keeps the MLflow mirror up while the body runs, and completes it afterwards; MLflow's absence stops nothing."""
+    if not search.experiment.tracking.enabled:
+        yield
+        return
+    from mixopt.tracking.mlflow_mirror import MirrorThread, MlflowMirror
+
+    mirror = MlflowMirror(history, search.search_id, tracking_uri(search.experiment), search.experiment.tracking.experiment, search.folder)
+    thread = MirrorThread(mirror, interval_seconds=5.0)
+    try:
+        yield
+    finally:
+        if not thread.stop(timeout_seconds=60.0):
+            reporter.note(f"MLflow at {tracking_uri(search.experiment)} is not complete; `mixopt mirror {search.store}` completes it.")
