@@ -1,0 +1,134 @@
+"""The experiment file: everything wrong with it is said in one sentence that names field, value and remedy."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from mixopt.config import json_schema, load_experiment, parse_count, parse_experiment
+from mixopt.errors import ConfigError
+
+VALID: dict[str, Any] = {
+    "name": "example",
+    "output": "out",
+    "budget_tokens": "30B",
+    "domains": [
+        {"name": "web", "path": "web/*.jsonl", "tokens": "20B"},
+        {"name": "code", "path": ["a.parquet", "/data/b.parquet"], "tokens": 2e9, "bounds": [0.1, 0.6]},
+    ],
+    "targets": [{"name": "functions", "path": "t.parquet", "prompt_column": "prompt", "completion_column": "completion"}],
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(VALID)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = raw
+    for part in parents:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
+    place[last] = value
+    return raw
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(VALID))
+    experiment = load_experiment(file)
+    assert experiment.output == str(tmp_path / "out")
+    assert experiment.domains[0].path == (str(tmp_path / "web/*.jsonl"),)
+    assert experiment.domains[1].path == (str(tmp_path / "a.parquet"), "/data/b.parquet")
+
+
+def test_the_resolved_file_reads_back_as_itself(tmp_path: Path) -> None:
+    experiment = parse_experiment(VALID, tmp_path)
+    assert parse_experiment(yaml.safe_load(experiment.to_yaml()), Path("/elsewhere")) == experiment
+
+
+def test_environment_variables_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORPUS", "/corpus")
+    assert parse_experiment(changed("domains.0.path", "${CORPUS}/web.jsonl"), tmp_path).domains[0].path == ("/corpus/web.jsonl",)
+    monkeypatch.delenv("CORPUS")
+    with pytest.raises(ConfigError, match=r"'domains\.0\.path' uses \$\{CORPUS\}, which is not set"):
+        parse_experiment(changed("domains.0.path", "${CORPUS}/web.jsonl"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "nearest"),
+    [("nme", "nme", "name"), ("domains.0.token", "domains[0].token", "tokens"), ("search.startegy", "search.startegy", "strategy")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(changed(path, 1), Path("/"))
+    assert f"'{key}'" in caught.value.message
+    assert caught.value.hint == f"Did you mean '{nearest}'?"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("budget_tokens", "many", "'budget_tokens' is 'many': 'many' is not a count"),
+        ("budget_tokens", -5, "'budget_tokens' is -5"),
+        ("budget_tokens", ".inf", "not a count"),
+        ("domains.0.tokens", 0, "'domains[0].tokens' is 0"),
+        ("domains.0.bounds", [0.5, 0.2], "0 <= least <= largest <= 1"),
+        ("domains.0.name", "a b", "'domains[0].name' is 'a b'"),
+        ("domains.0.name", "code", "Domain names repeat: code"),
+        ("proxy.tokens_per_step", 1000, "not a multiple of window 512"),
+        ("proxy.tokens", 2000, "fewer than 8 steps"),
+        ("targets.0.completion_column", None, "names only one of prompt_column and completion_column"),
+        ("targets.0.text_column", "text", "names both text_column and prompt_column"),
+        ("objective.kind", "best", "'objective.kind' is 'best'"),
+        ("tokenizer.vocab_size", 100, "'tokenizer.vocab_size' is 100"),
+        ("domains", [VALID["domains"][0]], "'domains'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(changed(path, value), Path("/"))
+    assert message in caught.value.message
+
+
+def test_a_missing_key_is_named() -> None:
+    raw = copy.deepcopy(VALID)
+    del raw["domains"][0]["tokens"]
+    with pytest.raises(ConfigError, match=r"Key 'domains\.?\[0\]\.tokens' is missing"):
+        parse_experiment(raw, Path("/"))
+
+
+def test_targets_are_the_objective_when_there_are_any() -> None:
+    assert parse_experiment(VALID, Path("/")).objective_over == "targets"
+    assert parse_experiment(changed("targets", []), Path("/")).objective_over == "domains"
+    with pytest.raises(ConfigError, match="no targets are listed"):
+        parse_experiment({**changed("targets", []), "objective": {"over": "targets"}}, Path("/"))
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds a list"), ("", "holds a NoneType")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_experiment(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("3B", 3e9), ("250k", 250e3), ("1_000_000", 1e6), ("2.5e5", 250e3), ("1.5T", 1.5e12), (7, 7), ("12M", 12e6)]
+)
+def test_counts_are_written_as_people_do(text: Any, count: float) -> None:
+    assert parse_count(text) == count
+
+
+def test_the_schema_is_valid_and_describes_every_key() -> None:
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    assert {"name", "domains", "budget_tokens", "output"} <= set(schema["required"])
+    assert schema["additionalProperties"] is False

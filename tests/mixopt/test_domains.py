@@ -1,0 +1,75 @@
+"""Token counts: natural mixture, UniMax against its definition, epochs, and unique tokens for epoch matching."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixopt.domains import MINIMUM_UNIQUE_WINDOWS, Domain, DomainSet
+from mixopt.errors import ConfigError, InfeasibleError
+from mixopt.mixture import Mixture
+
+
+def domains(tokens: list[float], budget: float, max_epochs: float = 4.0, prepared: int = 10_000_000) -> DomainSet:
+    return DomainSet(tuple(Domain(f"d{i}", f"h{i}", prepared, count, max_epochs=max_epochs) for i, count in enumerate(tokens)), budget)
+
+
+token_counts = st.lists(st.floats(1e6, 1e12), min_size=2, max_size=10)
+
+
+@given(token_counts, st.floats(0.01, 0.999))
+def test_unimax_is_uniform_where_no_cap_binds_and_at_the_cap_elsewhere(tokens: list[float], share: float) -> None:
+    budget = 4 * sum(tokens) * share
+    set_ = domains(tokens, budget)
+    weights, limits = set_.unimax().array(), set_.epoch_limits()
+    assert weights.sum() == pytest.approx(1)
+    assert np.all(weights <= limits * (1 + 1e-9))
+    free = weights < limits * (1 - 1e-9)
+    if free.any():
+        level = weights[free].max()
+        assert np.allclose(weights[free], level, rtol=1e-6)
+        assert np.all(limits[~free] <= level * (1 + 1e-6))
+
+
+def test_unimax_of_plenty_is_uniform() -> None:
+    assert domains([1e12, 1e12, 1e12], 1e9).unimax().weights == pytest.approx((1 / 3,) * 3)
+
+
+def test_a_budget_beyond_all_caps_is_infeasible_and_says_by_how_much() -> None:
+    with pytest.raises(InfeasibleError, match="8e\\+06"):
+        domains([1e6, 1e6], 1e9).unimax()
+
+
+def test_epochs_are_tokens_drawn_over_tokens_there() -> None:
+    epochs = domains([1e9, 3e9], 2e9).epochs(Mixture.of({"d0": 0.5, "d1": 0.5}))
+    assert epochs == pytest.approx({"d0": 1.0, "d1": 1 / 3})
+
+
+@given(st.integers(1, 400), st.floats(0.05, 1.0))
+def test_a_proxy_repeats_a_domain_as_often_as_the_target_run(thousands: int, weight: float) -> None:
+    set_ = domains([2e9, 6e9], 4e9, prepared=10**9)
+    trial_tokens, window = thousands * 1000, 64
+    unique = set_.unique_tokens(trial_tokens, window)["d0"]
+    if unique.note == "":
+        target_epochs = weight * 4e9 / 2e9
+        proxy_epochs = weight * trial_tokens / unique.tokens
+        assert proxy_epochs == pytest.approx(target_epochs, rel=window / unique.tokens)
+    else:
+        assert unique.note == "floored"
+        assert unique.tokens == MINIMUM_UNIQUE_WINDOWS * window
+
+
+def test_scarce_domains_are_floored_and_unprepared_ones_capped() -> None:
+    set_ = DomainSet((Domain("scarce", "a", 10**7, 1e3), Domain("short", "b", 10_000, 1e9)), 1e9)
+    unique = set_.unique_tokens(1_000_000, 64)
+    assert (unique["scarce"].tokens, unique["scarce"].note) == (64 * 64, "floored")
+    assert (unique["short"].tokens, unique["short"].note) == (10_000 // 64 * 64, "capped")
+
+
+def test_names_are_distinct_and_at_least_two() -> None:
+    with pytest.raises(ConfigError, match="repeat"):
+        DomainSet((Domain("a", "1", 1, 1.0), Domain("a", "2", 1, 1.0)), 1.0)
+    with pytest.raises(ConfigError, match="at least two"):
+        DomainSet((Domain("a", "1", 1, 1.0),), 1.0)
