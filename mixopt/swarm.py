@@ -79,6 +79,60 @@ class Swarm:
     def empty(cls, domains: Sequence[str]) -> Swarm:
         return cls(tuple(domains), pl.DataFrame(schema=SCHEMA))
 
+    @classmethod
+    def from_arrays(
+        cls,
+        domains: Sequence[str],
+        schedules: FloatArray,
+        metrics: Sequence[str],
+        bits_per_byte: FloatArray,
+        source: Source,
+        fractions: Sequence[float] = (1.0,),
+        trial_ids: Sequence[str] | None = None,
+    ) -> Swarm:
+        """A swarm of end-point losses measured elsewhere: published tables, synthetic laws.
+
+        Args:
+            schedules: weights, shape (n, phases, domains); taken as requested and as realized.
+            bits_per_byte: shape (n, metrics); NaN where a trial was not scored on a metric. Nats, FLOPs and seconds stay unknown (NaN).
+            trial_ids: distinct; default: the row numbers.
+
+        Raises:
+            DataError: shapes disagree, or trial ids repeat.
+        """
+        count, phases = len(schedules), len(fractions)
+        if schedules.shape != (count, phases, len(domains)) or bits_per_byte.shape != (count, len(metrics)):
+            raise DataError(
+                f"Schedules of shape {schedules.shape} and losses of shape {bits_per_byte.shape} do not fit "
+                f"{phases} phases, {len(domains)} domains and {len(metrics)} metrics."
+            )
+        names = [f"row-{index:06d}" for index in range(count)] if trial_ids is None else list(trial_ids)
+        if len(names) != count or len(set(names)) != count:
+            raise DataError(f"{count} trials need {count} distinct trial ids, got {len(set(names))}.")
+        scored = [(row, column) for row in range(count) for column in range(len(metrics)) if not np.isnan(bits_per_byte[row, column])]
+        weights = schedules.astype(np.float64).tolist()
+        table = pl.DataFrame(
+            {
+                "trial_id": [names[row] for row, _ in scored],
+                "label": "",
+                "evaluator": source.evaluator,
+                "size": source.size,
+                "source_tokens": source.tokens,
+                "seed": 0,
+                "fractions": [list(fractions) for _ in scored],
+                "requested": [weights[row] for row, _ in scored],
+                "realized": [weights[row] for row, _ in scored],
+                "metric": [metrics[column] for _, column in scored],
+                "tokens": source.tokens,
+                "loss_nats": float("nan"),
+                "bits_per_byte": [float(bits_per_byte[row, column]) for row, column in scored],
+                "flops": float("nan"),
+                "seconds": float("nan"),
+            },
+            schema=SCHEMA,
+        )
+        return cls(tuple(domains), table)
+
     def __len__(self) -> int:
         """Number of trials."""
         return self.table["trial_id"].n_unique()
