@@ -1,0 +1,162 @@
+"""Gradient-boosted trees on raw weights, as the RegMix paper fits them (arXiv 2407.01492): kept for parity, never the best below 256 runs.
+
+LightGBM, gbdt, learning rate 0.01, 1000 rounds, no early stopping (the published notebook stops early on the *test* set). One change: the
+default leaf of 20 trials cannot split fewer than 40, so the least leaf is min(20, max(3, n / 10)). Trees do not extrapolate: outside the
+hull of the swarm the prediction stays flat.
+
+Trees carry no uncertainty, so it is estimated, in two parts. The *spread* is the delete-a-group jackknife (Shao & Tu 1995, section 2.3) over
+five models that each miss a fifth of the mixtures; it is joint over points. The *misfit* is what the out-of-fold errors show beyond spread
+and seed noise: the same everywhere, independent between different mixtures. Seed noise is read from repeats of a mixture when there are
+enough; otherwise noise and misfit cannot be told apart, and each gets half of what is left, so that neither is understated by more than a
+factor of sqrt(2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixopt.mixture import FloatArray
+from mixopt.surrogates.cross_validation import fold_numbers
+from mixopt.surrogates.features import weights
+from mixopt.surrogates.observations import Observations
+from mixopt.surrogates.posterior import GaussianPosterior
+from mixopt.swarm import Points, Swarm
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+ROUNDS = 1000
+PARAMETERS = {
+    "objective": "regression",
+    "boosting": "gbdt",
+    "learning_rate": 0.01,
+    "seed": 42,
+    "deterministic": True,
+    "force_row_wise": True,  # LightGBM would otherwise time both layouts and may choose differently from run to run
+    "num_threads": 1,
+    "verbosity": -1,
+}
+JACKKNIFE_GROUPS = 5
+# Fewer repeats than this many degrees of freedom give a noise level with a relative error above 40%.
+MINIMUM_REPEAT_DEGREES = 3
+# Least std, relative to the metric's scale, where all five models agree exactly.
+MINIMUM_RELATIVE_STD = 1e-6
+
+
+@dataclass(frozen=True)
+class MetricTrees:
+    """Trees of one metric.
+
+    Attributes:
+        full: fitted on all trials; the prediction.
+        partial: fitted without one group of mixtures each.
+        misfit_std, noise_std: bits per byte.
+    """
+
+    full: Booster
+    partial: tuple[Booster, ...]
+    misfit_std: float
+    noise_std: float
+
+
+class BoostedTrees:
+    """Fits trees per metric; see the module's docstring."""
+
+    def fit(self, swarm: Swarm, metrics: Sequence[str]) -> FittedBoostedTrees:
+        """Fits on the realized mixtures of `swarm`.
+
+        Raises:
+            DataError: as the protocol says (`observations.Observations.of`).
+        """
+        observations = Observations.of(swarm, metrics)
+        features = weights(observations.schedules)
+        folds = fold_numbers(observations.groups, JACKKNIFE_GROUPS, seed=0)
+        fits = tuple(_fit_metric(features, outputs, observations.groups, folds) for outputs in observations.values.T)
+        return FittedBoostedTrees(observations, fits)
+
+
+def _fit_metric(features: FloatArray, outputs: FloatArray, groups: NDArray[np.int64], folds: NDArray[np.int64]) -> MetricTrees:
+    full = _train(features, outputs)
+    held_out = [folds == fold for fold in range(int(folds.max()) + 1)]
+    partial = tuple(_train(features[~rows], outputs[~rows]) for rows in held_out)
+    predictions = np.stack([_predict(model, features) for model in partial], axis=1)
+    errors = outputs - predictions[np.arange(len(outputs)), folds]
+    spread = _jackknife_factor(predictions)
+    scale = max(float(outputs.std()), abs(float(outputs.mean())) * MINIMUM_RELATIVE_STD, MINIMUM_RELATIVE_STD)
+
+    unexplained = max(float(np.mean(errors**2) - np.mean((spread**2).sum(axis=1))), 0.0)
+    repeat_variance = _repeat_variance(outputs, groups)
+    noise = unexplained / 2 if repeat_variance is None else repeat_variance
+    misfit = unexplained / 2 if repeat_variance is None else max(unexplained - repeat_variance, 0.0)
+    floor = MINIMUM_RELATIVE_STD * scale
+    return MetricTrees(full, partial, max(float(np.sqrt(misfit)), floor), max(float(np.sqrt(noise)), floor))
+
+
+def _train(features: FloatArray, outputs: FloatArray) -> Booster:
+    import lightgbm
+
+    parameters = {**PARAMETERS, "min_data_in_leaf": min(20, max(3, len(outputs) // 10))}
+    return lightgbm.train(parameters, lightgbm.Dataset(features, label=outputs), num_boost_round=ROUNDS)
+
+
+def _predict(model: Booster, features: FloatArray) -> FloatArray:
+    return np.asarray(model.predict(features, num_threads=1), dtype=np.float64)
+
+
+def _jackknife_factor(predictions: FloatArray) -> FloatArray:
+    """F of shape (n, groups) with F F^T the delete-a-group jackknife covariance of `predictions` (n, groups)."""
+    groups = predictions.shape[1]
+    return np.asarray(np.sqrt((groups - 1) / groups) * (predictions - predictions.mean(axis=1, keepdims=True)))
+
+
+def _repeat_variance(outputs: FloatArray, groups: NDArray[np.int64]) -> float | None:
+    """Pooled variance within repeats of one mixture; None when there are too few."""
+    counts = np.bincount(groups)
+    means = np.bincount(groups, weights=outputs) / counts
+    degrees = len(outputs) - len(counts)
+    if degrees < MINIMUM_REPEAT_DEGREES:
+        return None
+    return float(((outputs - means[groups]) ** 2).sum() / degrees)
+
+
+@dataclass(frozen=True)
+class FittedBoostedTrees:
+    """Trees of several metrics over the same trials."""
+
+    observations: Observations
+    fits: tuple[MetricTrees, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.observations.metrics
+
+    @property
+    def noise_std(self) -> FloatArray:
+        """Seed noise from repeats, or half the unexplained variance without them; shape (metrics,), bits per byte."""
+        return np.array([fit.noise_std for fit in self.fits])
+
+    def mean(self, points: Points) -> FloatArray:
+        """Prediction of the trees fitted on all trials, shape (n, metrics)."""
+        features = weights(self.observations.align(points))
+        return np.stack([_predict(fit.full, features) for fit in self.fits], axis=1)
+
+    def posterior(self, points: Points) -> GaussianPosterior:
+        """Prediction, jackknife spread and misfit at `points`."""
+        features = weights(self.observations.align(points))
+        mean = np.stack([_predict(fit.full, features) for fit in self.fits], axis=1)
+        spreads = [_jackknife_factor(np.stack([_predict(model, features) for model in fit.partial], axis=1)) for fit in self.fits]
+        std = np.stack(
+            [np.sqrt((spread**2).sum(axis=1) + fit.misfit_std**2) for spread, fit in zip(spreads, self.fits, strict=True)], axis=1
+        )
+        # Points at the same mixture share their misfit, so that a mixture never differs from itself.
+        same = np.unique(features, axis=0, return_inverse=True)[1].reshape(-1)
+
+        def factor(metric: int) -> FloatArray:
+            return np.concatenate([spreads[metric], self.fits[metric].misfit_std * np.eye(same.max() + 1)[same]], axis=1)
+
+        return GaussianPosterior(mean, std, factor)

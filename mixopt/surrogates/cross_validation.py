@@ -1,0 +1,87 @@
+"""Out-of-fold predictions: how well a surrogate predicts mixtures it has not seen, at the source it was fitted on.
+
+Repeats of one mixture stay in the same fold, otherwise the model would be asked what it was told. Good numbers here do not show that
+rankings transfer to larger models: same-scale cross-validation alone must not pick the surrogate (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, spearmanr
+
+from mixopt.errors import DataError
+from mixopt.mixture import FloatArray
+from mixopt.surrogates.base import Surrogate
+from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
+from mixopt.swarm import Swarm
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of each trial by a fit that did not see its mixture; all of shape (trials, metrics), in the order of `swarm.trial_ids`.
+
+    Attributes:
+        mean: predicted bits per byte.
+        std: of the predicted *measurement*: uncertainty of the noise-free loss and seed noise together.
+        measured: bits per byte.
+    """
+
+    mean: FloatArray
+    std: FloatArray
+    measured: FloatArray
+
+    def spearman(self) -> FloatArray:
+        """Rank correlation of predicted and measured per metric, shape (metrics,); 0 where either is constant."""
+        return np.array([rank_correlation(m, y) for m, y in zip(self.mean.T, self.measured.T, strict=True)])
+
+    def coverage(self, level: float = 0.9) -> FloatArray:
+        """Share of measurements inside the central interval of `level`, shape (metrics,)."""
+        inside = np.abs(self.measured - self.mean) <= norm.ppf(0.5 + level / 2) * self.std
+        return np.asarray(inside.mean(axis=0))
+
+
+def rank_correlation(predicted: FloatArray, measured: FloatArray) -> float:
+    """Spearman's correlation of two arrays of shape (n,); 0 where either is constant: a constant ranks nothing."""
+    if np.ptp(predicted) == 0 or np.ptp(measured) == 0:
+        return 0.0
+    return float(spearmanr(predicted, measured).statistic)
+
+
+def fold_numbers(groups: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Fold of each trial, shape (n,): groups dealt in random order, so folds differ by one group at most; no more folds than groups."""
+    count = int(groups.max()) + 1
+    dealt = np.empty(count, dtype=np.int64)
+    dealt[np.random.default_rng(seed).permutation(count)] = np.arange(count) % min(folds, count)
+    return dealt[groups]
+
+
+def out_of_fold(surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], folds: int = 5, seed: int = 0) -> OutOfFold:
+    """Fits `surrogate` once per fold on the other folds' trials and predicts the fold.
+
+    The result is a pure function of the swarm's content: the order of its rows does not matter.
+
+    Raises:
+        DataError: fewer than two folds, or a fold would leave fewer than 4 trials to fit on; whatever `surrogate.fit` raises.
+    """
+    if folds < 2:
+        raise DataError(f"Cross-validation needs at least 2 folds, got {folds}.")
+    groups = mixture_groups(swarm)
+    if len(groups) == 0 or groups.max() == 0:
+        raise DataError(f"Cross-validation needs at least two different mixtures, got {len(swarm)} trials.", "Run more trials.")
+    numbers = fold_numbers(groups, folds, seed)
+    if len(groups) - np.bincount(numbers).max() < MINIMUM_TRIALS:
+        raise DataError(f"{len(groups)} trials in {folds} folds leave fewer than {MINIMUM_TRIALS} to fit on.", "Run more trials.")
+    names = np.array(swarm.trial_ids)
+    measured = swarm.values(metrics)
+    mean, std = np.empty_like(measured), np.empty_like(measured)
+    for fold in range(int(numbers.max()) + 1):
+        held_out = numbers == fold
+        fitted = surrogate.fit(swarm.select(names[~held_out].tolist()), metrics)
+        posterior = fitted.posterior(swarm.select(names[held_out].tolist()).points())
+        mean[held_out] = posterior.mean
+        std[held_out] = np.sqrt(posterior.std**2 + fitted.noise_std**2)
+    return OutOfFold(mean, std, measured)
