@@ -1,0 +1,402 @@
+"""The record: searches, trials, outcomes and events in a database. Everything else (MLflow, figures, reports) is a mirror of it.
+
+A trial is written before anything runs; each change is one transaction that also appends one event, so kill -9 at any line leaves either
+the state before or the state after. What happened to a trial is shared by all searches of a record; its label, order and domain names
+belong to the search that asked.
+
+Main trade-off: specs and outcomes are JSON values, not columns. They are read whole, by this class only, and stay readable with any SQL
+client; in return new fields of a trial need no migration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from mixopt.errors import DataError
+from mixopt.record import contents, tables
+from mixopt.swarm import SCHEMA, Swarm
+from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, trial_from_spec
+
+SearchState = Literal["running", "interrupted", "finished", "failed"]
+StageName = Literal["search", "verification"]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """One search as the record knows it; `created` and `updated` are UTC."""
+
+    search_id: str
+    name: str
+    experiment_yaml: str
+    state: SearchState
+    created: datetime
+    updated: datetime
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as one search sees it.
+
+    Attributes:
+        trial: with this search's label and names of domains.
+        ordinal: 0 for the trial asked first in its stage.
+        attempts: failures so far, cancellations not counted.
+        failure: the last one; None once completed.
+        updated: last change of state, UTC.
+    """
+
+    trial: Trial
+    stage: StageName
+    ordinal: int
+    state: TrialState
+    attempts: int
+    outcome: Outcome | None
+    failure: Failure | None
+    updated: datetime
+
+
+@dataclass(frozen=True)
+class MirrorRun:
+    """What a mirror made for one key: its run there, and a digest of what was written to it."""
+
+    run_id: str
+    digest: str
+
+
+class History:
+    """The record. Safe to share between threads; any number of processes may open the same one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, location: Path | str) -> History:
+        """Opens or creates a record.
+
+        Args:
+            location: path of an SQLite file, or an SQLAlchemy URL.
+
+        Raises:
+            ConfigError: the URL cannot be read, or its driver is not installed.
+            DataError: not a database, unreachable, or written by another version.
+        """
+        return cls(tables.open_database(location))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Searches
+
+    def add_search(self, search_id: str, name: str, experiment_yaml: str) -> None:
+        """Records a search, or updates name and experiment of a known one. Its state begins as "interrupted": recorded, not running."""
+        now = time.time()
+        known = sa.select(tables.searches.c.name, tables.searches.c.experiment_yaml).where(tables.searches.c.search_id == search_id)
+        with self._write() as connection:
+            row = connection.execute(known.with_for_update()).one_or_none()
+            if row is not None and tuple(row) == (name, experiment_yaml):
+                return
+            if row is None:
+                values = {"search_id": search_id, "state": "interrupted", "created": now, "updated": now}
+                self._insert_new(connection, tables.searches, [{**values, "name": name, "experiment_yaml": experiment_yaml}])
+            else:
+                self._update_search(connection, search_id, name=name, experiment_yaml=experiment_yaml)
+            self._event(connection, "search added" if row is None else "search updated", search_id)
+
+    def searches(self) -> list[SearchRecord]:
+        """All searches, newest last."""
+        query = sa.select(tables.searches).order_by(tables.searches.c.created, tables.searches.c.search_id)
+        with self._read() as connection:
+            return [_search_record(row) for row in connection.execute(query)]
+
+    def search(self, search_id: str) -> SearchRecord:
+        """Raises DataError if the record does not hold it."""
+        with self._read() as connection:
+            row = connection.execute(sa.select(tables.searches).where(tables.searches.c.search_id == search_id)).one_or_none()
+        if row is None:
+            raise _unknown_search(search_id)
+        return _search_record(row)
+
+    def set_search_state(self, search_id: str, state: SearchState) -> None:
+        with self._write() as connection:
+            self._lock_search(connection, search_id)
+            self._update_search(connection, search_id, state=state)
+            self._event(connection, f"search {state}", search_id)
+
+    # Trials
+
+    def add_trials(self, search_id: str, trials: Sequence[Trial], stage: StageName) -> None:
+        """Records trials in the order given, before anything runs; all of them or none.
+
+        Trials the search already holds in this stage keep their place and take the new label. Trials another search trained are linked.
+
+        Raises:
+            DataError: the search is unknown, or two domains of a trial hold the same text.
+        """
+        for trial in trials:
+            contents.refuse_twin_domains(trial)
+        now = time.time()
+        with self._write() as connection:
+            self._lock_search(connection, search_id)
+            mine = (tables.search_trials.c.search_id == search_id) & (tables.search_trials.c.stage == stage)
+            known = dict(connection.execute(sa.select(tables.search_trials.c.trial_id, tables.search_trials.c.spec).where(mine)).tuples())
+            distinct = {trial.trial_id: trial for trial in trials}
+            new = [trial for trial in distinct.values() if trial.trial_id not in known]
+            changed = [trial for trial in distinct.values() if known.get(trial.trial_id, trial.spec()) != trial.spec()]
+            fresh = [{"trial_id": trial.trial_id, "state": TrialState.PROPOSED, "attempts": 0, "updated": now} for trial in new]
+            self._insert_new(connection, tables.trials, fresh)
+            links = [
+                {"search_id": search_id, "stage": stage, "trial_id": trial.trial_id, "ordinal": ordinal, "spec": trial.spec()}
+                for ordinal, trial in enumerate(new, start=len(known))
+            ]
+            if links:
+                connection.execute(tables.search_trials.insert(), links)
+            for trial in changed:
+                same = mine & (tables.search_trials.c.trial_id == trial.trial_id)
+                connection.execute(tables.search_trials.update().where(same).values(spec=trial.spec()))
+            for trial in (*new, *changed):
+                self._event(connection, "asked", trial.trial_id, {"search": search_id, "stage": stage, "label": trial.label})
+
+    def mark_running(self, trial_ids: Iterable[str]) -> None:
+        """Proposed and failed trials are now running; others keep their state (a completed one may only be scored again)."""
+        waiting = (TrialState.PROPOSED, TrialState.FAILED)
+        with self._write() as connection:
+            for trial_id in trial_ids:
+                row = self._lock_trial(connection, trial_id)
+                if row.state in waiting:
+                    self._update_trial(connection, trial_id, state=TrialState.RUNNING)
+                    self._event(connection, "running", trial_id, {"attempt": row.attempts + 1})
+
+    def complete(self, outcome: Outcome) -> bool:
+        """Records what a trial measured; the trial is completed.
+
+        Of a trial that has an outcome, only measurements not known yet are added (evaluations asked for later); the rest stays as it was
+        recorded first. Diagnostics that are not finite are stored as null.
+
+        Returns:
+            False if nothing was new.
+
+        Raises:
+            DataError: the trial is unknown, its realized shares do not fit its domains, or a number is not finite.
+        """
+        with self._write() as connection:
+            self._lock_trial(connection, outcome.trial_id)
+            stored = connection.execute(
+                sa.select(tables.outcomes.c.body).where(tables.outcomes.c.trial_id == outcome.trial_id)
+            ).scalar_one_or_none()
+            if stored is None:
+                specs = sa.select(tables.search_trials.c.spec).where(tables.search_trials.c.trial_id == outcome.trial_id)
+                contents.check_outcome(outcome, trial_from_spec(connection.execute(specs.limit(1)).scalar_one()))
+                body = {**outcome.to_json(), "diagnostics": contents.finite(outcome.diagnostics)}
+                connection.execute(tables.outcomes.insert().values(trial_id=outcome.trial_id, body=body))
+                added = outcome.measurements
+            else:
+                before = Outcome.from_json(stored)
+                added = contents.new_measurements(before, outcome)
+                if not added:
+                    return False
+                body = replace(before, measurements=before.measurements + added).to_json()
+                connection.execute(tables.outcomes.update().where(tables.outcomes.c.trial_id == outcome.trial_id).values(body=body))
+            self._update_trial(connection, outcome.trial_id, state=TrialState.COMPLETED, failure=None)
+            kind = "completed" if stored is None else "scored"
+            self._event(connection, kind, outcome.trial_id, {"measurements": len(added), "seconds": outcome.seconds})
+            return True
+
+    def fail(self, trial_id: str, failure: Failure, max_attempts: int) -> TrialState:
+        """Records a failure.
+
+        Returns:
+            FAILED if trying again can help and fewer than `max_attempts` attempts failed, else ABANDONED. A cancelled trial is FAILED and
+            its attempts are not counted. A trial that has an outcome stays completed in the record, whatever is returned here: only
+            scoring it again failed.
+
+        Raises:
+            DataError: the trial is unknown.
+        """
+        with self._write() as connection:
+            row = self._lock_trial(connection, trial_id)
+            attempts = row.attempts + (failure.kind is not FailureKind.CANCELLED)
+            again = failure.kind is FailureKind.CANCELLED or (failure.kind.retryable and attempts < max_attempts)
+            state = TrialState.FAILED if again else TrialState.ABANDONED
+            body = {"kind": failure.kind, "message": failure.message, "tokens": failure.tokens}
+            if row.state == TrialState.COMPLETED:
+                self._update_trial(connection, trial_id, attempts=attempts)
+            else:
+                self._update_trial(connection, trial_id, attempts=attempts, state=state, failure=body)
+            self._event(connection, state, trial_id, {**body, "attempt": attempts})
+            return state
+
+    def retry_abandoned(self, search_id: str) -> list[str]:
+        """Proposes again the search's abandoned trials that did not diverge, with their attempts at 0; returns their ids.
+
+        For a search that stopped because its trials failed: the cause (a full disk, a missing file) may have been mended since.
+        """
+        given_up = [record for record in self.trials(search_id) if record.state is TrialState.ABANDONED]
+        again = [r.trial.trial_id for r in given_up if r.failure is not None and r.failure.kind is not FailureKind.DIVERGED]
+        with self._write() as connection:
+            for trial_id in again:
+                self._lock_trial(connection, trial_id)
+                self._update_trial(connection, trial_id, state=TrialState.PROPOSED, attempts=0)
+                self._event(connection, "proposed again", trial_id, {"search": search_id})
+        return again
+
+    def trials(self, search_id: str, stage: StageName | None = None) -> list[TrialRecord]:
+        """The trials of a search in ask order, those of the search before those of verification."""
+        link, trial = tables.search_trials, tables.trials
+        query = (
+            sa.select(link.c.spec, link.c.stage, link.c.ordinal, trial, tables.outcomes.c.body)
+            .join(trial, trial.c.trial_id == link.c.trial_id)
+            .outerjoin(tables.outcomes, tables.outcomes.c.trial_id == link.c.trial_id)
+            .where(link.c.search_id == search_id)
+            .order_by(link.c.stage, link.c.ordinal)
+        )
+        if stage is not None:
+            query = query.where(link.c.stage == stage)
+        with self._read() as connection:
+            return [_trial_record(row) for row in connection.execute(query)]
+
+    def swarm(self, search_id: str, domains: Sequence[str], metrics: Mapping[str, str], stage: StageName = "search") -> Swarm:
+        """The completed trials of one stage as a table, in ask order.
+
+        Args:
+            domains: names of this search's domains, in the order the swarm should have.
+            metrics: evaluation key -> name of the metric; measurements of other keys are left out.
+
+        Raises:
+            DataError: `domains` are not those the trials were asked over.
+        """
+        import polars as pl
+
+        rows: list[dict[str, Any]] = []
+        for record in self.trials(search_id, stage):
+            if record.outcome is not None:
+                rows.extend(contents.swarm_rows(record.trial, record.outcome, domains, metrics))
+        return Swarm(tuple(domains), pl.DataFrame(rows, schema=SCHEMA))
+
+    # Documents and mirrors
+
+    def save_document(self, search_id: str, kind: str, body: Mapping[str, JsonValue]) -> None:
+        """Stores a JSON document of a search ("context", "proposal", "verification"), in place of an earlier one."""
+        with self._write() as connection:
+            self._lock_search(connection, search_id)
+            here = (tables.documents.c.search_id == search_id) & (tables.documents.c.kind == kind)
+            found = connection.execute(sa.select(tables.documents.c.body).where(here)).scalar_one_or_none()
+            if found is None:
+                connection.execute(tables.documents.insert().values(search_id=search_id, kind=kind, body=dict(body)))
+            elif found != dict(body):
+                connection.execute(tables.documents.update().where(here).values(body=dict(body)))
+            else:
+                return
+            self._event(connection, "document", search_id, {"kind": kind})
+
+    def document(self, search_id: str, kind: str) -> dict[str, JsonValue] | None:
+        here = (tables.documents.c.search_id == search_id) & (tables.documents.c.kind == kind)
+        with self._read() as connection:
+            body: dict[str, JsonValue] | None = connection.execute(sa.select(tables.documents.c.body).where(here)).scalar_one_or_none()
+        return body
+
+    def mirror_run(self, target: str, key: str) -> MirrorRun | None:
+        """What was mirrored to `target` (a tracking server and experiment) under `key` (a search or trial)."""
+        here = (tables.mirror_runs.c.target == target) & (tables.mirror_runs.c.key == key)
+        with self._read() as connection:
+            row = connection.execute(sa.select(tables.mirror_runs.c.run_id, tables.mirror_runs.c.digest).where(here)).one_or_none()
+        return None if row is None else MirrorRun(row.run_id, row.digest)
+
+    def set_mirror_run(self, target: str, key: str, run_id: str, digest: str) -> None:
+        """Remembers a mirrored run. Not a change in the sense of `change_counter`, or a mirror would wake itself."""
+        here = (tables.mirror_runs.c.target == target) & (tables.mirror_runs.c.key == key)
+        with self._write() as connection:
+            values = {"run_id": run_id, "digest": digest}
+            if connection.execute(tables.mirror_runs.update().where(here).values(values)).rowcount == 0:
+                self._insert_new(connection, tables.mirror_runs, [{"target": target, "key": key, **values}])
+
+    def change_counter(self) -> int:
+        """A number that grows with every write to searches, trials, outcomes and documents.
+
+        The number of events rather than the last one's id: concurrent PostgreSQL transactions may commit their ids out of order.
+        """
+        with self._read() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(tables.events)).scalar_one()
+
+    # Inside a transaction
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    def _lock_search(self, connection: Connection, search_id: str) -> None:
+        query = sa.select(tables.searches.c.search_id).where(tables.searches.c.search_id == search_id).with_for_update()
+        if connection.execute(query).one_or_none() is None:
+            raise _unknown_search(search_id)
+
+    def _lock_trial(self, connection: Connection, trial_id: str) -> Any:
+        """The row of a trial, locked until the end of the transaction (by row in PostgreSQL, as a whole in SQLite)."""
+        row = connection.execute(sa.select(tables.trials).where(tables.trials.c.trial_id == trial_id).with_for_update()).one_or_none()
+        if row is None:
+            raise DataError(f"Trial {trial_id} is not in the record.", "Trials are recorded with `add_trials` before they run.")
+        return row
+
+    def _update_search(self, connection: Connection, search_id: str, **values: object) -> None:
+        update = tables.searches.update().where(tables.searches.c.search_id == search_id)
+        connection.execute(update.values(updated=time.time(), **values))
+
+    def _update_trial(self, connection: Connection, trial_id: str, **values: object) -> None:
+        connection.execute(tables.trials.update().where(tables.trials.c.trial_id == trial_id).values(updated=time.time(), **values))
+
+    def _insert_new(self, connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> None:
+        """Inserts the rows whose primary key is not there yet."""
+        if rows:
+            insert = postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+            connection.execute(insert.on_conflict_do_nothing(), list(rows))
+
+    def _event(self, connection: Connection, kind: str, subject: str, detail: Mapping[str, JsonValue] | None = None) -> None:
+        row = {"happened": time.time(), "kind": kind, "subject": subject, "detail": dict(detail or {})}
+        connection.execute(tables.events.insert().values(row))
+
+
+def _unknown_search(search_id: str) -> DataError:
+    return DataError(f"Search {search_id} is not in the record.", "`mixopt status` lists the searches of an output folder.")
+
+
+def _search_record(row: Any) -> SearchRecord:
+    return SearchRecord(row.search_id, row.name, row.experiment_yaml, row.state, _time(row.created), _time(row.updated))
+
+
+def _trial_record(row: Any) -> TrialRecord:
+    failure = None if row.failure is None else Failure(FailureKind(row.failure["kind"]), row.failure["message"], row.failure["tokens"])
+    return TrialRecord(
+        trial=trial_from_spec(row.spec),
+        stage=row.stage,
+        ordinal=row.ordinal,
+        state=TrialState(row.state),
+        attempts=row.attempts,
+        outcome=None if row.body is None else Outcome.from_json(row.body),
+        failure=failure,
+        updated=_time(row.updated),
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

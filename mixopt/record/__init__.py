@@ -1,0 +1,1 @@
+"""How the record lies in the database; `mixopt.history` is what everyone else uses."""
