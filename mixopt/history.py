@@ -258,18 +258,18 @@ class History:
 
     def trials(self, search_id: str, stage: StageName | None = None) -> list[TrialRecord]:
         """The trials of a search in ask order, those of the search before those of verification."""
-        link, trial = tables.search_trials, tables.trials
-        query = (
-            sa.select(link.c.spec, link.c.stage, link.c.ordinal, trial, tables.outcomes.c.body)
-            .join(trial, trial.c.trial_id == link.c.trial_id)
-            .outerjoin(tables.outcomes, tables.outcomes.c.trial_id == link.c.trial_id)
-            .where(link.c.search_id == search_id)
-            .order_by(link.c.stage, link.c.ordinal)
-        )
-        if stage is not None:
-            query = query.where(link.c.stage == stage)
+        query = _trial_query(search_id, stage)
         with self._read() as connection:
             return [_trial_record(row) for row in connection.execute(query)]
+
+    def trial(self, search_id: str, stage: StageName, trial_id: str) -> TrialRecord:
+        """One trial of a search. Raises DataError if the search does not hold it in this stage."""
+        query = _trial_query(search_id, stage).where(tables.search_trials.c.trial_id == trial_id)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise DataError(f"Search {search_id} has no trial {trial_id} in its {stage} stage.")
+        return _trial_record(row)
 
     def swarm(self, search_id: str, domains: Sequence[str], metrics: Mapping[str, str], stage: StageName = "search") -> Swarm:
         """The completed trials of one stage as a table, in ask order.
@@ -382,6 +382,18 @@ def _unknown_search(search_id: str) -> DataError:
 
 def _search_record(row: Any) -> SearchRecord:
     return SearchRecord(row.search_id, row.name, row.experiment_yaml, row.state, _time(row.created), _time(row.updated))
+
+
+def _trial_query(search_id: str, stage: StageName | None) -> sa.Select[Any]:
+    link, trial, outcome = tables.search_trials, tables.trials, tables.outcomes
+    query = (
+        sa.select(link.c.spec, link.c.stage, link.c.ordinal, trial, outcome.c.body)
+        .join(trial, trial.c.trial_id == link.c.trial_id)
+        .outerjoin(outcome, outcome.c.trial_id == link.c.trial_id)
+        .where(link.c.search_id == search_id)
+        .order_by(link.c.stage, link.c.ordinal)
+    )
+    return query if stage is None else query.where(link.c.stage == stage)
 
 
 def _trial_record(row: Any) -> TrialRecord:
