@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,6 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mixopt.progress import Stage
+from mixopt.runner import Failed, TrialEvent
+from mixopt.runner import Progress as ProgressEvent
+from mixopt.trial import Trial
+
+if TYPE_CHECKING:
+    from mixopt.history import TrialRecord
 
 _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
@@ -65,6 +71,57 @@ class RichReporter:
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
+
+
+class SearchProgress:
+    """Follows a search: one bar over the tokens of all its trials, and a line for each trial that is abandoned.
+
+    Satisfies `mixopt.search.SearchObserver`. Tokens of trials found finished in the record count as done when the bar starts.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._console = console
+        self._bars: dict[str, Any] = {}  # source key -> bar
+        self._trials: dict[str, Trial] = {}
+        self._tokens: dict[str, int] = {}
+
+    def __enter__(self) -> SearchProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def asked(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            if trial.trial_id in self._trials:
+                continue
+            self._trials[trial.trial_id] = trial
+            key = trial.source.key
+            if key not in self._bars:
+                self._bars[key] = self._progress.add_task(f"Training {trial.source.size} proxies", total=0.0, unit="tokens")
+            bar = self._progress.tasks[self._progress.task_ids.index(self._bars[key])]
+            self._progress.update(self._bars[key], total=(bar.total or 0.0) + trial.source.tokens)
+
+    def event(self, event: TrialEvent) -> None:
+        if isinstance(event, ProgressEvent):
+            self._reach(event.trial_id, event.tokens)
+        elif isinstance(event, Failed):
+            self._console.print(
+                f"Trial {event.trial_id[:8]} failed ({event.failure.kind}): {event.failure.message}", highlight=False, markup=False
+            )
+
+    def finished(self, record: TrialRecord) -> None:
+        self._reach(record.trial.trial_id, record.trial.source.tokens)
+
+    def _reach(self, trial_id: str, tokens: int) -> None:
+        trial = self._trials.get(trial_id)
+        if trial is not None:
+            # A trial that goes on from a checkpoint reports fewer tokens than before its worker was lost.
+            self._progress.advance(self._bars[trial.source.key], tokens - self._tokens.get(trial_id, 0))
+            self._tokens[trial_id] = tokens
 
 
 def answer_table(

@@ -158,6 +158,17 @@ def objective_weights(experiment: Experiment) -> dict[str, float]:
     return weights
 
 
+def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict[str, float]) -> dict[str, Any]:
+    """The objective as its search's identity sees it: held-out sets by content, so that renaming a target changes nothing."""
+    held_out = {f"valid/{name}": files.valid.content_hash for name, files in manifest.domains.items()}
+    held_out |= {f"target/{name}": target.file.content_hash for name, target in manifest.targets.items()}
+    return {
+        "kind": experiment.objective.kind,
+        "pull": experiment.objective.pull,
+        "weights": {held_out[metric]: weight for metric, weight in weights.items()},
+    }
+
+
 def compose(experiment: Experiment, manifest: Manifest) -> Search:
     """Checks everything that can be checked before something is spent, and joins the pieces.
 
@@ -195,12 +206,10 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     }
     weights = objective_weights(experiment)
     search_id = search_identity(
-        domains=domains,
-        objective={**experiment.objective.model_dump(), "over": experiment.objective_over, "weights": weights},
+        factory=factories[0],
+        objective=objective_identity(experiment, manifest, weights),
         strategy=experiment.search.strategy,
         options={"surrogate": experiment.search.surrogate, "seeds": proxy.seeds},
-        source=sources[0],
-        recipe=factories[0].recipe,
         seed=experiment.search.seed,
     )
     strategy = get_strategy(experiment.search.strategy)(
