@@ -1,0 +1,189 @@
+"""K proxies as one stacked model: decoder-only Mixture-of-Experts language models with tied embeddings.
+
+Every parameter is one contiguous leaf that leads with the pack axis K, and K=1 is the single model. A member's weights come from its own seed
+and its computation meets no other member, so that a member does not depend on whom it is trained with (bit for bit on a CPU among packs; a
+pack of one and a GPU may round differently). The trade-off: members share one shape, and a dead member costs its share until `select` drops it.
+
+Legend: K pack members, B batch, T time, N = B*T tokens of a member, D model width, E experts, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from proxy_models.config import ProxyConfig
+from proxy_models.layers import PackedAttention, rms_norm
+from proxy_models.loss import CHUNK_TOKENS, Workspace, mean_losses, token_losses
+from proxy_models.moe import PackedMoE
+
+
+class PackedLayer(nn.Module):
+    """Attention, then experts; both add to the residual stream."""
+
+    def __init__(self, config: ProxyConfig, members: int) -> None:
+        super().__init__()
+        self.attention = PackedAttention(config, members)
+        self.moe = PackedMoE(config, members)
+
+    def forward(self, x_KND: Tensor, window: int, record_load: bool) -> Tensor:
+        out_KND: Tensor = self.moe(self.attention(x_KND, window), record_load)
+        return out_KND
+
+
+class PackedProxy(nn.Module):
+    """K proxies of one shape, each with its own weights.
+
+    Args:
+        config: the shape.
+        seeds: one per member; a member's initial weights depend on its seed alone.
+        device: where the weights live.
+        chunk_tokens: rows of logits held at once; changes speed and the last digits, nothing else.
+
+    Raises:
+        ValueError: no seeds.
+    """
+
+    def __init__(
+        self, config: ProxyConfig, seeds: Sequence[int], device: torch.device | str = "cpu", chunk_tokens: int = CHUNK_TOKENS
+    ) -> None:
+        super().__init__()
+        if not seeds:
+            raise ValueError("A pack needs at least one member; seeds is empty.")
+        self.config = config
+        self.seeds = tuple(seeds)
+        self._workspace = Workspace(chunk_tokens)
+        with torch.device(device):
+            self.embedding = nn.Parameter(torch.empty(self.members, config.vocab_size, config.d_model))
+            self.layers = nn.ModuleList(PackedLayer(config, self.members) for _ in range(config.n_layers))
+            self.norm = nn.Parameter(torch.empty(self.members, config.d_model))
+        for k, seed in enumerate(self.seeds):
+            self._initialize(k, seed)
+
+    @property
+    def members(self) -> int:
+        """K."""
+        return len(self.seeds)
+
+    @property
+    def moe_layers(self) -> list[PackedMoE]:
+        return [layer.moe for layer in self.layers if isinstance(layer, PackedLayer)]
+
+    @torch.no_grad()
+    def _initialize(self, k: int, seed: int) -> None:
+        """Draws the weights of member k on the CPU, so that they are the same on every device.
+
+        Norms are one. Matrices are normal with variance 1 / inputs (keeps the scale of what passes through); those that write to the residual
+        stream are smaller by sqrt(2 L), so that 2 L of them add up to the scale of one (GPT-2). The embedding has the scale that gives logits
+        of variance one after the last norm, and a residual stream that starts small.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            leaf = name.rsplit(".", 1)[-1]
+            if leaf == "norm":
+                parameter[k].fill_(1.0)
+                continue
+            inputs = self.config.d_model if leaf == "embedding" else parameter.shape[-2]
+            std = inputs**-0.5
+            if leaf in ("output", "expert_out", "shared_out"):
+                std /= math.sqrt(2 * self.config.n_layers)
+            parameter[k].copy_(torch.empty(parameter.shape[1:], dtype=torch.float32).normal_(0.0, std, generator=generator))
+
+    def training_loss(self, tokens_KBS: Tensor) -> Tensor:
+        """Mean loss of each member in nats per token, shape (K,); call `.sum().backward()`.
+
+        Sum, never mean: a mean over members would shrink every gradient by K. Records the experts' load for `update_router_bias`.
+
+        Args:
+            tokens_KBS: token ids, int64 (K, B, T+1); the first T of each window predict the last T.
+
+        Raises:
+            ValueError: the shape is wrong or an id is outside the vocabulary.
+        """
+        hidden_KND, target_KN = self._hidden(tokens_KBS, record_load=True)
+        return mean_losses(hidden_KND, self.embedding, target_KN, self._workspace)
+
+    @torch.no_grad()
+    def token_losses(self, tokens_KBS: Tensor) -> Tensor:
+        """Loss of every predicted token in nats, shape (K, B, T); leaves gradients and the recorded load alone. Raises as `training_loss`."""
+        hidden_KND, target_KN = self._hidden(tokens_KBS, record_load=False)
+        losses_KN = token_losses(hidden_KND, self.embedding, target_KN, self._workspace)
+        return losses_KN.view(self.members, tokens_KBS.shape[1], -1)
+
+    def _hidden(self, tokens_KBS: Tensor, record_load: bool) -> tuple[Tensor, Tensor]:
+        """Last hidden states (K, N, D), normed, and the targets (K, N)."""
+        self._check_tokens(tokens_KBS)
+        window = tokens_KBS.shape[2] - 1
+        input_KN, target_KN = tokens_KBS[..., :-1].flatten(1), tokens_KBS[..., 1:].flatten(1)
+        first_row_K1 = self.config.vocab_size * torch.arange(self.members, device=tokens_KBS.device)[:, None]
+        x_KND = F.embedding(input_KN + first_row_K1, self.embedding.flatten(0, 1))
+        for layer in self.layers:
+            x_KND = layer(x_KND, window, record_load)
+        return rms_norm(x_KND, self.norm, self.config.norm_eps), target_KN
+
+    def _check_tokens(self, tokens_KBS: Tensor) -> None:
+        if tokens_KBS.dim() != 3 or len(tokens_KBS) != self.members or tokens_KBS.shape[1] < 1 or tokens_KBS.shape[2] < 2:
+            raise ValueError(f"tokens have shape {tuple(tokens_KBS.shape)}; expected ({self.members}, B, T+1) with B and T at least 1.")
+        # An id beyond the vocabulary would silently read the next member's embedding.
+        smallest, largest = (int(value) for value in tokens_KBS.aminmax())
+        if smallest < 0 or largest >= self.config.vocab_size:
+            raise ValueError(f"token ids run from {smallest} to {largest}; the vocabulary has {self.config.vocab_size} entries.")
+
+    def update_router_bias(self, active_K: Sequence[bool] | None = None) -> None:
+        """Balances the experts after an optimizer step, from the load of the last `training_loss`.
+
+        Args:
+            active_K: which members took the step; None: all.
+        """
+        for moe in self.moe_layers:
+            moe.update_bias(active_K)
+
+    def load_statistics(self) -> dict[int, list[list[float]]]:
+        """Share of the routed rows that went to each expert in the last `training_loss`: member -> layer -> expert; zeros before the first."""
+        loads_LKE = [moe.load.tolist() for moe in self.moe_layers]
+        return {k: [[rows / max(1, sum(loads_KE[k])) for rows in loads_KE[k]] for loads_KE in loads_LKE] for k in range(self.members)}
+
+    def member_state(self, k: int) -> dict[str, Tensor]:
+        """Weights and router bias of member k without the pack axis, as copies: what a checkpoint holds."""
+        return {name: tensor[k].detach().clone() for name, tensor in self.state_dict().items()}
+
+    @torch.no_grad()
+    def load_member_state(self, k: int, state: Mapping[str, Tensor]) -> None:
+        """Sets member k to a `member_state`.
+
+        Raises:
+            ValueError: names or shapes differ from those of this configuration.
+        """
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            differing = ", ".join(sorted(own.keys() ^ state.keys()))
+            raise ValueError(f"The state is of another architecture: {differing} are only in one of the two.")
+        for name, tensor in own.items():
+            if tensor[k].shape != state[name].shape:
+                raise ValueError(f"'{name}' has shape {tuple(state[name].shape)} in the state, {tuple(tensor[k].shape)} in the model.")
+        for name, tensor in own.items():
+            tensor[k].copy_(state[name])
+
+    @torch.no_grad()
+    def select(self, members: Sequence[int]) -> PackedProxy:
+        """A new pack of these members in this order, with their weights, router bias and recorded load.
+
+        Raises:
+            ValueError: no members, or one that is not in the pack.
+        """
+        outside = [k for k in members if not 0 <= k < self.members]
+        if outside:
+            raise ValueError(f"members {outside} are not in this pack of {self.members}.")
+        device = self.embedding.device
+        pack = PackedProxy(self.config, [self.seeds[k] for k in members], device, self._workspace.chunk_tokens).to(self.embedding.dtype)
+        index = torch.tensor(list(members), device=device)
+        for own, other in zip(self._tensors(), pack._tensors(), strict=True):
+            other.copy_(own.index_select(0, index))
+        return pack
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
