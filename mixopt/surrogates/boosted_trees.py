@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
 from mixopt.surrogates.cross_validation import fold_numbers
 from mixopt.surrogates.features import weights
@@ -53,13 +54,16 @@ class MetricTrees:
     """Trees of one metric.
 
     Attributes:
-        full: fitted on all trials; the prediction.
+        full: fitted on all trials; the prediction, standardised.
         partial: fitted without one group of mixtures each.
+        center, scale: bits per byte; outputs are standardised with them because LightGBM keeps labels in single precision.
         misfit_std, noise_std: bits per byte.
     """
 
     full: Booster
     partial: tuple[Booster, ...]
+    center: float
+    scale: float
     misfit_std: float
     noise_std: float
 
@@ -71,9 +75,13 @@ class BoostedTrees:
         """Fits on the realized mixtures of `swarm`.
 
         Raises:
-            DataError: as the protocol says (`observations.Observations.of`).
+            DataError: as the protocol says (`observations.Observations.of`), or all trials share one mixture.
         """
         observations = Observations.of(swarm, metrics)
+        if observations.groups.max() == 0:
+            raise DataError(
+                f"All {len(observations.values)} trials have the same mixture: trees have nothing to split.", "Run other mixtures."
+            )
         features = weights(observations.schedules)
         folds = fold_numbers(observations.groups, JACKKNIFE_GROUPS, seed=0)
         fits = tuple(_fit_metric(features, outputs, observations.groups, folds) for outputs in observations.values.T)
@@ -81,20 +89,22 @@ class BoostedTrees:
 
 
 def _fit_metric(features: FloatArray, outputs: FloatArray, groups: NDArray[np.int64], folds: NDArray[np.int64]) -> MetricTrees:
+    center = float(outputs.mean())
+    scale = max(float(outputs.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))
+    outputs = (outputs - center) / scale
     full = _train(features, outputs)
     held_out = [folds == fold for fold in range(int(folds.max()) + 1)]
     partial = tuple(_train(features[~rows], outputs[~rows]) for rows in held_out)
-    predictions = np.stack([_predict(model, features) for model in partial], axis=1)
+    predictions = _predict_all(partial, features)
     errors = outputs - predictions[np.arange(len(outputs)), folds]
     spread = _jackknife_factor(predictions)
-    scale = max(float(outputs.std()), abs(float(outputs.mean())) * MINIMUM_RELATIVE_STD, MINIMUM_RELATIVE_STD)
 
     unexplained = max(float(np.mean(errors**2) - np.mean((spread**2).sum(axis=1))), 0.0)
     repeat_variance = _repeat_variance(outputs, groups)
     noise = unexplained / 2 if repeat_variance is None else repeat_variance
     misfit = unexplained / 2 if repeat_variance is None else max(unexplained - repeat_variance, 0.0)
-    floor = MINIMUM_RELATIVE_STD * scale
-    return MetricTrees(full, partial, max(float(np.sqrt(misfit)), floor), max(float(np.sqrt(noise)), floor))
+    stds = scale * np.maximum(np.sqrt([misfit, noise]), MINIMUM_RELATIVE_STD)
+    return MetricTrees(full, partial, center, scale, float(stds[0]), float(stds[1]))
 
 
 def _train(features: FloatArray, outputs: FloatArray) -> Booster:
@@ -105,7 +115,14 @@ def _train(features: FloatArray, outputs: FloatArray) -> Booster:
 
 
 def _predict(model: Booster, features: FloatArray) -> FloatArray:
+    if len(features) == 0:  # LightGBM refuses to predict nothing
+        return np.zeros(0)
     return np.asarray(model.predict(features, num_threads=1), dtype=np.float64)
+
+
+def _predict_all(models: Sequence[Booster], features: FloatArray) -> FloatArray:
+    """Shape (n, models)."""
+    return np.stack([_predict(model, features) for model in models], axis=1)
 
 
 def _jackknife_factor(predictions: FloatArray) -> FloatArray:
@@ -143,20 +160,18 @@ class FittedBoostedTrees:
     def mean(self, points: Points) -> FloatArray:
         """Prediction of the trees fitted on all trials, shape (n, metrics)."""
         features = weights(self.observations.align(points))
-        return np.stack([_predict(fit.full, features) for fit in self.fits], axis=1)
+        return np.stack([fit.center + fit.scale * _predict(fit.full, features) for fit in self.fits], axis=1)
 
     def posterior(self, points: Points) -> GaussianPosterior:
         """Prediction, jackknife spread and misfit at `points`."""
         features = weights(self.observations.align(points))
-        mean = np.stack([_predict(fit.full, features) for fit in self.fits], axis=1)
-        spreads = [_jackknife_factor(np.stack([_predict(model, features) for model in fit.partial], axis=1)) for fit in self.fits]
-        std = np.stack(
-            [np.sqrt((spread**2).sum(axis=1) + fit.misfit_std**2) for spread, fit in zip(spreads, self.fits, strict=True)], axis=1
-        )
+        spreads = [fit.scale * _jackknife_factor(_predict_all(fit.partial, features)) for fit in self.fits]
+        variances = [(spread**2).sum(axis=1) + fit.misfit_std**2 for spread, fit in zip(spreads, self.fits, strict=True)]
         # Points at the same mixture share their misfit, so that a mixture never differs from itself.
         same = np.unique(features, axis=0, return_inverse=True)[1].reshape(-1)
 
         def factor(metric: int) -> FloatArray:
-            return np.concatenate([spreads[metric], self.fits[metric].misfit_std * np.eye(same.max() + 1)[same]], axis=1)
+            misfit = self.fits[metric].misfit_std * np.equal.outer(same, np.unique(same))
+            return np.concatenate([spreads[metric], misfit], axis=1)
 
-        return GaussianPosterior(mean, std, factor)
+        return GaussianPosterior(self.mean(points), np.sqrt(np.stack(variances, axis=1)), factor)

@@ -22,7 +22,8 @@ ZERO_RESOLUTION = 1e-3
 
 def weights(schedules: FloatArray) -> FloatArray:
     """Raw weights, phases side by side: (n, phases, domains) -> (n, phases * domains)."""
-    return schedules.reshape(len(schedules), -1)
+    count, phases, domains = schedules.shape
+    return schedules.reshape(count, phases * domains)
 
 
 def root_and_log(schedules: FloatArray) -> FloatArray:
