@@ -189,10 +189,8 @@ def rows_at(swarm: Swarm, mixture: Mixture) -> NDArray[np.bool_]:
 
 
 def _natural_rows(swarm: Swarm, natural: Mixture | None) -> NDArray[np.bool_]:
-    if natural is None:
-        rows = np.array([label == "natural" for label in swarm.trials()["label"]], dtype=bool)
-    else:
-        rows = rows_at(swarm, natural)
+    labels = swarm.trials()["label"]
+    rows = np.array([label == "natural" for label in labels]) if natural is None else rows_at(swarm, natural)
     if not rows.any():
         raise DataError("No trial at the natural mixture has finished.", "Wait for one; every effect is a difference to it.")
     return rows

@@ -1,0 +1,112 @@
+"""The swarm's design: one endless sequence of mixtures and seeds, whose first n points are the swarm of n trials.
+
+Every point depends on its number and the search's seed only, so that raising 48 trials to 96 keeps the first 48 and replacing a trial moves
+no other. Baselines and repeats come early and are interleaved with the draws, so that a small budget holds some of each. Draws ignore the
+epoch caps: constraints belong to the optimizer, the swarm stays wide (Olmix, arXiv 2602.12237).
+
+Seeds. Repeats of the baselines share a small set of seeds; every draw has its own. Seeds common to all trials would cancel what a seed does
+to every mixture alike, but what it does to some mixtures only would then look like signal, and no number of trials would average it away.
+With own seeds the noise is independent between trials, as surrogates assume, and is the noise that the repeats measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixopt.domains import DomainSet
+from mixopt.mixture import FloatArray, Mixture
+from mixopt.simplex import round_counts, sample_dirichlet
+
+# RegMix uses 0.1 to 5 and rejects draws with a domain above 15 times its natural share, which leaves a mean largest weight of .54. Without
+# rejection 0.1 to 5 wastes a third of the trials on mixtures of practically one domain; 0.5 to 10 gives .52 to .60 (docs/log.md).
+STRENGTHS: tuple[float, ...] = tuple(np.geomspace(0.5, 10.0, 15).tolist())
+# Every so manieth draw is dense (all domains present) around uniform: interactions among all domains show only there.
+DENSE_EVERY = 6
+DENSE_STRENGTH_PER_DOMAIN = 2.0
+# Below this share a domain gets some windows at most; RegMix cuts at 2e-4, Olmix at 2e-3.
+ZERO_BELOW = 2e-3
+# Weights are whole multiples of this, so that identities do not hang on the last bits of a logarithm.
+GRAIN = 1_000_000
+# A corner gives its domain this share and spreads the rest evenly.
+CORNER_SHARE = 0.6
+CORNER_SEEDS = 2
+# Seeds of one search: repeats from 0, draws from 1000; the next search seed starts after all of them.
+SEEDS_PER_SEARCH = 100_000
+FIRST_DRAW_SEED = 1000
+
+
+@dataclass(frozen=True)
+class DesignPoint:
+    label: str
+    mixture: Mixture
+    seed: int
+
+
+def design_sequence(domains: DomainSet, seeds: int, seed: int) -> Iterator[DesignPoint]:
+    """The design, endless. Where UniMax equals another baseline the same mixture and seed come twice; the caller skips repeats.
+
+    The first five are natural, uniform, UniMax, natural and uniform again; then two draws for each further repeat, then draws alone.
+
+    Args:
+        seeds: at natural and uniform; the two corners get 2.
+        seed: of the search; other seeds give other draws and other training seeds.
+    """
+    anchors = [DesignPoint(label, mixture, SEEDS_PER_SEARCH * seed + repeat) for label, mixture, repeat in _anchors(domains, seeds)]
+    yield from anchors[:5]
+    number = 0
+    for anchor in anchors[5:]:
+        for _ in range(2):
+            yield _draw(domains, seed, number)
+            number += 1
+        yield anchor
+    while True:
+        yield _draw(domains, seed, number)
+        number += 1
+
+
+def _anchors(domains: DomainSet, seeds: int) -> Iterator[tuple[str, Mixture, int]]:
+    """Baselines and corners with the number of their repeat, the most needed first."""
+    natural, uniform = domains.natural(), domains.uniform()
+    yield "natural", natural, 0
+    yield "uniform", uniform, 0
+    yield "unimax", domains.unimax(), 0
+    corners = [corner(domains, name) for name in corner_domains(domains)]
+    for repeat in range(1, max(seeds, len(corners) + 1)):
+        if repeat < seeds:
+            yield "natural", natural, repeat
+            yield "uniform", uniform, repeat
+        if repeat <= len(corners):
+            for corner_repeat in range(CORNER_SEEDS):
+                yield "corner", corners[repeat - 1], corner_repeat
+
+
+def corner_domains(domains: DomainSet) -> tuple[str, str]:
+    """Where noise may differ most from the baselines': the scarcest domain, and the largest that does not dominate the natural mixture."""
+    shares = domains.natural().as_dict()
+    ranked = sorted(domains.names, key=lambda name: (shares[name], name))
+    scarcest, others = ranked[0], ranked[1:]
+    modest = [name for name in others if shares[name] < 0.5]
+    return scarcest, (modest or others)[-1]
+
+
+def corner(domains: DomainSet, name: str) -> Mixture:
+    """Mostly one domain, the others evenly."""
+    rest = (1 - CORNER_SHARE) / (len(domains.names) - 1)
+    return Mixture.of({other: CORNER_SHARE if other == name else rest for other in domains.names})
+
+
+def _draw(domains: DomainSet, seed: int, number: int) -> DesignPoint:
+    """Draw `number`. Columns are drawn in the order of names: listing domains in another order permutes the mixture, nothing else."""
+    names = sorted(domains.names)
+    rng = np.random.default_rng([0xDE51, seed, number])
+    if number % DENSE_EVERY == DENSE_EVERY - 1:
+        prior = np.full(len(names), 1 / len(names))
+        weights = sample_dirichlet(rng, prior, 1, (DENSE_STRENGTH_PER_DOMAIN * len(names),), temperature=1.0, zero_below=0.0)
+    else:
+        weights = sample_dirichlet(rng, domains.natural().array(names), 1, STRENGTHS, zero_below=min(ZERO_BELOW, 0.1 / len(names)))
+    grained: FloatArray = round_counts(weights[0], GRAIN) / GRAIN
+    mixture = Mixture.from_array(names, grained).reordered(domains.names)
+    return DesignPoint("design", mixture, SEEDS_PER_SEARCH * seed + FIRST_DRAW_SEED + number)

@@ -1,0 +1,82 @@
+"""Regression over a swarm: RegMix (arXiv 2407.01492) done right.
+
+A wide nested design is trained, one surrogate per metric is fitted on the realized mixtures, and the objective over their predictions is
+minimized where the caps allow, pulled toward the natural mixture. What differs from the paper and why: noise is measured by repeats, caps
+are in the optimizer and not in the swarm, metrics are modelled one by one, the pull replaces trust in an argmax. The main trade-off: the
+design does not react to results, so all trials can run at once, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mixopt.domains import DomainSet
+from mixopt.mixture import Schedule
+from mixopt.objective import ObjectiveKind
+from mixopt.proposal import Proposal
+from mixopt.recommendation import Settings, recommend
+from mixopt.space import MixtureSpace
+from mixopt.strategies.base import MakeTrial
+from mixopt.strategies.design import design_sequence
+from mixopt.surrogates.base import Surrogate
+from mixopt.swarm import Swarm
+from mixopt.trial import Trial
+
+
+@dataclass(frozen=True)
+class RegressionStrategy:
+    """Asks for a fixed design, then proposes its predicted optimum.
+
+    Attributes:
+        make: (schedule, seed, label) -> trial at the search's source.
+        metrics: metric -> weight in the objective; other metrics measured are predicted and reported too.
+        trials: of the whole search, baselines and repeats included; an abandoned one is replaced by the next point of the design.
+        seeds: repeats at the natural and the uniform mixture.
+        pull: weight of KL(mixture || natural), in standard deviations of the objective over the swarm.
+        seed: of the design and of everything random in the proposal.
+    """
+
+    space: MixtureSpace
+    domains: DomainSet
+    make: MakeTrial
+    surrogate: Surrogate
+    metrics: Mapping[str, float]
+    objective_kind: ObjectiveKind
+    trials: int
+    seeds: int
+    pull: float
+    seed: int
+
+    def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
+        """The first `count` points of the design that are neither completed, pending nor abandoned; empty when the budget is met."""
+        known = {*completed.trial_ids, *(trial.trial_id for trial in pending)}
+        planned = self.plan({trial.trial_id for trial in abandoned})
+        return [trial for trial in planned if trial.trial_id not in known][: max(count, 0)]
+
+    def plan(self, abandoned: frozenset[str] | set[str] = frozenset()) -> list[Trial]:
+        """The trials of the whole search: the first `trials` distinct points of the design that were not abandoned.
+
+        At most as many points are replaced as there are trials; where everything fails, more of the same will not help.
+        """
+        planned: dict[str, Trial] = {}
+        replaced: set[str] = set()
+        for point in design_sequence(self.domains, self.seeds, self.seed):
+            if len(planned) == self.trials or len(replaced) > self.trials:
+                break
+            trial = self.make(Schedule.constant(point.mixture), point.seed, point.label)
+            if trial.trial_id in abandoned:
+                replaced.add(trial.trial_id)
+            else:
+                planned.setdefault(trial.trial_id, trial)
+        return list(planned.values())
+
+    def propose(self, completed: Swarm) -> Proposal:
+        """The predicted optimum with its evidence, from the finished trials of the search's source.
+
+        Raises:
+            DataError: fewer than 4 trials, none at the natural mixture, no repeats, or a metric of the objective was not measured.
+        """
+        source = self.make(Schedule.constant(self.domains.natural()), 0, "natural").source
+        settings = Settings(self.metrics, self.objective_kind, self.seeds, self.pull, self.seed)
+        return recommend(completed.at_source(source), self.space, self.domains, self.surrogate, settings)
