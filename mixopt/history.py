@@ -26,7 +26,7 @@ from sqlalchemy.engine import Connection, Engine
 from mixopt.errors import DataError
 from mixopt.record import contents, tables
 from mixopt.swarm import SCHEMA, Swarm
-from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, trial_from_spec
+from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest, trial_from_spec
 
 SearchState = Literal["running", "interrupted", "finished", "failed"]
 StageName = Literal["search", "verification"]
@@ -155,10 +155,11 @@ class History:
         with self._write() as connection:
             self._lock_search(connection, search_id)
             mine = (tables.search_trials.c.search_id == search_id) & (tables.search_trials.c.stage == stage)
-            known = dict(connection.execute(sa.select(tables.search_trials.c.trial_id, tables.search_trials.c.spec).where(mine)).tuples())
+            held = connection.execute(sa.select(tables.search_trials.c.trial_id, tables.search_trials.c.spec).where(mine))
+            known = {row.trial_id: content_digest(row.spec) for row in held}
             distinct = {trial.trial_id: trial for trial in trials}
             new = [trial for trial in distinct.values() if trial.trial_id not in known]
-            changed = [trial for trial in distinct.values() if known.get(trial.trial_id, trial.spec()) != trial.spec()]
+            changed = [t for key, t in distinct.items() if key in known and known[key] != content_digest(t.spec())]
             fresh = [{"trial_id": trial.trial_id, "state": TrialState.PROPOSED, "attempts": 0, "updated": now} for trial in new]
             self._insert_new(connection, tables.trials, fresh)
             links = [
@@ -292,17 +293,21 @@ class History:
     # Documents and mirrors
 
     def save_document(self, search_id: str, kind: str, body: Mapping[str, JsonValue]) -> None:
-        """Stores a JSON document of a search ("context", "proposal", "verification"), in place of an earlier one."""
+        """Stores a JSON document of a search ("context", "proposal", "verification"), in place of an earlier one.
+
+        Numbers that are not finite are stored as null.
+        """
+        new = contents.finite(body)
         with self._write() as connection:
             self._lock_search(connection, search_id)
             here = (tables.documents.c.search_id == search_id) & (tables.documents.c.kind == kind)
             found = connection.execute(sa.select(tables.documents.c.body).where(here)).scalar_one_or_none()
-            if found is None:
-                connection.execute(tables.documents.insert().values(search_id=search_id, kind=kind, body=dict(body)))
-            elif found != dict(body):
-                connection.execute(tables.documents.update().where(here).values(body=dict(body)))
-            else:
+            if found == new:
                 return
+            if found is None:
+                connection.execute(tables.documents.insert().values(search_id=search_id, kind=kind, body=new))
+            else:
+                connection.execute(tables.documents.update().where(here).values(body=new))
             self._event(connection, "document", search_id, {"kind": kind})
 
     def document(self, search_id: str, kind: str) -> dict[str, JsonValue] | None:
