@@ -1,0 +1,175 @@
+"""What goes into the training of a pack, and what comes out: plain values, so that a pack can be described in one process and trained in another."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from proxy_models.config import ProxyConfig
+from proxy_models.evaluate import EvaluationSpec
+from proxy_models.sampler import DomainStream
+
+# Losses are measured after these shares of the run: geometric, because loss curves are close to power laws of tokens.
+MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
+
+
+@dataclass(frozen=True)
+class MemberSpec:
+    """One proxy of a pack.
+
+    Attributes:
+        member_id: names it in results and progress; not part of what is trained.
+        seed: of its initial weights and its data order.
+        learning_rate: peak.
+        domains: its training domains, distinct keys.
+        weights: shape (phases, domains): shares of tokens, rows summing to 1.
+        fractions: share of the run per phase.
+    """
+
+    member_id: str
+    seed: int
+    learning_rate: float
+    domains: tuple[DomainStream, ...]
+    weights: tuple[tuple[float, ...], ...]
+    fractions: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the members of a pack share.
+
+    Attributes:
+        tokens: training tokens per member; whole steps are trained, never more tokens than this.
+        window: tokens per window.
+        tokens_per_step: tokens per member and step, a multiple of `window`.
+        schedule: of the learning rate, after linear warm-up. "constant"; or "wsd", which falls linearly over the last `decay_fraction` and would
+            reach zero one step after the last (warm-up, stable, decay: MiniCPM, arXiv 2404.06395, section 4; linear to zero: arXiv 2405.18392).
+        warmup_fraction, decay_fraction: shares of the steps.
+        clip: largest gradient norm of a member.
+        checkpoint_seconds: time between checkpoints; the only setting that does not change what is trained.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    tokens: int
+    window: int
+    tokens_per_step: int
+    schedule: Literal["constant", "wsd"] = "wsd"
+    warmup_fraction: float = 0.05
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.tokens_per_step < self.window or self.tokens_per_step % self.window:
+            raise ValueError(f"tokens_per_step is {self.tokens_per_step}; it must be a multiple of window, {self.window}.")
+        if self.tokens < self.tokens_per_step:
+            raise ValueError(f"tokens is {self.tokens}, less than one step of {self.tokens_per_step}.")
+        if self.schedule not in ("constant", "wsd"):
+            raise ValueError(f"schedule is '{self.schedule}'; it is 'constant' or 'wsd'.")
+        for name in ("warmup_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")
+        if not (self.weight_decay >= 0 and self.clip > 0 and self.checkpoint_seconds >= 0):
+            raise ValueError(
+                f"weight_decay {self.weight_decay}, clip {self.clip} or checkpoint_seconds {self.checkpoint_seconds} is negative."
+            )
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.tokens_per_step // self.window
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        """After how many steps losses are measured; the last is the end."""
+        return tuple(sorted({max(1, math.floor(self.steps * share)) for share in MEASURED_AT}))
+
+    def rate_scale(self, step: int) -> float:
+        """What the peak rate is multiplied by in step `step`, counted from 0; between 0 (excluded) and 1."""
+        warmup_steps = round(self.warmup_fraction * self.steps)
+        scale = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        if self.schedule == "wsd":
+            decay_steps = round(self.decay_fraction * self.steps)
+            scale = min(scale, (self.steps - step) / (decay_steps + 1))
+        return scale
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """A member that finished.
+
+    Attributes:
+        realized: key of a domain -> share of the windows drawn, one per phase.
+        measurements: (key of the evaluation, training tokens, loss in nats per token, bits per byte); the largest token count is the end.
+        tokens: training tokens seen.
+        flops: training FLOPs; measuring losses is not counted.
+        seconds: wall time of the pack, measuring losses included, divided by the members it had at the time.
+        diagnostics: JSON values: epochs per key; gradient_norm median and max; expert_load least and largest share per layer in the last
+            step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window.
+    """
+
+    member_id: str
+    realized: Mapping[str, tuple[float, ...]]
+    measurements: tuple[tuple[str, int, float, float], ...]
+    tokens: int
+    flops: float
+    seconds: float
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> MemberResult:
+        """Inverts `to_json`, also after a trip through JSON text."""
+        realized = {key: tuple(shares) for key, shares in body["realized"].items()}
+        measurements = tuple((key, tokens, nats, bits) for key, tokens, nats, bits in body["measurements"])
+        return cls(**{**body, "realized": realized, "measurements": measurements})
+
+
+@dataclass(frozen=True)
+class MemberFailure:
+    """A member that was given up. `kind` is "diverged": its loss or gradient was not finite; the step that showed it was not taken.
+
+    `tokens` had been trained by then.
+    """
+
+    member_id: str
+    kind: str
+    message: str
+    tokens: int
+
+
+class TrainingStopped(Exception):
+    """Not an error: training ended because it was asked to. Every member has a checkpoint to go on from."""
+
+
+def spec_hash(
+    engine_version: str, config: ProxyConfig, settings: TrainSettings, member: MemberSpec, evaluations: Sequence[EvaluationSpec]
+) -> str:
+    """Hash of all that decides a member's weights and measurements: what a checkpoint must match to be gone on from. No paths, no names."""
+    shared = dataclasses.asdict(settings)
+    del shared["checkpoint_seconds"]
+    columns = zip(member.domains, zip(*member.weights, strict=True), strict=True)
+    body = {
+        "engine": engine_version,
+        "config": dataclasses.asdict(config),
+        "settings": shared,
+        "seed": member.seed,
+        "learning_rate": member.learning_rate,
+        "domains": sorted([stream.key, stream.unique_tokens, *column] for stream, column in columns if any(column)),
+        "fractions": member.fractions,
+        "evaluations": [[spec.key, spec.kind, spec.max_tokens, spec.curve_tokens] for spec in evaluations],
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
