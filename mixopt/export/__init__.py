@@ -12,14 +12,17 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixopt.errors import ConfigError, DataError
 from mixopt.export.base import Exporter, ExportInput, check_domains, check_epochs, check_options
 from mixopt.mixture import Mixture, Schedule
 from mixopt.proposal import Proposal
 
-__all__ = ["ExportInput", "Exporter", "choose_schedule", "export", "exporter_names", "get_exporter", "write_export"]
+if TYPE_CHECKING:
+    from mixopt.history import History
+
+__all__ = ["ExportInput", "Exporter", "choose_schedule", "export", "export_search", "exporter_names", "get_exporter", "write_export"]
 
 
 @functools.cache
@@ -82,6 +85,25 @@ def export(name: str, request: ExportInput) -> dict[str, str]:
         able = ", ".join(other for other in exporter_names() if get_exporter(other).phases)
         raise ConfigError(f"The schedule has {phases} phases; the format '{name}' can express one.", f"Formats that can: {able}.")
     return exporter.render(request)
+
+
+def export_search(
+    history: History, search_id: str, name: str, folder: Path, arm: str | None = None, options: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Exports a mixture of a recorded search; `arm` as in `choose_schedule`. Returns the files written into `folder`.
+
+    Raises:
+        DataError: the search has no context or no proposal yet.
+        ConfigError, InfeasibleError: as `export` and `choose_schedule`.
+    """
+    get_exporter(name)  # a slip in the name is answered before anything is read
+    context = history.document(search_id, "context")
+    body, verification = history.document(search_id, "proposal"), history.document(search_id, "verification")
+    proposal = None if body is None else Proposal.from_json(body)
+    arm, schedule = choose_schedule(proposal, verification, arm)
+    if context is None:
+        raise DataError(f"Search {search_id} has no context in the record.", "Run `mixopt search FILE`, which writes it first.")
+    return write_export(name, ExportInput(schedule, arm, search_id, context, proposal, verification, dict(options or {})), folder)
 
 
 def write_export(name: str, request: ExportInput, folder: Path) -> list[Path]:
