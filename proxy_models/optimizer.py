@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -106,34 +107,12 @@ class PackedAdamW:
         """Clips and steps member k; gradients are divided by norm / clip where that is above one."""
         divisor = max(1.0, norm / self.clip)
         self._steps[k] += 1
-        update = self._fused_update if self.fused else self._plain_update
+        update = _fused_update if self.fused else _plain_update
         for indices, decay in self._groups:
-            tensors = ([source[index][k] for index in indices] for source in (self._parameters, gradients, self._first, self._second))
-            update(k, *tensors, rate=rate, decay=decay, divisor=divisor)
-
-    def _fused_update(
-        self, k: int, weights: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], *,
-        rate: float, decay: float, divisor: float,
-    ) -> None:  # fmt: skip
-        scale = None if divisor == 1.0 else torch.tensor(divisor, dtype=torch.float32, device=weights[0].device)
-        torch._fused_adamw_(
-            weights, gradients, first, second, [], [self._steps[k]] * len(weights), amsgrad=False, maximize=False,
-            lr=rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=decay, eps=self.eps, grad_scale=scale,
-        )  # fmt: skip
-
-    def _plain_update(
-        self, k: int, weights: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], *,
-        rate: float, decay: float, divisor: float,
-    ) -> None:  # fmt: skip
-        beta1, beta2 = self.betas
-        count = float(self._steps[k])
-        for weight, gradient, m, v in zip(weights, gradients, first, second, strict=True):
-            clipped = gradient / divisor
-            weight.mul_(1.0 - rate * decay)
-            m.lerp_(clipped, 1.0 - beta1)
-            v.mul_(beta2).addcmul_(clipped, clipped, value=1.0 - beta2)
-            root = v.sqrt().div_(math.sqrt(1.0 - beta2**count)).add_(self.eps)
-            weight.addcdiv_(m, root, value=-rate / (1.0 - beta1**count))
+            weights, slopes, first, second = (
+                [source[index][k] for index in indices] for source in (self._parameters, gradients, self._first, self._second)
+            )
+            update(_Slices(weights, slopes, first, second, self._steps[k]), rate, decay, divisor, self.betas, self.eps)
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Moments and step counter of member k, as copies: `first.<parameter>`, `second.<parameter>` and `step`."""
@@ -174,6 +153,49 @@ class PackedAdamW:
         for new, old in enumerate(members):
             optimizer.load_member_state(new, self.member_state(old))
         return optimizer
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """What one member's update reads and writes: the same number of tensors in each list, and its step counter."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    step: Tensor
+
+
+def _fused_update(member: _Slices, rate: float, decay: float, divisor: float, betas: tuple[float, float], eps: float) -> None:
+    """One AdamW update by torch's kernel, which divides the gradients by `divisor` in place on the way."""
+    torch._fused_adamw_(
+        member.weights,
+        member.gradients,
+        member.first,
+        member.second,
+        [],  # largest second moments, of the amsgrad variant
+        [member.step] * len(member.weights),
+        amsgrad=False,
+        maximize=False,
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=decay,
+        eps=eps,
+        grad_scale=None if divisor == 1.0 else torch.tensor(divisor, dtype=torch.float32, device=member.step.device),
+    )
+
+
+def _plain_update(member: _Slices, rate: float, decay: float, divisor: float, betas: tuple[float, float], eps: float) -> None:
+    """The same update, as algorithm 2 of arXiv 1711.05101 reads."""
+    count = float(member.step)
+    for weight, gradient, first, second in zip(member.weights, member.gradients, member.first, member.second, strict=True):
+        clipped = gradient / divisor
+        weight.mul_(1.0 - rate * decay)
+        first.lerp_(clipped, 1.0 - betas[0])
+        second.mul_(betas[1]).addcmul_(clipped, clipped, value=1.0 - betas[1])
+        root = second.sqrt().div_(math.sqrt(1.0 - betas[1] ** count)).add_(eps)
+        weight.addcdiv_(first, root, value=-rate / (1.0 - betas[0] ** count))
 
 
 def _check_settings(members: int, rates: Sequence[float], weight_decay: float, betas: tuple[float, float], eps: float, clip: float) -> None:

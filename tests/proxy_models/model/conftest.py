@@ -1,0 +1,34 @@
+"""A proxy small enough for tests that still has every part: several layers, heads, experts and more than one shared expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from proxy_models.config import ProxyConfig
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> ProxyConfig:
+    return ProxyConfig("tiny", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=4, top_k=2, n_shared_experts=2, d_expert=16)
+
+
+@pytest.fixture
+def draw_tokens(tiny: ProxyConfig) -> Callable[..., torch.Tensor]:
+    """draw_tokens(members, step): skewed ids, int64 (K, 4, 33); member k's depend on k and step alone."""
+
+    def draw(members: int, step: int = 0, sequences: int = 4, window: int = 32) -> torch.Tensor:
+        streams = []
+        for k in range(members):
+            generator = torch.Generator().manual_seed(1_000 * step + k)
+            streams.append((torch.rand(sequences, window + 1, generator=generator) ** 3 * tiny.vocab_size).long())
+        return torch.stack(streams)
+
+    return draw

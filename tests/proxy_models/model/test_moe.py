@@ -1,0 +1,166 @@
+"""Router, dispatch and experts: permutation properties, gradients, balancing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from proxy_models.config import ProxyConfig
+from proxy_models.moe import (
+    Dispatch,
+    FromRows,
+    PackedMoE,
+    PickLogits,
+    SortWeights,
+    SwiGLU,
+    ToRows,
+    grouped_product,
+    has_grouped_mm,
+    looped_product,
+    plan_dispatch,
+)
+
+
+def choose(members: int, tokens: int, n_experts: int, top_k: int, seed: int) -> Tensor:
+    """Distinct experts per token, int64 (S, K, N)."""
+    scores = torch.rand(members, tokens, n_experts, generator=torch.Generator().manual_seed(seed))
+    return scores.topk(top_k).indices.permute(2, 0, 1)
+
+
+sizes = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(2, 6), st.integers(0, 10**6))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes)
+def test_dispatch_is_a_stable_sort_by_member_and_expert(size: tuple[int, int, int, int]) -> None:
+    members, tokens, n_experts, seed = size
+    expert_SKN = choose(members, tokens, n_experts, 2, seed)
+    plan = plan_dispatch(expert_SKN, n_experts)
+    slots = [(k * n_experts + int(expert_SKN[s, k, n]), s, k * tokens + n) for s in range(2) for k in range(members) for n in range(tokens)]
+    ordered = sorted(slots)  # by group, then choice, then token: what a stable sort leaves
+    assert plan.token_of_row_R.tolist() == [token for _, _, token in ordered]
+    assert plan.slot_of_row_R[plan.row_of_slot_R].tolist() == list(range(len(slots)))
+    groups = [group for group, _, _ in slots]
+    assert plan.load_KE.flatten().tolist() == [groups.count(group) for group in range(members * n_experts)]
+    assert plan.group_ends_G.tolist() == plan.load_KE.flatten().cumsum(0).tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes)
+def test_from_rows_undoes_to_rows(size: tuple[int, int, int, int]) -> None:
+    members, tokens, n_experts, seed = size
+    plan = plan_dispatch(choose(members, tokens, n_experts, 2, seed), n_experts)
+    x_MD = torch.randn(members * tokens, 3, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(FromRows.apply(ToRows.apply(x_MD, plan), plan, members * tokens), 2 * x_MD)
+
+
+@pytest.fixture
+def plan() -> Dispatch:
+    return plan_dispatch(choose(2, 5, 4, 2, seed=1), 4)
+
+
+def test_custom_gradients_pass_gradcheck(plan: Dispatch) -> None:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))).requires_grad_()
+
+    expert_KNS = choose(2, 5, 4, 2, seed=1).permute(1, 2, 0)
+    assert torch.autograd.gradcheck(lambda x: ToRows.apply(x, plan), draw(10, 3))
+    assert torch.autograd.gradcheck(lambda x: FromRows.apply(x, plan, 10), draw(20, 3))
+    assert torch.autograd.gradcheck(lambda x: SortWeights.apply(x, plan), draw(20))
+    assert torch.autograd.gradcheck(lambda x: PickLogits.apply(x, expert_KNS), draw(2, 5, 4))
+    assert torch.autograd.gradcheck(lambda x: SwiGLU.apply(x, None), draw(2, 3, 8))
+    assert torch.autograd.gradcheck(SwiGLU.apply, (draw(6, 8), draw(6, 1)))
+
+
+@pytest.mark.parametrize("load", [[3, 0, 5, 2], [0, 0, 10, 0], [10, 0, 0, 0]])
+def test_grouped_and_looped_products_agree(load: list[int]) -> None:
+    assert has_grouped_mm(torch.float32, "cpu"), "the fast path is not taken where it should be"
+    ends = torch.tensor(load).cumsum(0).to(torch.int32)
+    results = []
+    for product in (grouped_product, looped_product):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(10, 8, generator=generator).requires_grad_()
+        matrices = torch.randn(4, 8, 16, generator=generator).requires_grad_()
+        out = product(rows, matrices, ends)
+        slope = torch.randn(10, 16, generator=generator)
+        results.append((out, *torch.autograd.grad(out, (rows, matrices), slope)))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def new_moe(config: ProxyConfig, members: int) -> PackedMoE:
+    torch.manual_seed(0)
+    moe = PackedMoE(config, members)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return moe
+
+
+def test_nothing_adds_into_shared_places(tiny: ProxyConfig) -> None:
+    """Gather-only in both directions: no operation that would be an atomic addition on a GPU."""
+    moe = new_moe(tiny, 2)
+    with Operations() as operations:
+        moe(torch.randn(2, 24, tiny.d_model).requires_grad_(), record_load=True).square().sum().backward()
+    assert any("_grouped_mm" in name for name in operations.names)
+    assert not [
+        name for name in operations.names if any(part in name for part in ("index_add", "scatter_add", "index_put", "scatter_reduce"))
+    ]
+
+
+def test_weights_are_the_scores_of_the_chosen_normalized_without_bias(tiny: ProxyConfig) -> None:
+    moe = new_moe(tiny, 2)
+    moe.router_bias.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]]))
+    x_KND = torch.randn(2, 30, tiny.d_model)
+    expert_KNS, weight_KNS = moe.route(x_KND)
+    scores = torch.bmm(x_KND, moe.router).softmax(-1)
+    chosen = scores.gather(-1, expert_KNS)
+    torch.testing.assert_close(weight_KNS, chosen / chosen.sum(-1, keepdim=True))
+    assert (expert_KNS[1] == 0).any(-1).all(), "a bias above any score always wins the choice"
+    assert torch.equal(expert_KNS[0].sort().values, scores[0].topk(2).indices.sort().values)
+
+
+def test_bias_moves_load_toward_uniform_without_gradient(tiny: ProxyConfig) -> None:
+    """A router that prefers one expert for every token is balanced by the bias alone, the weights untouched."""
+    moe = new_moe(tiny, 2)
+    with torch.no_grad():
+        moe.router.mul_(0.3)
+        moe.norm.fill_(1.0)
+    generator = torch.Generator().manual_seed(1)
+    tilt = 4.0 * torch.nn.functional.normalize(moe.router[:, :, 0].detach(), dim=-1)[:, None, :]
+
+    def largest_share() -> list[float]:
+        moe(tilt + torch.randn(2, 512, tiny.d_model, generator=generator), record_load=True)
+        return (moe.load.amax(-1) / moe.load.sum(-1)).tolist()
+
+    with torch.no_grad():
+        before = largest_share()
+        for _ in range(600):
+            largest_share()
+            moe.update_bias([True, False])
+        after = largest_share()
+    assert min(before) > 0.38  # 0.5 is the most that one of two choices can take
+    assert after[0] < 0.30  # uniform is 0.25
+    assert after[1] > 0.38, "the inactive member is not balanced"
+    assert torch.equal(moe.router_bias[1], torch.zeros(4))
+    assert "router_bias" not in dict(moe.named_parameters())
+
+
+def test_bias_step_is_the_sign_of_the_shortage(tiny: ProxyConfig) -> None:
+    moe = new_moe(tiny, 1)
+    moe.load.copy_(torch.tensor([[10, 4, 2, 0]]))
+    moe.update_bias()
+    torch.testing.assert_close(moe.router_bias, torch.tensor([[-1.0, 0.0, 1.0, 1.0]]) * tiny.bias_update_rate)
