@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
+from mixopt.surrogates.features import weights
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import WEIGHT_DECIMALS
 
@@ -23,8 +24,8 @@ MINIMUM_TRIALS = 4
 def mixture_groups(swarm: Swarm) -> NDArray[np.int64]:
     """Number of each trial's requested schedule, shape (trials,), in the order of `trial_ids`: repeats of one mixture share a number."""
     by_name = np.argsort(np.array(swarm.domains), kind="stable")  # numbers must not depend on the order of domains
-    requested = np.round(swarm.points(realized=False).schedules[:, :, by_name], WEIGHT_DECIMALS)
-    groups = np.unique(requested.reshape(len(requested), -1), axis=0, return_inverse=True)[1]
+    requested = weights(np.round(swarm.points(realized=False).schedules[:, :, by_name], WEIGHT_DECIMALS))
+    groups = np.unique(requested, axis=0, return_inverse=True)[1]
     return np.asarray(groups, dtype=np.int64).reshape(-1)
 
 
