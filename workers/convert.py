@@ -1,0 +1,199 @@
+"""The one place that knows both vocabularies: trials and outcomes of mixopt, members and results of proxy_models.
+
+mixopt speaks of named domains, sources and recipes, proxy_models of streams, shapes and steps; neither imports the other. What is passed to
+training here is a function of the trial's identity alone: weights are rounded as identity rounds them, domains are keyed and ordered by
+content, and domains without weight are left out, so that two searches with one trial id train the same proxy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixopt.config import ProxyConfig as ProxySettings
+from mixopt.errors import ConfigError, DataError
+from mixopt.runner import Evaluation
+from mixopt.trial import WEIGHT_DECIMALS, Failure, FailureKind, JsonValue, Measurement, Outcome, Trial
+from proxy_models.config import SIZES, ProxyConfig, default_learning_rate, proxy_config
+
+if TYPE_CHECKING:
+    # The trainer imports torch, which a driver that only plans does not need.
+    from proxy_models.train import EvaluationSpec, MemberFailure, MemberResult, MemberSpec, TrainSettings
+
+CHECKPOINT_SECONDS = 20.0
+"""Between checkpoints: the most that a lost process costs, while writing one takes some milliseconds."""
+
+# Weights, gradients and two moments in float32, and as much again for the copy that a checkpoint takes.
+STATE_BYTES_PER_PARAMETER = 32.0
+# To be measured.
+ACTIVATION_BYTES = 100.0
+PROCESS_BYTES = 400e6
+
+
+def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, JsonValue]:
+    """Proxy and optimizer settings of a trial, as they enter its identity.
+
+    Args:
+        proxy: the `proxy` section of the experiment file; its learning rate, where given, is used as it is, whatever the size.
+
+    Raises:
+        ConfigError: the size is unknown.
+    """
+    if size not in SIZES:
+        near = difflib.get_close_matches(size, SIZES, n=1)
+        remedy = f"Did you mean '{near[0]}'?" if near else f"Known sizes: {', '.join(SIZES)}."
+        raise ConfigError(f"Unknown proxy size '{size}'.", remedy)
+    return {
+        "vocab_size": vocab_size,
+        "window": proxy.window,
+        "tokens_per_step": proxy.tokens_per_step,
+        "learning_rate": proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size),
+        "schedule": proxy.schedule,
+        "warmup_fraction": proxy.warmup_fraction,
+        "decay_fraction": proxy.decay_fraction,
+        "weight_decay": proxy.weight_decay,
+        "clip": proxy.clip,
+    }
+
+
+def proxy_of(trial: Trial) -> ProxyConfig:
+    """The model that `trial` trains.
+
+    Raises:
+        ConfigError: the trial is not of a trained proxy.
+    """
+    if trial.source.evaluator != "trained":
+        raise ConfigError(f"Trial {trial.trial_id} asks for the evaluator '{trial.source.evaluator}'.", "This runner trains proxies only.")
+    return proxy_config(trial.source.size, int(trial.recipe["vocab_size"]))
+
+
+def settings_of(trial: Trial, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> TrainSettings:
+    """How `trial` is trained; equal for all members of a pack."""
+    from proxy_models.train import TrainSettings
+
+    recipe = trial.recipe
+    return TrainSettings(
+        tokens=trial.source.tokens,
+        window=int(recipe["window"]),
+        tokens_per_step=int(recipe["tokens_per_step"]),
+        schedule=recipe["schedule"],
+        warmup_fraction=float(recipe["warmup_fraction"]),
+        decay_fraction=float(recipe["decay_fraction"]),
+        weight_decay=float(recipe["weight_decay"]),
+        clip=float(recipe["clip"]),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def used_domains(trial: Trial) -> dict[str, tuple[float, ...]]:
+    """Content hash of every domain with weight -> its weight per phase, ordered by content hash; each phase sums to 1.
+
+    Raises:
+        DataError: two domains with weight hold the same text.
+    """
+    weights = trial.schedule.array().round(WEIGHT_DECIMALS)
+    used: dict[str, tuple[float, ...]] = {}
+    for index, domain in sorted(enumerate(trial.domains), key=lambda pair: pair[1].content_hash):
+        shares = weights[:, index]
+        if not shares.any():
+            continue
+        if domain.content_hash in used:
+            raise DataError(f"Two domains of trial {trial.trial_id} hold the text of '{domain.name}'.", "Keep one of them.")
+        used[domain.content_hash] = tuple(shares.tolist())
+    totals = [sum(column) for column in zip(*used.values(), strict=True)]
+    return {key: tuple(share / total for share, total in zip(shares, totals, strict=True)) for key, shares in used.items()}
+
+
+def member_of(trial: Trial, files: Mapping[str, Path]) -> MemberSpec:
+    """What one member of a pack trains on.
+
+    Args:
+        files: content hash of a domain -> its token file.
+
+    Raises:
+        DataError: a domain with weight has no token file, or two hold the same text.
+    """
+    from proxy_models.train import DomainStream, MemberSpec
+
+    used = used_domains(trial)
+    unique = {domain.content_hash: domain.unique_tokens for domain in trial.domains}
+    names = {domain.content_hash: domain.name for domain in trial.domains}
+    missing = [names[key] for key in used if key not in files]
+    if missing:
+        raise DataError(f"There are no prepared tokens for {', '.join(sorted(missing))}.", "Run `mixopt prepare FILE` again.")
+    return MemberSpec(
+        member_id=trial.trial_id,
+        seed=trial.seed,
+        learning_rate=float(trial.recipe["learning_rate"]),
+        domains=tuple(DomainStream(key, Path(files[key]), unique[key]) for key in used),
+        weights=tuple(zip(*used.values(), strict=True)),
+        fractions=trial.schedule.fractions,
+    )
+
+
+def evaluation_of(evaluation: Evaluation) -> EvaluationSpec:
+    """A held-out set, without its name in the search.
+
+    Raises:
+        ConfigError: its kind is unknown.
+    """
+    from proxy_models.train import EvaluationSpec
+
+    if evaluation.kind != "text" and evaluation.kind != "completion":
+        raise ConfigError(f"Evaluation {evaluation.metric} is of kind '{evaluation.kind}'.", "It is 'text' or 'completion'.")
+    return EvaluationSpec(
+        key=evaluation.key,
+        path=evaluation.path,
+        kind="completion" if evaluation.kind == "completion" else "text",
+        max_tokens=evaluation.max_tokens,
+        curve_tokens=evaluation.curve_tokens,
+    )
+
+
+def outcome_of(result: MemberResult) -> Outcome:
+    """What a trained member measured."""
+    return Outcome(
+        trial_id=result.member_id,
+        realized={key: tuple(shares) for key, shares in result.realized.items()},
+        measurements=tuple(Measurement(*measurement) for measurement in result.measurements),
+        tokens=result.tokens,
+        flops=result.flops,
+        seconds=result.seconds,
+        diagnostics=dict(result.diagnostics),
+    )
+
+
+def failure_of_member(failure: MemberFailure) -> Failure:
+    """Why a member stopped while the rest of its pack went on."""
+    kinds = {kind.value for kind in FailureKind}
+    return Failure(FailureKind(failure.kind) if failure.kind in kinds else FailureKind.ERROR, failure.message, failure.tokens)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a trial costs before it is run. FLOPs are counted, memory and seconds are estimates.
+
+    Attributes:
+        flops_per_second: useful FLOPs that one slot sustains.
+    """
+
+    flops_per_second: float
+
+    def flops(self, trial: Trial) -> float:
+        """Training FLOPs: active experts, causal attention and logits, forward and backward."""
+        return proxy_of(trial).training_flops_per_token(int(trial.recipe["window"])) * trial.source.tokens
+
+    def seconds(self, trial: Trial) -> float:
+        """Wall time on one slot; a pack of K trials takes K times as long."""
+        return self.flops(trial) / self.flops_per_second
+
+    def memory_bytes(self, trial: Trial, members: int = 1) -> float:
+        """Resident memory of a process that trains a pack of `members` such trials."""
+        config = proxy_of(trial)
+        tokens = int(trial.recipe["tokens_per_step"])
+        state = STATE_BYTES_PER_PARAMETER * config.parameters().total
+        activations = ACTIVATION_BYTES * tokens * config.n_layers * config.d_model
+        return PROCESS_BYTES + members * (state + activations)
