@@ -140,6 +140,14 @@ def test_order_of_domains_changes_nothing(surrogate: Surrogate) -> None:
     np.testing.assert_array_equal(straight.posterior(asked).std, turned.posterior(ASKED).std)  # matched by name either way
 
 
+def test_realized_mixtures_are_fitted_not_requested_ones(surrogate: Surrogate) -> None:
+    swarm = noisy_swarm(24, 13)
+    realized = swarm_of(np.roll(sparse_mixtures(24, len(DOMAINS), 13), 1, axis=2), swarm.values(METRICS))
+    mixed = Swarm(DOMAINS, swarm.table.with_columns(realized.table["realized"]))
+    np.testing.assert_array_equal(surrogate.fit(mixed, METRICS).mean(ASKED), surrogate.fit(realized, METRICS).mean(ASKED))
+    assert (surrogate.fit(mixed, METRICS).mean(ASKED) != surrogate.fit(swarm, METRICS).mean(ASKED)).any()
+
+
 def test_metrics_are_fitted_independently(surrogate: Surrogate) -> None:
     swarm = noisy_swarm(24, 5)
     together = surrogate.fit(swarm, METRICS)

@@ -49,6 +49,16 @@ def test_without_repeats_noise_and_misfit_share_what_is_left() -> None:
     assert fit.noise_std == pytest.approx(fit.misfit_std)
 
 
+def test_with_repeats_misfit_is_told_from_noise() -> None:
+    """Twelve mixtures, twice each, noise of 0.001: the steps of the trees are a misfit many times larger, and not called noise."""
+    share = np.repeat(np.linspace(0.2, 0.8, 12), 2)
+    values = share + 0.001 * np.random.default_rng(2).normal(size=24)
+    swarm = Swarm.from_arrays(["a", "b"], np.stack([1 - share, share], axis=1)[:, None, :], ["m"], values[:, None], SOURCE)
+    fit = BoostedTrees().fit(swarm, ["m"]).fits[0]
+    assert 0.0005 < fit.noise_std < 0.002  # twelve degrees of freedom: 20% relative error
+    assert fit.misfit_std > 5 * fit.noise_std
+
+
 def test_swarm_with_one_mixture_only_is_refused() -> None:
     schedules = np.full((6, 1, 2), 0.5)
     swarm = Swarm.from_arrays(["a", "b"], schedules, ["m"], np.arange(6.0)[:, None], SOURCE)
