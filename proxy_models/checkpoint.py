@@ -92,8 +92,11 @@ def load_matching(path: Path, spec_hash: str) -> Checkpoint | None:
 
 
 def finish(folder: Path) -> None:
-    """Removes the checkpoint of a member whose result the caller has stored; its weights stay."""
+    """Removes the checkpoint of a member whose result the caller has stored, and what killed writers left; its weights stay."""
     (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    for name in (CHECKPOINT_NAME, WEIGHTS_NAME):
+        for leftover in folder.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

@@ -98,6 +98,7 @@ def test_a_checkpoint_without_finite_facts_is_not_written(tmp_path: Path) -> Non
 def test_finish_removes_the_checkpoint_alone_and_may_be_repeated(tmp_path: Path) -> None:
     save(tmp_path / CHECKPOINT_NAME)
     save(tmp_path / "weights.safetensors")
+    (tmp_path / f".{CHECKPOINT_NAME}.123.tmp").write_bytes(b"half a file")
     finish(tmp_path)
     finish(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
