@@ -3,7 +3,7 @@
 Why both: losses move with the *relative* change of a domain's share (logarithm), until the share is so small that its zero is what matters
 (square root: the Hellinger geometry, finite slope in log-space at zero). Raw weights see neither, and log-ratio coordinates (CLR, ILR) are
 much worse because one exact zero shifts every coordinate. Measured on the RegMix swarm, Pile-CC at 64 runs, Spearman: both .985, sqrt .979,
-log .976, raw .912, CLR .908 (methods/surrogates-measured.md, A1; confirmed here by benchmarks/surrogates.py).
+log .976, raw .912, CLR .908 (methods/surrogates-measured.md, A1).
 
 Scaling uses constants, not the swarm's moments: features of a mixture do not move when trials are added, and a domain that was never
 sampled is as far from zero as any other.

@@ -2,7 +2,7 @@
 
 Written on LAPACK instead of BoTorch because the fit is the inner loop of a search: analytic gradients make it 25 to 350 times cheaper than
 `fit_gpytorch_mll` at equal accuracy, free of global random state and of torch (numbers in docs/decisions.md). The trade-off: cost grows
-with the cube of the number of trials, 0.4 CPU-seconds per metric at 512; beyond a few thousand trials another surrogate is wanted.
+with the cube of the number of trials, about half a CPU-second per metric at 512; beyond a few thousand trials another surrogate is wanted.
 
 Hyperparameters are the mode of their posterior, found by L-BFGS from the prior's mode: no random restarts, so a fit is a pure function of
 the swarm. BLAS is held to one thread while fitting: threads slow matrices this small several times over (many times when cores are busy),

@@ -5,7 +5,7 @@ k(a, b) = 1 + linear a.b / F + matern M(r),  r^2 = sum_f ((a_f - b_f) / lengthsc
 over F features in [0, 1], for outputs standardised to mean 0 and variance 1. The leading 1 is a constant mean with a standard normal prior,
 integrated out. M is Matern-5/2 (Rasmussen & Williams 2006, eq. 4.17). Gradients of all lengthscales together cost one matrix product,
 because sum_ab W_ab (a_f - b_f)^2 = 2 (sum_a a_f^2 W_a. - a_f^T W a_f): no array of size n x n x F is ever made. That makes
-one evaluation cost three n^3 operations and little else: 0.4 seconds for a whole fit of 512 trials and 34 features.
+one evaluation cost three n^3 operations and little else: about half a second for a whole fit of 512 trials and 34 features.
 
 Legend: N, M points, F features, P parameters.
 """
