@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from mixopt.domains import Domain, DomainSet
 from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
+from mixopt.record.tables import metadata, open_database
 from mixopt.runner import Capacity, Completed, Failed, Progress, Started, TrialEvent
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial
 
@@ -138,6 +140,12 @@ def lab() -> Lab:
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    with History.open(tmp_path / "record.db") as record:
+    """An SQLite record; or, where MIXOPT_TEST_RECORD holds a URL, that database, emptied first."""
+    url = os.environ.get("MIXOPT_TEST_RECORD")
+    if url:
+        engine = open_database(url)
+        metadata.drop_all(engine)
+        engine.dispose()
+    with History.open(url or tmp_path / "record.db") as record:
         record.add_search("s1", "first", "name: first\n")
         yield record
