@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixopt.mixture import Mixture, Schedule
+from mixopt.trial import Source, Trial, TrialDomain
+from workers.plan import default_pack_size, plan_packs
+
+
+def trial(number: int, tokens: int = 8192, tokens_per_step: int = 1024, rate: float = 3e-3) -> Trial:
+    return Trial(
+        trial_id=f"{number:020x}",
+        schedule=Schedule.constant(Mixture(("a", "b"), (0.5, 0.5))),
+        source=Source("trained", "nano", tokens),
+        seed=number,
+        recipe={"tokens_per_step": tokens_per_step, "window": 64, "learning_rate": rate},
+        domains=(TrialDomain("a", "hash-a", 4096), TrialDomain("b", "hash-b", 4096)),
+        tokenizer_hash="t",
+        engine_version="1",
+    )
+
+
+shapes = st.tuples(st.sampled_from([8192, 16384]), st.sampled_from([256, 512, 1024]), st.sampled_from([1e-3, 3e-3]))
+trial_lists = st.lists(shapes, max_size=40).map(lambda rows: [trial(number, *row) for number, row in enumerate(rows)])
+slot_counts = st.integers(1, 9)
+pack_sizes = st.none() | st.integers(1, 12)
+
+
+@given(trial_lists, slot_counts, pack_sizes)
+def test_every_trial_is_in_exactly_one_pack_of_its_shape_and_no_pack_is_too_large(
+    trials: list[Trial], slots: int, pack_size: int | None
+) -> None:
+    packs = plan_packs(trials, slots, pack_size)
+    assert sorted(t.trial_id for pack in packs for t in pack) == sorted(t.trial_id for t in trials)
+    for pack in packs:
+        assert len({(t.source.key, repr(sorted(t.recipe.items()))) for t in pack}) == 1
+        assert 1 <= len(pack) <= (pack_size or default_pack_size(pack[0].recipe["tokens_per_step"]))
+
+
+@given(st.integers(1, 60), slot_counts, st.integers(1, 12))
+def test_slots_get_equal_work(count: int, slots: int, pack_size: int) -> None:
+    packs = plan_packs([trial(number) for number in range(count)], slots, pack_size)
+    assert max(map(len, packs)) - min(map(len, packs)) <= 1
+    # Slots take the next pack as they become free, so rounds are what counts.
+    rounds = math.ceil(len(packs) / slots)
+    assert rounds == math.ceil(math.ceil(count / pack_size) / slots), "more rounds than the trials need"
+    assert len(packs) == min(count, rounds * slots), "a slot idles while others train packs that could be split"
+
+
+@given(trial_lists, slot_counts, pack_sizes)
+def test_the_plan_depends_on_its_arguments_alone(trials: list[Trial], slots: int, pack_size: int | None) -> None:
+    assert plan_packs(trials, slots, pack_size) == plan_packs(list(trials), slots, pack_size)
+
+
+def test_the_dearest_packs_start_first() -> None:
+    packs = plan_packs([trial(0, 8192), trial(1, 65536), trial(2, 16384)], slots=1)
+    assert [pack[0].source.tokens for pack in packs] == [65536, 16384, 8192]
+
+
+def test_packs_are_small_where_steps_are_large_and_larger_on_gpus() -> None:
+    assert [default_pack_size(n) for n in (128, 512, 1024, 4096)] == [16, 8, 4, 4]
+    assert [default_pack_size(n, "cuda") for n in (512, 1024, 16_384, 1_000_000)] == [64, 64, 4, 1]
+
+
+@pytest.mark.parametrize(("slots", "pack_size"), [(0, None), (1, 0)])
+def test_nothing_to_run_on_is_refused(slots: int, pack_size: int | None) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        plan_packs([trial(0)], slots, pack_size)
