@@ -160,6 +160,8 @@ def _stream(path: Path, reader: str, columns: tuple[str, ...], owner: str) -> It
         if facts.metadata.num_rows == 0:
             return
         options["columns"] = list(columns)
+    # It counts loads, even of local files, with a request to its hub that takes seconds where there is no network.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     verbosity = datasets.logging.get_verbosity()
     # Its readers log a broken file before they raise; the error says the same better.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -186,7 +188,7 @@ def _check_columns(path: Path, wanted: tuple[str, ...], present: Sequence[str], 
 
 def _checked(value: object, column: str, where: str, owner: str) -> str:
     if not isinstance(value, str):
-        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        kind = "nothing" if value is None else f"the {type(value).__name__} {value!r:.40}"
         raise DataError(f"{where} ({owner}) has {kind} in column '{column}', not text.", "Name a column of text, or leave that row out.")
     return value
 

@@ -29,7 +29,7 @@ LEAST_TRAIN_BYTES = 1_000_000
 HELD_OUT = 0.05
 TARGET_EXAMPLES = 300
 LEAST_TARGET_EXAMPLES = 100
-TARGET_CANDIDATES = 1500
+TARGET_CANDIDATES = 900
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def build_demo_corpus(out: Path, reporter: Reporter | None = None) -> DemoCorpus
     with reporter.stage("Choosing held-out examples", TARGET_EXAMPLES * len(TARGET_SOURCES), "examples") as stage:
         candidates = {target.name: list(islice(target.read(installation), TARGET_CANDIDATES)) for target in TARGET_SOURCES}
         # All at once, because going through the training text is what takes the time.
-        distinct = without_overlap(chain.from_iterable(candidates.values()), training)
+        distinct = set(without_overlap(chain.from_iterable(candidates.values()), training))
         for target in TARGET_SOURCES:
-            examples = choose(set(candidates[target.name]).intersection(distinct), TARGET_EXAMPLES)
+            examples = choose([example for example in candidates[target.name] if example in distinct], TARGET_EXAMPLES)
             parts.append(_write_target(target, examples, out))
             stage.advance(len(examples))
     template = resources.files("mixopt.corpus.demo").joinpath(EXPERIMENT_NAME).read_text(encoding="utf-8")

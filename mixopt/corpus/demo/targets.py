@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mixopt.corpus.demo.installation import Installation, name_hash
@@ -103,9 +103,9 @@ def word_spans(text: str, length: int) -> set[str]:
     return {" ".join(words[start : start + length]) for start in range(len(words) - length + 1)}
 
 
-def choose(examples: Iterable[Example], count: int) -> list[Example]:
+def choose(examples: Sequence[Example], count: int) -> list[Example]:
     """At most `count` examples with distinct completions, an even sample by hash, in a fixed order."""
-    distinct = {example.completion: example for example in reversed(list(examples))}
+    distinct = {example.completion: example for example in reversed(examples)}
     return sorted(distinct.values(), key=lambda example: name_hash(example.prompt + example.completion))[:count]
 
 

@@ -1,0 +1,333 @@
+"""`prepare` makes what is missing, changed or damaged, nothing else, and says what is wrong with documents before anything trains."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import workers.tokenize
+from mixopt.config import Experiment, parse_experiment
+from mixopt.corpus.manifest import Manifest
+from mixopt.corpus.splits import Side, side_of
+from mixopt.corpus.tokenizer import END_TOKEN, load_tokenizer
+from mixopt.errors import ConfigError, DataError, MixoptError
+from mixopt.progress import Silent
+from proxy_models.token_store import TokenStore
+from workers.tokenize import prepare
+
+WINDOW = 64
+CODE = [f"def f{index}(x):\n    return x * {index}\n" for index in range(200)]
+PROSE = [f"Sentence {index} says <|end|> and naïve 数据 about {hashlib.sha256(bytes([index])).hexdigest()}." for index in range(200)]
+HELD_OUT_PROSE = [f"A held-out sentence, the {index}th of its kind." for index in range(30)]
+PAIRS = [("Add 1 and 2.\n", "The answer is 3."), ("", "No prompt at all."), ("Too long:", "word " * 400), ("Empty:", "")]
+
+
+class Notes(Silent):
+    """Keeps notes and the bytes reported per stage."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.done: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextmanager
+    def stage(self, title: str, total: float | None, unit: str) -> Any:
+        done = self.done
+
+        class Stage:
+            def advance(self, amount: float) -> None:
+                done[title] = done.get(title, 0.0) + amount
+
+        yield Stage()
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "code.jsonl", [{"text": text} for text in CODE])
+    write_jsonl(tmp_path / "prose.jsonl", [{"body": text} for text in [*PROSE, ""]])
+    write_jsonl(tmp_path / "prose-valid.jsonl", [{"body": text} for text in HELD_OUT_PROSE])
+    write_jsonl(tmp_path / "pairs.jsonl", [{"q": prompt, "a": completion} for prompt, completion in PAIRS])
+    (tmp_path / "plain.txt").write_text("A plain text target.", encoding="utf-8")
+    return tmp_path
+
+
+def experiment(folder: Path, **changes: Any) -> Experiment:
+    raw: dict[str, Any] = {
+        "name": "test",
+        "output": "run",
+        "budget_tokens": "1B",
+        "domains": [
+            {"name": "code", "path": "code.jsonl", "tokens": "1B", "held_out": 0.2},
+            {"name": "prose", "path": "prose.jsonl", "text_column": "body", "tokens": "1B", "valid": "prose-valid.jsonl"},
+        ],
+        "targets": [
+            {"name": "qa", "path": "pairs.jsonl", "prompt_column": "q", "completion_column": "a"},
+            {"name": "plain", "path": "plain.txt"},
+        ],
+        "tokenizer": {"vocab_size": 512},
+        "proxy": {"window": WINDOW, "tokens_per_step": 1024},
+    }
+    return parse_experiment(raw | changes, folder)
+
+
+def with_domain(folder: Path, **changes: Any) -> Experiment:
+    domains = [
+        {"name": "code", "path": "code.jsonl", "tokens": "1B", "held_out": 0.2} | changes,
+        {"name": "plain", "path": "code.jsonl", "tokens": 1},
+    ]
+    return experiment(folder, domains=domains, targets=[])
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted((folder / "run" / "tokens").iterdir())}
+
+
+def decoded(manifest: Manifest, path: str) -> list[str]:
+    """Documents of a token file as text."""
+    tokenizer = load_tokenizer(manifest.root / manifest.tokenizer_path)
+    store = TokenStore.open(manifest.root / path)
+    return [tokenizer.decode(ids.tolist()) for ids in np.split(store.tokens, store.document_ends[:-1])]
+
+
+def test_tokens_decode_to_the_documents(corpus: Path) -> None:
+    manifest = prepare(experiment(corpus))
+    train, valid = (decoded(manifest, f"code.{side}.tokens") for side in ("train", "valid"))
+    assert train == [f"{text}{END_TOKEN}" for text in CODE if side_of(text, 0.2) is Side.TRAIN]
+    assert valid == [f"{text}{END_TOKEN}" for text in CODE if side_of(text, 0.2) is Side.VALID]
+    assert decoded(manifest, "prose.train.tokens") == [f"{text}{END_TOKEN}" for text in PROSE]  # the empty document is skipped
+    assert decoded(manifest, "prose.valid.tokens") == [f"{text}{END_TOKEN}" for text in HELD_OUT_PROSE]
+    assert decoded(manifest, "target-plain.tokens") == [f"A plain text target.{END_TOKEN}"]
+
+
+def test_an_end_token_in_text_is_text(corpus: Path) -> None:
+    manifest = prepare(experiment(corpus))
+    store = TokenStore.open(manifest.absolute(manifest.domains["prose"].train))
+    end = load_tokenizer(manifest.root / manifest.tokenizer_path).end_id
+    assert np.flatnonzero(store.tokens == end).tolist() == (store.document_ends - 1).tolist()
+
+
+def test_the_manifest_counts_what_is_there(corpus: Path) -> None:
+    manifest = prepare(experiment(corpus))
+    assert Manifest.load(manifest.root) == manifest
+    prose = manifest.domains["prose"].train
+    assert (prose.documents, prose.bytes) == (len(PROSE), sum(len(text.encode()) for text in PROSE))
+    assert prose.tokens == TokenStore.open(manifest.absolute(prose)).info.tokens
+    assert [manifest.targets[name].kind for name in ("qa", "plain")] == ["completion", "text"]
+
+
+def test_completions_are_scored_after_their_prompt(corpus: Path) -> None:
+    notes = Notes()
+    manifest = prepare(experiment(corpus), notes)
+    file = manifest.targets["qa"].file
+    store = TokenStore.open(manifest.absolute(file))
+    tokenizer = load_tokenizer(manifest.root / manifest.tokenizer_path)
+    documents = np.split(store.tokens, store.document_ends[:-1])
+    scored = [tokenizer.decode(ids[start:].tolist()) for ids, start in zip(documents, store.scored_from, strict=True)]
+    context = [tokenizer.decode(ids[:start].tolist()) for ids, start in zip(documents, store.scored_from, strict=True)]
+    assert scored == [f"{completion}{END_TOKEN}" for _, completion in PAIRS[:2]]
+    assert context == ["Add 1 and 2.\n", END_TOKEN]  # an empty prompt: the end of the document before it is all there is to go by
+    assert file.bytes == sum(len(completion) for _, completion in PAIRS[:2])
+    assert any("2 of 4 completions" in note for note in notes.notes)
+
+
+def test_a_second_run_does_nothing(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(experiment(corpus))
+    before = snapshot(corpus)
+    monkeypatch.setattr(workers.tokenize, "build", pytest.fail)
+    monkeypatch.setattr(workers.tokenize, "train_tokenizer", pytest.fail)
+    notes = Notes()
+    assert prepare(experiment(corpus), notes) == first
+    assert snapshot(corpus) == before
+    assert notes.notes == []
+
+
+def test_the_same_documents_give_the_same_files_anywhere(corpus: Path) -> None:
+    first = prepare(experiment(corpus))
+    shutil.copytree(corpus, corpus / "copy", ignore=shutil.ignore_patterns("run"))
+    second = prepare(experiment(corpus / "copy"))
+    assert (second.tokenizer_hash, second.domains, second.targets) == (first.tokenizer_hash, first.domains, first.targets)
+
+
+def test_an_interrupted_run_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prepare(experiment(corpus))
+    files = {name: content for name, (_, content) in snapshot(corpus).items() if name.endswith(".tokens")}
+    shutil.rmtree(corpus / "run")
+    built: list[str] = []
+    original = workers.tokenize.build
+
+    def stop_at_third(job: Any, *arguments: Any) -> Any:
+        if len(built) == 2:
+            raise KeyboardInterrupt
+        built.append(job.output.name)
+        return original(job, *arguments)
+
+    monkeypatch.setattr(workers.tokenize, "build", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(experiment(corpus))
+    assert not (corpus / "run" / "tokens" / "manifest.json").exists()
+
+    def count(job: Any, *arguments: Any) -> Any:
+        built.append(job.output.name)
+        return original(job, *arguments)
+
+    monkeypatch.setattr(workers.tokenize, "build", count)
+    monkeypatch.setattr(workers.tokenize, "train_tokenizer", pytest.fail)
+    assert prepare(experiment(corpus)) == whole
+    assert sorted(built) == sorted(files)  # each file once, over both runs
+    assert {name: content for name, (_, content) in snapshot(corpus).items() if name.endswith(".tokens")} == files
+
+
+def test_an_interruption_within_a_file_leaves_no_file(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers.tokenize, "_fits", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(experiment(corpus))
+    assert not list((corpus / "run" / "tokens").glob("*target-qa*"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def replace_with_other(path: Path) -> None:
+    shutil.copy(path.with_name("prose.train.tokens"), path)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, replace_with_other])
+def test_a_damaged_file_is_found_said_and_made_again(corpus: Path, damage: Callable[[Path], None]) -> None:
+    whole = prepare(experiment(corpus))
+    before = snapshot(corpus)
+    damage(corpus / "run" / "tokens" / "code.train.tokens")
+    notes = Notes()
+    assert prepare(experiment(corpus), notes) == whole
+    after = snapshot(corpus)
+    assert any("code.train.tokens" in note and "made again" in note for note in notes.notes)
+    assert {name: content for name, (_, content) in after.items()} == {name: content for name, (_, content) in before.items()}
+    redone = {name for name in after if after[name][0] != before[name][0]}
+    assert redone == {"code.train.tokens", "code.train.tokens.json"}
+
+
+def test_a_damaged_tokenizer_or_manifest_is_made_again(corpus: Path) -> None:
+    whole = prepare(experiment(corpus))
+    tokens = corpus / "run" / "tokens"
+    (tokens / "manifest.json").write_text("{")
+    (tokens / "tokenizer.json").write_text((tokens / "tokenizer.json").read_text()[:-5])
+    notes = Notes()
+    assert prepare(experiment(corpus), notes) == whole
+    assert any("tokenizer.json is damaged" in note for note in notes.notes)
+    assert Manifest.load(tokens) == whole
+
+
+def test_changed_documents_are_tokenized_again_with_the_same_tokenizer(corpus: Path) -> None:
+    first = prepare(experiment(corpus))
+    before = snapshot(corpus)
+    write_jsonl(corpus / "prose.jsonl", [{"body": f"{text} Changed."} for text in PROSE])
+    notes = Notes()
+    second = prepare(experiment(corpus), notes)
+    assert second.tokenizer_hash == first.tokenizer_hash
+    assert second.domains["prose"].train.content_hash != first.domains["prose"].train.content_hash
+    assert second.domains["code"] == first.domains["code"]
+    assert snapshot(corpus)["code.train.tokens"] == before["code.train.tokens"]
+    assert any("prose.train.tokens" in note for note in notes.notes)
+    assert any("tokenizer is kept" in note for note in notes.notes)
+    assert decoded(second, "prose.train.tokens")[0] == f"{PROSE[0]} Changed.{END_TOKEN}"
+
+
+def test_another_vocabulary_makes_everything_again(corpus: Path) -> None:
+    first = prepare(experiment(corpus))
+    second = prepare(experiment(corpus, tokenizer={"vocab_size": 600}))
+    assert second.tokenizer_hash != first.tokenizer_hash
+    assert {name: files.train.content_hash for name, files in second.domains.items()} == {
+        name: files.train.content_hash for name, files in first.domains.items()
+    }  # content does not depend on the tokenizer
+    assert TokenStore.open(second.absolute(second.domains["code"].train)).info.tokenizer_hash == second.tokenizer_hash
+
+
+def test_a_given_tokenizer_is_used_and_its_end_token_said(corpus: Path) -> None:
+    trained = prepare(experiment(corpus))
+    given = corpus / "given.json"
+    given.write_text((trained.root / trained.tokenizer_path).read_text().replace(END_TOKEN, "<|endoftext|>"))
+    notes = Notes()
+    manifest = prepare(experiment(corpus, tokenizer={"path": "given.json"}, output="other"), notes)
+    assert manifest.tokenizer_hash == load_tokenizer(given).hash
+    assert any("'<|endoftext|>' ends a document" in note for note in notes.notes)
+
+
+def test_progress_is_in_bytes_of_text(corpus: Path) -> None:
+    notes = Notes()
+    prepare(experiment(corpus), notes)
+    everything = [*CODE, *PROSE, *HELD_OUT_PROSE, *(part for pair in PAIRS for part in pair), "A plain text target."]
+    assert notes.done["Tokenizing"] == sum(len(text.encode()) for text in everything)
+    assert notes.done["Training the tokenizer"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"path": "cod.jsonl"}, DataError, r"cod\.jsonl of domain 'code' does not exist.*code\.jsonl"),
+        ({"path": "none/*.jsonl"}, DataError, "matches no file"),
+        ({"text_column": "txt"}, ConfigError, "no column 'txt'.*'text'"),
+        ({"path": "empty.jsonl"}, DataError, "Domain 'code' holds no text"),
+        ({"path": "blank.jsonl"}, DataError, "Domain 'code' holds no text"),
+        ({"valid": "empty.jsonl"}, DataError, "Held-out set of domain 'code' holds no text"),
+        (
+            {"path": "short.jsonl", "valid": "code.jsonl"},
+            DataError,
+            f"Domain 'code' has .* training tokens, fewer than one window of {WINDOW}",
+        ),
+        ({"valid": "short.jsonl"}, DataError, f"domain 'code' has .* held-out tokens, fewer than one window of {WINDOW}"),
+        ({"path": "single.jsonl"}, DataError, "leaves no (training|held-out) document"),
+        ({"path": "broken.jsonl"}, DataError, r"broken\.jsonl of domain 'code' cannot be read"),
+    ],
+)
+def test_bad_domains_are_told_before_anything_trains(corpus: Path, changes: dict[str, str], kind: type[MixoptError], message: str) -> None:
+    (corpus / "empty.jsonl").write_text("")
+    (corpus / "broken.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    write_jsonl(corpus / "blank.jsonl", [{"text": ""}] * 50)
+    write_jsonl(corpus / "short.jsonl", [{"text": "short"}])
+    write_jsonl(corpus / "single.jsonl", [{"text": "long enough for a window, though all of it is one document " * 20}])
+    with pytest.raises(kind, match=message):
+        prepare(with_domain(corpus, **changes))
+    assert not (corpus / "run" / "tokens" / "manifest.json").exists()
+
+
+def test_a_target_whose_completions_all_fail_is_an_error(corpus: Path) -> None:
+    write_jsonl(corpus / "pairs.jsonl", [{"q": "Too long:", "a": "word " * 400}])
+    with pytest.raises(DataError, match=f"Target 'qa': all 1 completions .* window of {WINDOW}"):
+        prepare(experiment(corpus))
+
+
+@pytest.mark.parametrize(("length", "fits"), [(WINDOW - 2, True), (WINDOW - 1, False)])
+def test_the_longest_completion_leaves_room_for_its_end_and_one_token_before(corpus: Path, length: int, fits: bool) -> None:
+    manifest = prepare(experiment(corpus))
+    tokenizer = load_tokenizer(manifest.root / manifest.tokenizer_path)
+    completion = tokenizer.decode(tokenizer.encode_batch(["\x01" * length])[0])
+    assert len(tokenizer.encode_batch([completion])[0]) == length
+    write_jsonl(corpus / "pairs.jsonl", [{"q": "p", "a": "ok"}, {"q": "p", "a": completion}])
+    assert prepare(experiment(corpus)).targets["qa"].file.documents == (2 if fits else 1)
+
+
+def test_names_that_would_share_a_file_are_refused(corpus: Path) -> None:
+    domains = [{"name": name, "path": "code.jsonl", "tokens": 1} for name in ("target-a", "b")]
+    with pytest.raises(ConfigError, match="share a token file"):
+        prepare(experiment(corpus, domains=domains, targets=[{"name": "a.train", "path": "plain.txt"}]))
