@@ -247,19 +247,13 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
 
 
 def _export(folder: Path, to: str, out: Path | None, arm: str | None, search_id: str | None, options: dict[str, str]) -> list[Path]:
-    from mixopt.export import ExportInput, choose_schedule, get_exporter, write_export
-    from mixopt.proposal import Proposal
+    from mixopt.export import export_search, get_exporter
 
     get_exporter(to)  # a slip in the name is answered before the record is opened
     with _record(folder) as history:
         record = _find_search(history, folder, search_id)
-        context, body = history.document(record.search_id, "context"), history.document(record.search_id, "proposal")
-        if context is None or body is None:
-            raise DataError(f"Search {record.search_id[:8]} has no proposal yet.", "Let `mixopt search FILE` finish first.")
-        proposal, verification = Proposal.from_json(body), history.document(record.search_id, "verification")
-        chosen, schedule = choose_schedule(proposal, verification, arm)
-        request = ExportInput(schedule, chosen, record.search_id, context, proposal, verification, options)
-        return write_export(to, request, out or folder / "searches" / f"{record.name}-{record.search_id[:8]}" / "exports")
+        target = out or folder / "searches" / f"{record.name}-{record.search_id[:8]}" / "exports"
+        return export_search(history, record.search_id, to, target, arm=arm, options=options)
 
 
 def _record(folder: Path) -> History:

@@ -282,7 +282,7 @@ def _expand_variables(value: Any, location: str) -> Any:
 def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     def absolute(value: Any) -> Any:
         if isinstance(value, str):
-            return str(base / Path(value).expanduser())
+            return os.path.normpath(base / Path(value).expanduser())
         return [absolute(item) for item in value] if isinstance(value, list) else value
 
     result = dict(raw)

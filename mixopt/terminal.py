@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -132,20 +133,20 @@ def answer_table(
     max_epochs: Mapping[str, float],
 ) -> Table:
     """The proposed mixture next to its baselines, largest weight first; a domain at its epoch cap is marked."""
-    table = Table(title="Proposed mixture (share of tokens, %)", title_justify="left")
+    table = Table(title="Proposed mixture (share of tokens, %)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("domain")
-    table.add_column("proposed", justify="right", style="bold")
-    table.add_column("near-optimal", justify="right")
+    table.add_column("proposed", justify="right", style="bold", no_wrap=True)
+    table.add_column("near-optimal", justify="right", no_wrap=True)
     for name in baselines:
-        table.add_column(name, justify="right")
-    table.add_column("epochs", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("epochs", justify="right", no_wrap=True)
     for domain in sorted(mixture, key=lambda name: -mixture[name]):
         low, high = near_optimal.get(domain, (float("nan"), float("nan")))
         at_cap = epochs[domain] >= max_epochs[domain] * (1 - 1e-3)
         table.add_row(
             domain,
             f"{100 * mixture[domain]:.1f}",
-            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}",
             *(f"{100 * weights[domain]:.1f}" for weights in baselines.values()),
             f"{epochs[domain]:.2f}{' (cap)' if at_cap else ''}",
         )
@@ -154,7 +155,7 @@ def answer_table(
 
 def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table; the first column is text, the others numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:

@@ -22,6 +22,7 @@ from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError, MixoptError
 from mixopt.factory import TrialFactory
 from mixopt.history import History
+from mixopt.objective import Objective, fit_objective
 from mixopt.progress import Reporter, Silent
 from mixopt.proposal import Proposal
 from mixopt.runner import Evaluation, Runner
@@ -350,10 +351,11 @@ def _walk(
             stop=stop,
         )
         swarm = history.swarm(search.search_id, search.domains.names, search.metrics(search.factory.source))
-        with reporter.stage("Fitting surrogates", None, "fits"):
+        with reporter.stage("Fitting surrogates", None, ""):
             proposal = search.strategy.propose(swarm)
+            objective = fit_objective(experiment.objective.kind, objective_weights(experiment), swarm, search.domains.natural())
         history.save_document(search.search_id, "proposal", proposal.to_json())
-        verification = _verify(search, history, proposal, runner, reporter, observers, stop)
+        verification = _verify(search, history, proposal, objective, runner, reporter, observers, stop)
     finally:
         runner.close()
     figures = write_results(search.folder, history, search.search_id)
@@ -370,6 +372,7 @@ def _verify(
     search: Search,
     history: History,
     proposal: Proposal,
+    objective: Objective,
     runner: Runner,
     reporter: Reporter,
     observers: Sequence[SearchObserver],
@@ -379,7 +382,7 @@ def _verify(
     check = search.experiment.verification
     if not check.enabled:
         return None
-    source = search.verification_factory.source
+    source, names = search.verification_factory.source, search.domains.names
     trials = plan_verification(
         proposal, search.domains.natural(), search.domains.uniform(), search.domains.unimax(), search.verification_factory.make, check.seeds
     )
@@ -396,7 +399,7 @@ def _verify(
         stop=stop,
     )
     swarm = history.swarm(search.search_id, search.domains.names, search.metrics(source), stage="verification")
-    verification = summarize(swarm, trials, proposal, source)
+    verification = summarize(swarm, trials, objective, lambda mixture: bool(search.space.contains(mixture.array(names)[None, :])[0]))
     history.save_document(search.search_id, "verification", verification.to_json())
     return verification
 
