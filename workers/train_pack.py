@@ -35,8 +35,8 @@ from workers.failures import failure_of
 from workers.plan import Device
 from workers.trial_folder import TrialFolder, measured_at_end
 
-LOCK_PATIENCE_SECONDS = 60.0
-"""A process that holds a trial and has written nothing for so long (three checkpoints) is taken for hung, and the trial for lost."""
+LOCK_PATIENCE_SECONDS = 300.0
+"""A process that holds a trial and has written nothing for so long (many checkpoints) is taken for hung, and the trial for lost."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import proxy_models.train
+from mixopt.config import ProxyConfig as ProxySettings
+from mixopt.mixture import Mixture, Schedule
+from mixopt.runner import Evaluation
+from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial, TrialDomain, trial_identity
+from proxy_models.specs import MemberResult, MemberSpec
+from proxy_models.token_store import TokenWriter
+from workers import train_pack
+from workers.control import DriverControl, PackControl
+from workers.convert import recipe_for
+from workers.train_pack import PackJob, TrialResult, run_pack
+from workers.trial_folder import TrialFolder, measured_at_end
+
+SOURCE = Source("trained", "nano", 1024)
+
+
+def outcome(trial_id: str) -> Outcome:
+    return Outcome(trial_id, {"content-a": (1.0,)}, (Measurement("key", 128, 2.0, 1.5), Measurement("key", 1024, 1.0, 0.7)), 1024, 1e6, 0.5)
+
+
+def make_trial(seed: int) -> Trial:
+    recipe = recipe_for(ProxySettings(window=64, tokens_per_step=128, tokens=1024), "nano", 512)
+    schedule = Schedule.constant(Mixture(("a",), (1.0,)))
+    domains = (TrialDomain("a", "content-a", 1024),)
+    identity = trial_identity(schedule, SOURCE, seed, recipe, domains, "tokenizer", "1")
+    return Trial(identity, schedule, SOURCE, seed, recipe, domains, "tokenizer", "1")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> PackJob:
+    """Five trials over one token file."""
+    path = tmp_path / "a.tokens"
+    with TokenWriter(path, 512, "tokenizer") as writer:
+        writer.add(np.arange(1, 400).tolist(), text_bytes=1000)
+        writer.close("content-a")
+    control = DriverControl(tmp_path / "control")
+    trials = tuple(make_trial(seed) for seed in range(5))
+    return PackJob("pack", tmp_path, control.folder, trials, {"content-a": path}, (Evaluation("key", "valid/a", "text", path, 64),))
+
+
+class Engine:
+    """Stands in for `proxy_models.train.train_pack`: fails whenever the member with `bad_seed` is in the pack, or more than `limit` are."""
+
+    def __init__(self, bad_seed: int | None = None, limit: int = 99, error: type[Exception] = RuntimeError) -> None:
+        self.bad_seed, self.limit, self.error = bad_seed, limit, error
+        self.packs: list[list[int]] = []
+
+    def __call__(self, config: object, settings: object, members: Sequence[MemberSpec], *_: object, **__: object) -> list[MemberResult]:
+        self.packs.append([member.seed for member in members])
+        if len(members) > self.limit or any(member.seed == self.bad_seed for member in members):
+            raise self.error(f"cannot train {self.packs[-1]}")
+        return [MemberResult(m.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5) for m in members]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Engine:
+    monkeypatch.setattr(proxy_models.train, "train_pack", engine)
+    return engine
+
+
+def by_seed(job: PackJob, results: Sequence[TrialResult]) -> Mapping[int, TrialResult]:
+    seeds = {trial.trial_id: trial.seed for trial in job.trials}
+    assert sorted(result.trial_id for result in results) == sorted(seeds)
+    return {seeds[result.trial_id]: result for result in results}
+
+
+def test_an_error_is_narrowed_down_to_its_member(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = use(monkeypatch, Engine(bad_seed=3))
+    results = by_seed(job, run_pack(job))
+    assert engine.packs == [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4], [3], [4]]
+    failure = results.pop(3).failure
+    assert failure is not None
+    assert failure.kind is FailureKind.ERROR
+    assert failure.message == "RuntimeError: cannot train [3]"
+    assert all(result.outcome for result in results.values())
+    folder = TrialFolder(job.store, job.trials[3].trial_id)
+    assert "cannot train [3]" in (folder.path / "error.txt").read_text()
+    assert not folder.result_path.exists()
+
+
+def test_a_pack_too_large_for_memory_is_trained_in_parts(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = use(monkeypatch, Engine(limit=2, error=MemoryError))
+    assert all(result.outcome for result in run_pack(job))
+    assert max(len(pack) for pack in engine.packs[-2:]) <= 2
+    assert by_seed(job, run_pack(job)), "read back"
+    alone = use(monkeypatch, Engine(limit=0, error=torch.OutOfMemoryError))
+    for trial in job.trials:
+        TrialFolder(job.store, trial.trial_id).result_path.unlink()
+    kinds = {result.failure.kind for result in run_pack(job) if result.failure}
+    assert kinds == {FailureKind.OUT_OF_MEMORY}
+    assert alone.packs[-1] == [4]
+
+
+def test_an_interruption_is_not_a_failure(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_pack(job)
+    with TrialFolder(job.store, job.trials[0].trial_id).lock() as free:
+        assert free
+
+
+def test_a_pack_without_its_driver_trains_nothing(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = use(monkeypatch, Engine())
+    (job.control).rmdir()
+    assert {result.failure.kind for result in run_pack(job) if result.failure} == {FailureKind.CANCELLED}
+    assert engine.packs == []
+
+
+def test_a_trial_whose_holder_hangs_is_given_up(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Engine())
+    folder = TrialFolder(job.store, job.trials[0].trial_id)
+    with folder.lock() as locked:
+        assert locked
+        long_ago = time.time() - 2 * train_pack.LOCK_PATIENCE_SECONDS
+        os.utime(folder.lock_path, (long_ago, long_ago))
+        results = by_seed(job, run_pack(job))
+    failure = results.pop(0).failure
+    assert failure is not None
+    assert failure.kind is FailureKind.WORKER_LOST
+    assert f"process {os.getpid()}" in failure.message
+    assert all(result.outcome for result in results.values())
+
+
+def test_torch_has_one_thread_inside_and_its_own_count_afterwards(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[int] = []
+    engine = use(monkeypatch, Engine())
+    monkeypatch.setattr(proxy_models.train, "train_pack", lambda *a, **k: inside.append(torch.get_num_threads()) or engine(*a, **k))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run_pack(job)
+        assert (inside, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_result_is_either_an_outcome_or_a_failure() -> None:
+    with pytest.raises(AssertionError):
+        TrialResult("id")
+    with pytest.raises(AssertionError):
+        TrialResult("id", outcome("id"), Failure(FailureKind.ERROR, ""))
+
+
+def test_results_are_read_back_exactly_and_foreign_or_torn_ones_are_not(tmp_path: Path) -> None:
+    trial = make_trial(0)
+    folder = TrialFolder(tmp_path, trial.trial_id)
+    assert folder.read_outcome() is None
+    folder.write_outcome(trial.spec(), outcome(trial.trial_id))
+    assert folder.read_outcome() == outcome(trial.trial_id)
+    assert measured_at_end(outcome(trial.trial_id)) == {"key"}
+    text = folder.result_path.read_text()
+    body = json.loads(text)
+    damages: list[Any] = [
+        text[: len(text) // 2],
+        "",
+        "[]",
+        json.dumps({**body, "version": 2}),
+        json.dumps({**body, "outcome": {**body["outcome"], "trial_id": "other"}}),
+        text.replace("0.7", "NaN"),
+    ]
+    for damaged in damages:
+        folder.result_path.write_text(damaged)
+        assert folder.read_outcome() is None, damaged
+    folder.result_path.write_text(text)
+    assert TrialFolder(tmp_path, "another").read_outcome() is None
+
+
+def test_a_lock_keeps_others_out_within_a_process_too(tmp_path: Path) -> None:
+    one, other = TrialFolder(tmp_path, "id"), TrialFolder(tmp_path, "id")
+    with one.lock() as first, other.lock() as second:
+        assert (first, second) == (True, False)
+        assert f"process {os.getpid()}" in other.holder()
+    with other.lock() as again:
+        assert again
+
+
+def test_a_log_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path, "id")
+    assert folder.read_log() == []
+    folder.log("training", tokens=128)
+    with (folder.path / "log.jsonl").open("a") as file:
+        file.write('{"event": "fini')
+    assert [(line["event"], line["tokens"]) for line in folder.read_log()] == [("training", 128)]
+
+
+def test_cancelling_reaches_the_pack_and_can_be_taken_back(tmp_path: Path) -> None:
+    driver = DriverControl(tmp_path / "control")
+    pack = PackControl(driver.folder, "pack")
+    assert driver.progress("pack") == {}
+    pack.report({"a": 128, "b": 0}, at_once=True)
+    assert driver.progress("pack") == {"a": 128, "b": 0}
+    assert pack.cancelled(["a", "b"]) == frozenset()
+    driver.cancel(["a", "elsewhere"])
+    assert PackControl(driver.folder, "pack").cancelled(["a", "b"]) == {"a"}
+    driver.allow("a")
+    assert PackControl(driver.folder, "pack").cancelled(["a", "b"]) == frozenset()
+    driver.close()
+    pack.report({"a": 256}, at_once=True)
+    assert PackControl(driver.folder, "pack").cancelled(["a", "b"]) == {"a", "b"}
