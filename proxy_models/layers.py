@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from proxy_models.config import ProxyConfig
 
 
-def rms_norm(x_KND: Tensor, scale_KD: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm (arXiv 1910.07467, equation 4) with one scale per member; (K, N, D)."""
-    return F.rms_norm(x_KND, (x_KND.shape[-1],), eps=eps) * scale_KD[:, None, :]
+def rms_norm(x_KND: Tensor, eps: float, scale_KD: Tensor | None = None) -> Tensor:
+    """Root-mean-square norm (arXiv 1910.07467, equation 4), with one scale per member or none; (K, N, D)."""
+    normed_KND = F.rms_norm(x_KND, (x_KND.shape[-1],), eps=eps)
+    return normed_KND if scale_KD is None else normed_KND * scale_KD[:, None, :]
 
 
 @functools.lru_cache(maxsize=32)
@@ -73,7 +74,7 @@ class PackedAttention(nn.Module):
         """Maps (K, N, D) to (K, N, D), where each `window` tokens of N are one sequence."""
         config = self.config
         members, tokens, d_model = x_KND.shape
-        qkv_KNX = torch.bmm(rms_norm(x_KND, self.norm, config.norm_eps), self.qkv)
+        qkv_KNX = torch.bmm(rms_norm(x_KND, config.norm_eps, self.norm), self.qkv)
         # Split, not slice: its backward is one concatenation, where slices would each fill a zero tensor and add it.
         rotated, values = qkv_KNX.view(-1, window, 3 * config.n_heads, config.d_head).split((2 * config.n_heads, config.n_heads), dim=2)
         table = rotary_table(window, config.d_head, config.rope_theta, x_KND.dtype, x_KND.device)

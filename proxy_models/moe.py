@@ -207,7 +207,7 @@ class PackedMoE(nn.Module):
 
     def forward(self, x_KND: Tensor, record_load: bool) -> Tensor:
         """Maps (K, N, D) to (K, N, D); with `record_load`, keeps the rows per expert for `update_bias`."""
-        normed_KND = rms_norm(x_KND, self.norm, self.config.norm_eps)
+        normed_KND = rms_norm(x_KND, self.config.norm_eps, self.norm)
         expert_KNS, weight_KNS = self.route(normed_KND)
         dispatch = plan_dispatch(expert_KNS.permute(2, 0, 1), self.config.n_experts)
         if record_load:

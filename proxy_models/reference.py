@@ -34,7 +34,7 @@ class PlainProxy:
 
     def logits(self, input_BT: Tensor) -> Tensor:
         """Logits of the next token, (B, T, V)."""
-        x_BTD = self.weights["embedding"][input_BT]
+        x_BTD = self._unit(self.weights["embedding"][input_BT])
         for layer in range(self.config.n_layers):
             x_BTD = x_BTD + self._attention(layer, self._norm(x_BTD, f"layers.{layer}.attention.norm"))
             x_BTD = x_BTD + self._experts(layer, self._norm(x_BTD, f"layers.{layer}.moe.norm"))
@@ -60,7 +60,10 @@ class PlainProxy:
                     bias[expert] -= self.config.bias_update_rate
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt() * self.weights[name]
+        return self._unit(x) * self.weights[name]
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
 
     def _attention(self, layer: int, x_BTD: Tensor) -> Tensor:
         config = self.config
