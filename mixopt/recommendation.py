@@ -85,8 +85,7 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
     optimum = _optimize(prediction, measured, space, domains, best, settings)
     # What a comparison of two mixtures with so many seeds each cannot tell apart.
     indistinct = measured.noise_std * float(np.sqrt(2 / settings.seeds))
-    level = float(prediction.mean(optimum.weights[None])[0]) + indistinct
-    low, high = near_optimal_range(prediction.mean, space, optimum.weights, level, settings.seed)
+    low, high = _near_optimal(prediction, space, optimum.weights, indistinct, settings.seed)
     mixture = Mixture.from_array(space.domains, optimum.weights)
     return Proposal(
         schedule=Schedule.constant(mixture),
@@ -108,8 +107,9 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
             "noise_std": dict(zip(objective.metrics, objective.noise_std, strict=True)),
             "noise_degrees_of_freedom": objective.degrees_of_freedom,
             "near_optimal_within": indistinct,
-            "near_optimal_meaning": f"seed noise of the objective times sqrt(2 / {settings.seeds}): what {settings.seeds} runs of each "
-            "mixture could not tell apart",
+            "near_optimal_meaning": "predicted difference to the proposal at most one posterior standard deviation of that difference, or "
+            f"near_optimal_within if that is more: the seed noise of the objective times sqrt(2 / {settings.seeds}), which {settings.seeds} "
+            "runs of each mixture could not tell apart",
             "optimizer": {"method": optimum.method, "status": optimum.status},
             "baselines": _baselines(prediction, measured, space, domains),
             "guard": _guard(prediction, optimum.weights, best, indistinct),
@@ -132,6 +132,18 @@ def _optimize(
     probes = space.sample(PROBES, np.random.default_rng([settings.seed, 0x9B0]))
     smooth = not is_piecewise_constant(prediction.mean, probes)
     return minimize(pulled, space, starts, settings.seed, smooth)
+
+
+def _near_optimal(
+    prediction: Prediction, space: MixtureSpace, optimum: FloatArray, indistinct: float, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Least and largest weight per domain among feasible mixtures that neither surrogate nor repeats can tell from the optimum."""
+    level = prediction.mean(optimum[None])[0]
+
+    def beyond_noise(weights: FloatArray) -> FloatArray:
+        return np.asarray(prediction.mean(weights) - level - np.maximum(indistinct, prediction.difference_std(weights, optimum)))
+
+    return near_optimal_range(beyond_noise, space, optimum, 0.0, seed)
 
 
 def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:

@@ -4,6 +4,9 @@ Every point depends on its number and the search's seed only, so that raising 48
 no other. Baselines and repeats come early and are interleaved with the draws, so that a small budget holds some of each. Draws ignore the
 epoch caps: constraints belong to the optimizer, the swarm stays wide (Olmix, arXiv 2602.12237).
 
+Strengths are RegMix's, 0.1 to 5, without its rejection of large weights; 0.5 to 10 and 1 to 20 found optima of synthetic laws no better
+(docs/log.md).
+
 Seeds. Repeats of the baselines share a small set of seeds; every draw has its own. Seeds common to all trials would cancel what a seed does
 to every mixture alike, but what it does to some mixtures only would then look like signal, and no number of trials would average it away.
 With own seeds the noise is independent between trials, as surrogates assume, and is the noise that the repeats measure.
@@ -20,10 +23,7 @@ from mixopt.domains import DomainSet
 from mixopt.mixture import FloatArray, Mixture
 from mixopt.simplex import round_counts, sample_dirichlet
 
-# RegMix uses 0.1 to 5 and rejects draws with a domain above 15 times its natural share, which leaves a mean largest weight of .54. Without
-# rejection 0.1 to 5 wastes a third of the trials on mixtures of practically one domain; 0.5 to 10 gives .52 to .60 (docs/log.md).
-STRENGTHS: tuple[float, ...] = tuple(np.geomspace(0.5, 10.0, 15).tolist())
-# Every so manieth draw is dense (all domains present) around uniform: interactions among all domains show only there.
+# Of so many draws one is dense (all domains present) around uniform: how all domains act together shows only there.
 DENSE_EVERY = 6
 DENSE_STRENGTH_PER_DOMAIN = 2.0
 # Below this share a domain gets some windows at most; RegMix cuts at 2e-4, Olmix at 2e-3.
@@ -106,7 +106,7 @@ def _draw(domains: DomainSet, seed: int, number: int) -> DesignPoint:
         prior = np.full(len(names), 1 / len(names))
         weights = sample_dirichlet(rng, prior, 1, (DENSE_STRENGTH_PER_DOMAIN * len(names),), temperature=1.0, zero_below=0.0)
     else:
-        weights = sample_dirichlet(rng, domains.natural().array(names), 1, STRENGTHS, zero_below=min(ZERO_BELOW, 0.1 / len(names)))
+        weights = sample_dirichlet(rng, domains.natural().array(names), 1, zero_below=min(ZERO_BELOW, 0.1 / len(names)))
     grained: FloatArray = round_counts(weights[0], GRAIN) / GRAIN
     mixture = Mixture.from_array(names, grained).reordered(domains.names)
     return DesignPoint("design", mixture, SEEDS_PER_SEARCH * seed + FIRST_DRAW_SEED + number)

@@ -86,11 +86,22 @@ class Lab:
         """The truth that the strategies are to minimize: equal weights, equal noise."""
         return law(weights, self.domains.names).mean(axis=1)
 
-    def best(self) -> tuple[np.ndarray, float]:
-        """The true feasible optimum by brute force: 200,000 feasible mixtures."""
-        points = self.space.sample(200_000, np.random.default_rng(1))
-        values = self.objective(points)
-        return points[values.argmin()], float(values.min())
+    def best(self) -> float:
+        """The least true objective of a feasible mixture, within 1e-5: projected gradient steps, certified by the Frank-Wolfe gap.
+
+        The law is convex, so value - gap is a lower bound of it wherever the gap is taken.
+        """
+        from scipy.optimize import linprog
+
+        blends = np.array([[BLENDS[metric][name] for name in self.domains.names] for metric in BLENDS])
+        point = self.space.project(self.domains.uniform().array()[None])[0]
+        for _ in range(20_000):
+            slopes = (-0.35 * (blends @ point + 0.03) ** -1.35) @ blends / len(blends)
+            point = self.space.project((point - 0.02 * slopes)[None])[0]
+        bounds = list(zip(self.space.lower, self.space.upper, strict=True))
+        vertex = linprog(slopes, A_eq=np.ones((1, len(point))), b_eq=[1.0], bounds=bounds).x
+        assert slopes @ (point - vertex) < 1e-5
+        return float(self.objective(point[None])[0])
 
 
 def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), **changes: Any) -> Lab:
@@ -177,10 +188,10 @@ def test_abandoned_trials_are_replaced(name: str) -> None:
     abandoned, done = [], []
     while fresh := a.strategy.ask(5, a.run(done) if done else Swarm.empty(a.domains.names), [], abandoned):
         assert not {trial.trial_id for trial in fresh} & {trial.trial_id for trial in abandoned}
-        abandoned += [trial for trial in fresh if trial.label == "design"][:1]
+        abandoned += [trial for trial in fresh if trial.label == "design"][: int(len(abandoned) < 8)]
         done += [trial for trial in fresh if trial not in abandoned]
     assert len(done) == 30
-    assert len(abandoned) >= 5
+    assert len(abandoned) == 8
     assert a.space.contains(a.strategy.propose(a.run(done)).mixture.array()[None])[0]
 
 
@@ -218,7 +229,7 @@ def test_proposal_is_feasible_complete_and_json(name: str, kind: str) -> None:
         assert a.space.lower[index] - 1e-9 <= low <= weights[index] + 1e-12
         assert weights[index] - 1e-12 <= high <= a.space.upper[index] + 1e-9
     text = json.dumps(proposal.to_json(), allow_nan=False)
-    assert Proposal.from_json(json.loads(text)).to_json() == json.loads(text)
+    assert json.dumps(Proposal.from_json(json.loads(text)).to_json()) == text
     assert {"trials", "surrogate", "pull", "spearman", "predicted", "baselines", "noise_std", "objective"} <= set(proposal.evidence)
     assert proposal.evidence["trials"] == 30
     assert len(proposal.evidence["predicted"]) == 30
@@ -243,11 +254,12 @@ def test_finds_the_optimum_of_a_known_law(name: str) -> None:
     proposal = a.strategy.propose(swarm)
     weights = proposal.mixture.array(a.domains.names)
     natural = a.domains.natural().array()
-    _, best = a.best()
+    best = a.best()
     gap, gain = a.objective(weights[None])[0] - best, a.objective(natural[None])[0] - best
-    assert gain > 5 * NOISE_STD
-    # Within one sigma of a single run of the optimum. Over design seeds 0 to 9 the gap was .000 to .004.
-    assert gap < NOISE_STD
+    assert gain > 10 * NOISE_STD
+    assert gap > -1e-5
+    # A quarter of the gain was the worst of design seeds 0 to 19; their mean was a twentieth, two thirds of one sigma.
+    assert gap < gain / 4
     assert proposal.objective.high < 0
     assert proposal.binding
 
