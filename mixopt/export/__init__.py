@@ -18,6 +18,7 @@ from mixopt.errors import ConfigError, DataError
 from mixopt.export.base import Exporter, ExportInput, check_domains, check_epochs, check_options
 from mixopt.mixture import Mixture, Schedule
 from mixopt.proposal import Proposal
+from mixopt.verification import Verification
 
 if TYPE_CHECKING:
     from mixopt.history import History
@@ -50,7 +51,9 @@ def get_exporter(name: str) -> Exporter:
     return exporters[name]
 
 
-def choose_schedule(proposal: Proposal | None, verification: Mapping[str, Any] | None, arm: str | None = None) -> tuple[str, Schedule]:
+def choose_schedule(
+    context: Mapping[str, Any], proposal: Proposal | None, verification: Verification | None, arm: str | None = None
+) -> tuple[str, Schedule]:
     """(arm, schedule) to export: the arm asked for, else the one that verification recommends, else the proposal.
 
     Raises:
@@ -59,14 +62,12 @@ def choose_schedule(proposal: Proposal | None, verification: Mapping[str, Any] |
     """
     if proposal is None:
         raise DataError("The search has no proposal yet.", "Let `mixopt search` finish first.")
-    verified: Mapping[str, Mapping[str, float]] = (verification or {}).get("arms") or {}
-    wanted = arm or (verification or {}).get("recommended") or "proposal"
-    if wanted == "proposal":
-        return wanted, proposal.schedule
-    if wanted in verified:
-        return wanted, Schedule.constant(Mixture.of(verified[wanted]))
-    known = sorted({"proposal", *verified})
-    raise ConfigError(f"There is no mixture '{wanted}' to export.", f"There are: {', '.join(known)}.")
+    arms = {"proposal": proposal.schedule, "best_measured": Schedule.constant(Mixture.of(proposal.best_measured["weights"]))}
+    arms |= {name: Schedule.constant(Mixture.of(context[name])) for name in ("natural", "uniform", "unimax")}
+    wanted = arm or (verification.recommended if verification else "proposal")
+    if wanted not in arms:
+        raise ConfigError(f"There is no mixture '{wanted}' to export.", f"There are: {', '.join(arms)}.")
+    return wanted, arms[wanted]
 
 
 def export(name: str, request: ExportInput) -> dict[str, str]:
@@ -98,11 +99,12 @@ def export_search(
     """
     get_exporter(name)  # a slip in the name is answered before anything is read
     context = history.document(search_id, "context")
-    body, verification = history.document(search_id, "proposal"), history.document(search_id, "verification")
-    proposal = None if body is None else Proposal.from_json(body)
-    arm, schedule = choose_schedule(proposal, verification, arm)
     if context is None:
         raise DataError(f"Search {search_id} has no context in the record.", "Run `mixopt search FILE`, which writes it first.")
+    body, verified = history.document(search_id, "proposal"), history.document(search_id, "verification")
+    proposal = None if body is None else Proposal.from_json(body)
+    verification = None if verified is None else Verification.from_json(verified)
+    arm, schedule = choose_schedule(context, proposal, verification, arm)
     return write_export(name, ExportInput(schedule, arm, search_id, context, proposal, verification, dict(options or {})), folder)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from mixopt.errors import ConfigError, InfeasibleError
 from mixopt.mixture import Mixture, Schedule
 from mixopt.proposal import Proposal
+from mixopt.verification import Verification
 
 # Digits after the point of an exported weight: one training window in 10 billion tokens is 5e-8, two orders above what rounding loses.
 WEIGHT_DECIMALS = 9
@@ -32,7 +33,7 @@ class ExportInput:
         schedule: shares of tokens; what is exported.
         arm: what the schedule is: proposal, natural, best_measured, ...
         context: the search's "context" document (domains, budget, tokenizer, versions, hashes).
-        proposal, verification: the search's documents; None where it has none yet.
+        proposal, verification: what the search found; None where it has none yet.
         options: the exporter's own options, by name.
     """
 
@@ -41,7 +42,7 @@ class ExportInput:
     search_id: str
     context: Mapping[str, Any]
     proposal: Proposal | None = None
-    verification: Mapping[str, Any] | None = None
+    verification: Verification | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -29,7 +29,7 @@ def provenance(request: ExportInput) -> dict[str, Any]:
         "experiment_hash": context.get("experiment_hash", ""),
         "mixopt_version": mixopt.__version__,
         "arm": request.arm,
-        "verification": (request.verification or {}).get("sentence") or NOT_VERIFIED,
+        "verification": request.verification.sentence if request.verification else NOT_VERIFIED,
         "predicted_objective": _predicted(request),
         "objective": dict(context.get("objective") or {}),
         "budget_tokens": float(context["budget_tokens"]),

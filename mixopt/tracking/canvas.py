@@ -6,6 +6,8 @@ figures are also drawn by the mirror's thread.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,8 @@ def _end(block: Sequence[int], values: Sequence[float], gap: float) -> float:
 
 
 def save_png(figure: Any, path: Path) -> Path:
-    """Writes the figure; no date in the file, so that the same figure gives the same bytes."""
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    """Writes the figure, whole or not at all; without a date in it, so that the same figure gives the same bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    os.replace(temporary, path)
     return path

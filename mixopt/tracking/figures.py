@@ -28,6 +28,7 @@ from mixopt.tracking.canvas import (
     spread,
 )
 from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings
+from mixopt.verification import OBJECTIVE
 
 BASELINES = ("natural", "uniform", "unimax")
 # Half the width of a central 90% interval of a normal distribution, in standard deviations.
@@ -227,30 +228,31 @@ def objective_figure(findings: Findings) -> Any | None:
 
 
 def verification_figure(findings: Findings) -> Any | None:
-    """Paired differences of the objective at the larger source, proposal minus each baseline."""
-    rows = [row for row in (findings.verification or {}).get("comparisons", ()) if row["metric"] == "objective"]
-    if not rows:
+    """Paired differences of the objective at the larger source, proposal minus each other arm."""
+    verification = findings.verification
+    rows = [row for row in (verification.comparisons if verification else ()) if row.metric == OBJECTIVE]
+    if verification is None or not rows:
         return None
-    names = [f"against {ARM_TITLES.get(row['baseline'], row['baseline'])}" for row in rows]
-    _, size, tokens = (findings.verification or {})["source"]
+    source = verification.source
     figure, axes = new_axes(
         "Verification: the proposal at a larger source",
-        f"Objective of the proposal minus the baseline's, seed by seed (ticks), 90% intervals. {size} proxies, {_tokens(tokens)} tokens.",
+        f"Objective of the proposal minus the other's, seed by seed (ticks), {verification.confidence:.0%} intervals. "
+        f"Size {source.size}, {_tokens(source.tokens)} tokens.",
         8.4,
         1.7 + 0.45 * len(rows),
         {"left": 1.9, "right": 0.4, "top": 0.85, "bottom": 0.65},
     )
-    domain_rows(axes, names)
+    domain_rows(axes, [f"against {ARM_TITLES.get(row.baseline, row.baseline)}" for row in rows])
     axes.axvline(0, color=INK, linewidth=1)
     for position, row in enumerate(rows):
-        colour = BLUE if row["high"] < 0 else VERMILION if row["low"] > 0 else MUTED
-        axes.plot([row["low"], row["high"]], [position] * 2, color=colour, linewidth=2.2, zorder=2)
-        axes.plot(row["mean"], position, "o", color=colour, markersize=8, zorder=3)
-        axes.plot(row["values"], [position + 0.25] * len(row["values"]), "|", color=colour, markersize=7, alpha=0.8, zorder=2)
-    ends = [0.0, *(value for row in rows for value in (row["low"], row["high"], *row["values"]))]
+        colour = {"better": BLUE, "worse": VERMILION, "undecided": MUTED}[row.verdict]
+        axes.plot([row.low, row.high], [position] * 2, color=colour, linewidth=2.2, zorder=2)
+        axes.plot(row.mean, position, "o", color=colour, markersize=8, zorder=3)
+        axes.plot(row.values, [position + 0.25] * len(row.values), "|", color=colour, markersize=7, alpha=0.8, zorder=2)
+    ends = [0.0, *(value for row in rows for value in (row.low, row.high, *row.values))]
     margin = 0.08 * (max(ends) - min(ends)) or 1.0
     axes.set_xlim(min(ends) - margin, max(ends) + margin)
-    axes.set_xlabel(f"left of 0: the proposal is better ({findings.objective_unit})", color=INK, fontsize=9)
+    axes.set_xlabel(f"left of 0: the proposal is better ({verification.objective_unit})", color=INK, fontsize=9)
     return figure
 
 

@@ -10,6 +10,7 @@ from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
 from mixopt.proposal import Proposal
 from mixopt.swarm import Swarm
+from mixopt.verification import Verification
 
 # How people read the labels that searches give to arms and trials.
 ARM_TITLES = {
@@ -37,7 +38,7 @@ class Findings:
     trials: tuple[TrialRecord, ...]
     swarm: Swarm
     proposal: Proposal | None
-    verification: Mapping[str, Any] | None
+    verification: Verification | None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -63,12 +64,12 @@ def read_findings(history: History, search_id: str) -> Findings:
     if context is None:
         raise DataError(f"Search {search_id} has no context in the record.", "Run `mixopt search FILE`, which writes it first.")
     names = [domain["name"] for domain in context["domains"]]
-    proposal = history.document(search_id, "proposal")
+    proposal, verification = history.document(search_id, "proposal"), history.document(search_id, "verification")
     return Findings(
         search=search,
         context=context,
         trials=tuple(history.trials(search_id)),
         swarm=history.swarm(search_id, names, context["metrics"], "search"),
         proposal=None if proposal is None else Proposal.from_json(proposal),
-        verification=history.document(search_id, "verification"),
+        verification=None if verification is None else Verification.from_json(verification),
     )

@@ -15,9 +15,11 @@ from typing import Any
 from mixopt.history import History
 from mixopt.proposal import Effect, Proposal
 from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings
+from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, Comparison
 
 # Domains named in the first sentence; the table has them all.
 NAMED_DOMAINS = 4
+_METRIC_TITLES = {MEAN_BITS_PER_BYTE: "mean of the objective's metrics"}
 
 
 def write_answer(path: Path, history: History, search_id: str) -> Path:
@@ -107,32 +109,29 @@ def _verification(findings: Findings) -> str:
     verification = findings.verification
     if verification is None:
         return "## Verification\n\nNot verified: no larger proxies were trained on this mixture."
-    text = f"## Verification\n\n{verification['sentence']}"
-    if verification.get("recommended"):
-        text += f" Recommended: **{_cell(ARM_TITLES.get(verification['recommended'], verification['recommended']))}**."
-    rows = [[title, *numbers] for title, metric, *numbers in _comparisons(verification) if metric == "objective"]
+    recommended = ARM_TITLES.get(verification.recommended, verification.recommended)
+    text = f"## Verification\n\n{verification.sentence} Recommended: **{_cell(recommended)}**, because {verification.reason}."
+    rows = [_comparison(row) for row in verification.comparisons if row.metric == OBJECTIVE]
     if rows:
-        text += f"\n\nObjective of the proposal minus the baseline's, in {findings.objective_unit}; negative is better.\n\n"
-        text += _table(["baseline", "difference", "90% interval", "per seed"], rows)
+        text += f"\n\nObjective of the proposal minus the other's, in {verification.objective_unit}; negative is better.\n\n"
+        text += _table(["against", "difference", f"{verification.confidence:.0%} interval", "per seed"], rows)
     return text
 
 
 def _verification_by_metric(findings: Findings) -> str:
-    rows = [row for row in _comparisons(findings.verification or {}) if row[1] != "objective"]
-    if not rows:
+    verification = findings.verification
+    rows = [row for row in (verification.comparisons if verification else ()) if row.metric != OBJECTIVE]
+    if verification is None or not rows:
         return ""
-    table = _table(["baseline", "metric", "difference", "90% interval", "per seed"], rows)
-    return f"## Verification by metric\n\nProposal minus baseline, bits per byte; negative is better.\n\n{table}"
+    cells = [[_cell(_METRIC_TITLES.get(row.metric, row.metric)), *_comparison(row)] for row in rows]
+    table = _table(["metric", "against", "difference", f"{verification.confidence:.0%} interval", "per seed"], cells)
+    return f"## Verification by metric\n\nProposal minus the other, bits per byte; negative is better.\n\n{table}"
 
 
-def _comparisons(verification: Mapping[str, Any]) -> list[list[str]]:
-    """Baseline, metric, difference, interval, differences per seed; one row per comparison."""
-    rows = []
-    for row in verification.get("comparisons", ()):
-        seeds = ", ".join(_number(value) for value in row.get("values", ()))
-        title = _cell(ARM_TITLES.get(row["baseline"], row["baseline"]))
-        rows.append([title, _cell(row["metric"]), *_effect(Effect(row["mean"], row["low"], row["high"])), seeds])
-    return rows
+def _comparison(row: Comparison) -> list[str]:
+    """Other arm, mean, interval, differences per seed."""
+    seeds = ", ".join(_number(value) for value in row.values)
+    return [_cell(ARM_TITLES.get(row.baseline, row.baseline)), _number(row.mean), f"{_number(row.low)} to {_number(row.high)}", seeds]
 
 
 def _evidence(findings: Findings) -> str:

@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 
 import mixopt
 from mixopt.errors import ConfigError, DataError, InfeasibleError
-from mixopt.export import choose_schedule, export, exporter_names, get_exporter, write_export
+from mixopt.export import choose_schedule, export, export_search, exporter_names, get_exporter, write_export
 from mixopt.export.base import ExportInput, decimal_weights
+from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
 from mixopt.proposal import Effect, Proposal
+from mixopt.trial import Source
+from mixopt.verification import Verification
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "export"
 Files = Mapping[str, str]
@@ -71,7 +74,26 @@ def make_proposal(schedule: Schedule) -> Proposal:
         epochs={},
         binding=(),
         screened={},
-        best_measured={},
+        best_measured={"weights": {"web": 0.3, "code": 0.7}},
+    )
+
+
+def make_verification(recommended: str = "proposal") -> Verification:
+    sentence = "The proposal won by 0.021 bits per byte."
+    return Verification(
+        source=Source("trained", "micro", 1_500_000),
+        objective_unit="standard deviations of a seed",
+        arms={},
+        seeds={},
+        missing={},
+        losses={},
+        comparisons=(),
+        same=(),
+        infeasible=(),
+        winner="proposal",
+        recommended=recommended,
+        reason="it won",
+        sentence=sentence,
     )
 
 
@@ -148,7 +170,7 @@ class TestContract:
         assert {key: float(value) for key, value in back.items()} == pytest.approx(weights, abs=1e-6)
 
     def test_provenance_is_in_every_export(self, name: str) -> None:
-        request = make_request(EXAMPLE, verification={"sentence": "The proposal won by 0.021 bits per byte."})
+        request = make_request(EXAMPLE, verification=make_verification())
         text = "".join(export(name, request).values())
         for part in ("5" * 20, "e" * 20, "ab" * 32, f"{1:064x}", mixopt.__version__, "The proposal won by 0.021 bits per byte."):
             assert part in text
@@ -190,7 +212,7 @@ class TestContract:
     def test_the_files_are_the_golden_ones(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """After a wanted change, write them anew: MIXOPT_UPDATE_GOLDEN=1 pytest tests/contracts/test_exporters.py."""
         monkeypatch.setattr(mixopt, "__version__", "0.1.0")
-        request = make_request(EXAMPLE, verification={"sentence": "The proposal won by 0.021 bits per byte."})
+        request = make_request(EXAMPLE, verification=make_verification())
         request = ExportInput(**{**vars(request), "proposal": make_proposal(request.schedule)})
         folder = GOLDEN / name
         if os.environ.get("MIXOPT_UPDATE_GOLDEN"):
@@ -260,12 +282,41 @@ def test_decimal_weights_sum_exactly_and_move_less_than_one_digit(values: list[f
 
 def test_the_arm_exported_is_the_one_asked_for_or_recommended() -> None:
     proposal = make_proposal(Schedule.constant(Mixture.of({"web": 0.4, "code": 0.6})))
-    verification = {"recommended": "natural", "arms": {"natural": {"web": 0.9, "code": 0.1}, "proposal": {"web": 0.4, "code": 0.6}}}
-    assert choose_schedule(proposal, None) == ("proposal", proposal.schedule)
-    assert choose_schedule(proposal, verification)[0] == "natural"
-    assert choose_schedule(proposal, verification)[1].mixtures[0].as_dict() == {"web": 0.9, "code": 0.1}
-    assert choose_schedule(proposal, verification, "proposal") == ("proposal", proposal.schedule)
-    with pytest.raises(ConfigError, match="There are: natural, proposal"):
-        choose_schedule(proposal, verification, "unimax")
+    context = {
+        "natural": {"web": 0.9, "code": 0.1},
+        "uniform": {"web": 0.5, "code": 0.5},
+        "unimax": {"web": 0.5, "code": 0.5},
+    }
+    assert choose_schedule(context, proposal, None) == ("proposal", proposal.schedule)
+    assert choose_schedule(context, proposal, make_verification("natural")) == (
+        "natural",
+        Schedule.constant(Mixture.of(context["natural"])),
+    )
+    assert choose_schedule(context, proposal, make_verification("natural"), "proposal") == ("proposal", proposal.schedule)
+    assert choose_schedule(context, proposal, None, "best_measured")[1].average().as_dict() == {"web": 0.3, "code": 0.7}
+    with pytest.raises(ConfigError, match="There are: proposal, best_measured, natural, uniform, unimax"):
+        choose_schedule(context, proposal, None, "optimal")
     with pytest.raises(DataError, match="no proposal yet"):
-        choose_schedule(None, None)
+        choose_schedule(context, None, None)
+
+
+def test_a_recorded_search_is_exported_with_what_it_found(tmp_path: Path) -> None:
+    weights = {"web": 0.4, "code": 0.6}
+    context = make_context(list(weights)) | {"natural": {"web": 0.9, "code": 0.1}, "uniform": {"web": 0.5, "code": 0.5}, "unimax": weights}
+    with History.open(tmp_path / "record.sqlite") as history:
+        history.add_search("5" * 20, "demo", "name: demo")
+        with pytest.raises(DataError, match="has no context"):
+            export_search(history, "5" * 20, "json", tmp_path)
+        history.save_document("5" * 20, "context", context)
+        with pytest.raises(DataError, match="no proposal yet"):
+            export_search(history, "5" * 20, "json", tmp_path)
+        history.save_document("5" * 20, "proposal", make_proposal(Schedule.constant(Mixture.of(weights))).to_json())
+        history.save_document("5" * 20, "verification", make_verification("natural").to_json())
+        (recommended,) = export_search(history, "5" * 20, "json", tmp_path / "recommended")
+        (proposed,) = export_search(history, "5" * 20, "json", tmp_path / "proposed", arm="proposal")
+        with pytest.raises(ConfigError, match="There is no export format"):
+            export_search(history, "5" * 20, "tom", tmp_path)
+    assert json.loads(recommended.read_text())["phases"][0]["weights"] == {"web": 0.9, "code": 0.1}
+    assert json.loads(recommended.read_text())["provenance"]["predicted_objective"] is None  # predicted for the proposal only
+    assert json.loads(proposed.read_text())["phases"][0]["weights"] == weights
+    assert json.loads(proposed.read_text())["provenance"]["predicted_objective"]["mean"] == -3.0

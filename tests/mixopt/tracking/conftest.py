@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from mixopt.domains import Domain, DomainSet
 from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
+from mixopt.objective import fit_objective
 from mixopt.proposal import Effect, Proposal
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial
+from mixopt.verification import Verification, plan_verification, summarize
 
 NAMES = [
     "web",
@@ -200,48 +201,25 @@ class RecordedSearch:
         self.history.save_document(SEARCH_ID, "proposal", proposal.to_json())
         return proposal
 
-    def verify(self, proposal: Proposal) -> Mapping[str, Any]:
-        mixtures = {
-            "proposal": proposal.mixture,
-            "natural": self.domains.natural(),
-            "uniform": self.domains.uniform(),
-            "unimax": self.domains.unimax(),
-        }
-        trials = [self.larger.make(Schedule.constant(m), seed, f"verify:{arm}") for arm, m in mixtures.items() for seed in range(3)]
-        self.history.add_trials(SEARCH_ID, trials, "verification")
-        self.complete(trials)
-        comparisons = []
-        for position, baseline in enumerate(("natural", "uniform", "unimax")):
-            for metric, scale in (("objective", 1.0), ("target/functions", 0.01)):
-                values = [scale * (-3.2 + 1.5 * position + jitter) for jitter in (-0.4, 0.1, 0.5)]
-                mean = math.fsum(values) / 3
-                comparisons.append(
-                    {
-                        "baseline": baseline,
-                        "metric": metric,
-                        "mean": mean,
-                        "low": mean - 0.8 * scale,
-                        "high": mean + 0.8 * scale,
-                        "values": values,
-                    }
-                )
-        body = {
-            "source": ["trained", "micro", 1_500_000],
-            "arms": {arm: mixture.as_dict() for arm, mixture in mixtures.items()},
-            "losses": {arm: {"target/functions": [1.2, 1.21, 1.19]} for arm in mixtures},
-            "comparisons": comparisons,
-            "sentence": "The proposal beat natural by 3.1 seed-noise standard deviations (90%: 2.3 to 3.9) over 3 seeds.",
-            "recommended": "proposal",
-        }
-        self.history.save_document(SEARCH_ID, "verification", body)
-        return body
+    def verify(self, proposal: Proposal, seeds: int = 3) -> Verification:
+        """All arms at the larger source; the last seed of UniMax diverges."""
+        domains = self.domains
+        plan = plan_verification(proposal, domains.natural(), domains.uniform(), domains.unimax(), self.larger.make, seeds)
+        self.history.add_trials(SEARCH_ID, plan, "verification")
+        self.complete(plan[:-1])
+        self.diverge(plan[-1])
+        targets = {"target/functions": 1.0, "target/questions": 1.0}
+        objective = fit_objective("noise_scaled", targets, self.history.swarm(SEARCH_ID, domains.names, self.metrics), domains.natural())
+        verification = summarize(self.history.swarm(SEARCH_ID, domains.names, self.metrics, "verification"), plan, objective)
+        self.history.save_document(SEARCH_ID, "verification", verification.to_json())
+        return verification
 
-    def finish(self, count: int = 24) -> RecordedSearch:
+    def finish(self, count: int = 24, seeds: int = 3) -> RecordedSearch:
         """The whole of a search: one trial diverges, the others complete, then proposal and verification."""
         trials = self.begin().ask(count)
         self.complete(trials[:-1])
         self.diverge(trials[-1])
-        self.verify(self.propose(trials[:-1]))
+        self.verify(self.propose(trials[:-1]), seeds)
         self.history.set_search_state(SEARCH_ID, "finished")
         return self
 

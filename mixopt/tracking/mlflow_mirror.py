@@ -1,0 +1,215 @@
+"""The MLflow mirror: what the record knows about a search, shown as one parent run with a child run per trial.
+
+It pulls from the record only, so it can be late, interrupted or absent without harm: `sync` writes what is missing or has changed, and a
+mirror completed later equals one made at once. A run carries its key as a tag from its first moment, so that a mirror killed between making a
+run and noting it finds the run again. Main trade-off: a sync reads the whole search (milliseconds for hundreds of trials) instead of
+following events, which leaves nothing to replay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mixopt.errors import RunError
+from mixopt.history import History
+from mixopt.progress import Reporter, Silent
+from mixopt.tracking.figures import draw_figures
+from mixopt.tracking.findings import Findings, read_findings
+from mixopt.tracking.mirrored import MirroredRun, search_key, search_run, trial_runs, trials_table
+from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
+from mixopt.tracking.note import answer_markdown
+from mixopt.trial import content_digest
+
+TABLE_NAME = "trials.json"
+
+
+class MlflowMirror:
+    """Mirrors one search to one MLflow experiment. A run that was deleted in MLflow is made again by the next mirror.
+
+    Args:
+        uri: tracking server (http...) or database (sqlite:///...).
+        experiment: its name; made when it is not there, in case of a database with its artifacts in `mlflow-artifacts` beside it.
+        folder: where figures and answer are kept on this machine too; None: nowhere.
+    """
+
+    def __init__(self, history: History, search_id: str, uri: str, experiment: str, folder: Path | None = None) -> None:
+        self.history = history
+        self.search_id = search_id
+        self._server = MlflowServer(uri, experiment)
+        self._folder = folder
+        # Server and experiment as the record names them; hashed, because an address may hold a password.
+        self._target = f"mlflow:{content_digest([uri, experiment])}"
+        self._runs: dict[str, str] | None = None
+
+    @property
+    def shown_uri(self) -> str:
+        """The address without user and password."""
+        return self._server.shown_uri
+
+    def sync(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Writes what the record holds and MLflow does not.
+
+        Args:
+            should_stop: asked before each run; a sync that stops early leaves a mirror that the next one completes.
+
+        Returns:
+            Whether the mirror is complete as of the moment this sync began.
+
+        Raises:
+            DataError: the record does not hold the search.
+            RunError: MLflow does not answer, or refuses.
+        """
+        findings = read_findings(self.history, self.search_id)
+        with quiet_logging():
+            import sqlalchemy.exc
+            from mlflow.exceptions import MlflowException
+
+            try:
+                return self._sync(findings, should_stop)
+            except (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
+                self._runs = None  # what exists there is not certain any more
+                raise RunError(
+                    f"MLflow at {self.shown_uri} could not be written ({self._reason(error)}).",
+                    "Nothing is lost: `mixopt mirror DIR` completes it when MLflow answers.",
+                ) from error
+
+    def _reason(self, error: Exception) -> str:
+        """The first line of an error, in which the address may stand with its password."""
+        text = str(error).replace(self._server.uri.rstrip("/"), self.shown_uri.rstrip("/")).strip()
+        return text.splitlines()[0][:200] if text else type(error).__name__
+
+    def _sync(self, findings: Findings, should_stop: Callable[[], bool]) -> bool:
+        parent_id = self._write_parent(search_run(findings))
+        children = trial_runs(findings, parent_id)
+        self._look_up(children)
+        for child in children:
+            if should_stop():
+                return False
+            self._write(child)
+        if should_stop():
+            return False
+        self._upload(parent_id, findings)
+        return True
+
+    def _write_parent(self, parent: MirroredRun) -> str:
+        self._look_up([parent])
+        known = self._runs or {}
+        if parent.key in known:
+            return self._write(parent)
+        self._write(parent)
+        # Another process may have made it at the same moment. Both see both now and keep the same one, before children hang on the other.
+        self._runs = self._server.runs(self.search_id)
+        return self._write(parent)
+
+    def _look_up(self, wanted: Sequence[MirroredRun]) -> None:
+        """Asks MLflow for the search's runs, unless all that are wanted are known: an earlier mirror or another process may have made them."""
+        if self._runs is None or any(run.key not in self._runs for run in wanted):
+            self._runs = self._server.runs(self.search_id)
+
+    def _write(self, run: MirroredRun) -> str:
+        """Makes or updates a run unless it already holds this content; returns its id."""
+        assert self._runs is not None
+        digest, known = run.digest(), self.history.mirror_run(self._target, run.key)
+        run_id = self._runs.get(run.key)
+        if run_id is not None and known is not None and (known.run_id, known.digest) == (run_id, digest):
+            return run_id
+        made = run_id is None
+        if run_id is None:
+            run_id = self._runs[run.key] = self._server.create(run)
+        self._server.write(run_id, run, made)
+        self.history.set_mirror_run(self._target, run.key, run_id, digest)
+        return run_id
+
+    def _upload(self, parent_id: str, findings: Findings) -> None:
+        """Figures, answer, experiment file and tables, once there is an answer or the search has ended; again when they change."""
+        if findings.proposal is None and findings.search.state == "running":
+            return
+        answer = answer_markdown(findings)
+        key, digest = (
+            f"{search_key(self.search_id)}/artifacts",
+            content_digest([answer, findings.swarm.digest(), findings.search.experiment_yaml]),
+        )
+        known = self.history.mirror_run(self._target, key)
+        if known is not None and (known.run_id, known.digest) == (parent_id, digest):
+            return
+        with tempfile.TemporaryDirectory(prefix="mixopt-mirror-") as name:
+            folder = Path(name)
+            figures = draw_figures(folder / "figures", findings)
+            (folder / "answer.md").write_text(answer, encoding="utf-8")
+            (folder / "experiment.yaml").write_text(findings.search.experiment_yaml, encoding="utf-8")
+            findings.swarm.table.write_parquet(folder / "swarm.parquet")
+            (folder / TABLE_NAME).write_text(json.dumps(trials_table(findings)), encoding="utf-8")
+            self._server.upload(parent_id, folder, [TABLE_NAME])
+            if self._folder is not None:
+                for path in (*figures, folder / "answer.md"):
+                    _copy(path, self._folder / path.relative_to(folder))
+        self.history.set_mirror_run(self._target, key, parent_id, digest)
+
+
+class MirrorThread:
+    """Keeps a mirror up beside a search; starts at once. Whatever MLflow does, the search neither waits nor fails.
+
+    Args:
+        interval_seconds: how often it asks the record whether anything changed.
+        reporter: told once when MLflow first fails.
+    """
+
+    def __init__(self, mirror: MlflowMirror, interval_seconds: float, reporter: Reporter | None = None) -> None:
+        self._mirror = mirror
+        self._interval_seconds = interval_seconds
+        self._reporter = reporter or Silent()
+        self._stopping = threading.Event()
+        self._deadline = float("inf")
+        self._complete = False
+        self._told = False
+        # A daemon, so that a server that never answers cannot keep the process alive either.
+        self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Lets the mirror catch up, for at most `timeout_seconds`; returns whether it is complete."""
+        self._deadline = time.monotonic() + timeout_seconds
+        self._stopping.set()
+        self._thread.join(timeout_seconds)
+        return self._complete and not self._thread.is_alive()
+
+    def _run(self) -> None:
+        mirrored: int | None = None
+        last = False
+        while True:
+            last = self._stopping.is_set()
+            mirrored = self._step(mirrored)
+            if last:
+                return
+            self._stopping.wait(self._interval_seconds)
+
+    def _step(self, mirrored: int | None) -> int | None:
+        """Syncs if the record has moved since the counter `mirrored`; returns the counter that is mirrored now, None after a failure."""
+        try:
+            # Read before the sync: what changes meanwhile is seen the next time.
+            counter = self._mirror.history.change_counter()
+            if counter != mirrored:
+                self._complete = False
+                self._complete = self._mirror.sync(lambda: time.monotonic() > self._deadline)
+            return counter if self._complete else None
+        except Exception as error:  # noqa: BLE001 - a mirror is no reason to stop a search; `stop` says that it is not complete
+            self._complete = False
+            if not self._told:
+                self._told = True
+                self._reporter.note(f"The MLflow mirror is behind, the search goes on. {error}")
+            return None
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file; whoever reads or writes `target` meanwhile never meets half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.mirror")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

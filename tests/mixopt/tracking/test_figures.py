@@ -1,0 +1,106 @@
+"""The figures: drawn from what the record holds, left out where it holds nothing, readable at any number of domains."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixopt.tracking.canvas import spread
+from mixopt.tracking.figures import FIGURES, draw_figures, mixture_figure, objective_figure, predicted_figure, write_figures
+from mixopt.tracking.findings import Findings, read_findings
+
+SEARCH_ID = "5ea7c4" + "0" * 14
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module", params=[2, 6, 20])
+def findings(request: pytest.FixtureRequest, recorded: Callable[..., Any]) -> Findings:
+    return read_findings(recorded(request.param).finish(12).history, SEARCH_ID)
+
+
+def test_every_figure_is_written(findings: Findings, tmp_path: Path) -> None:
+    paths = draw_figures(tmp_path, findings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.png" for name in FIGURES)
+    assert [path.stem for path in paths] == list(FIGURES)
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+def test_nothing_sticks_out_of_a_figure(findings: Findings) -> None:
+    for name, draw in FIGURES.items():
+        figure = draw(findings)
+        width, height = figure.get_size_inches()
+        box = figure.get_tightbbox()  # inches; of everything that is drawn
+        assert min(box.x0, box.y0) >= 0, name
+        assert box.x1 <= width, name
+        assert box.y1 <= height, name
+
+
+def test_the_numbers_beside_the_rows_do_not_touch(findings: Findings) -> None:
+    """Legend, column titles and numbers of the row figures."""
+    for name in ("mixture", "epochs"):
+        figure = FIGURES[name](findings)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        boxes = [(text.get_text(), text.get_window_extent()) for text in (*axes.texts, *axes.get_legend().get_texts()) if text.get_text()]
+        for index, (first, box) in enumerate(boxes):
+            for second, other in boxes[index + 1 :]:
+                assert not box.overlaps(other), (name, first, second)
+
+
+def test_the_mixture_is_sorted_and_written_out(findings: Findings) -> None:
+    assert findings.proposal is not None
+    weights = findings.proposal.mixture.as_dict()
+    figure = mixture_figure(findings)
+    (axes,) = figure.axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(rows, key=lambda name: -weights[name]) == rows
+    written = {text.get_text() for text in axes.texts}
+    assert {f"{weight:.1%}" for weight in weights.values()} <= written
+
+
+def test_the_running_best_is_the_least_so_far(findings: Findings) -> None:
+    assert findings.proposal is not None
+    values = [pair["measured"] for pair in findings.proposal.evidence["predicted"]]
+    (axes,) = objective_figure(findings).axes
+    drawn = next(line for line in axes.lines if len(line.get_xdata()) == len(values))
+    assert list(drawn.get_ydata()) == [min(values[: count + 1]) for count in range(len(values))]
+
+
+def test_figures_without_evidence_are_left_out(findings: Findings, tmp_path: Path) -> None:
+    assert findings.proposal is not None
+    bare = replace(findings, proposal=replace(findings.proposal, evidence={}, near_optimal={}, best_measured={}), verification=None)
+    assert predicted_figure(bare) is None
+    assert objective_figure(bare) is None
+    assert [path.stem for path in draw_figures(tmp_path, bare)] == ["mixture", "epochs"]
+    assert draw_figures(tmp_path / "none", replace(bare, proposal=None)) == []
+
+
+def test_the_same_findings_give_the_same_bytes(findings: Findings, tmp_path: Path) -> None:
+    first, second = (draw_figures(tmp_path / name, findings) for name in ("first", "second"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_pyplot_is_not_touched(recorded: Callable[..., Any], tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    write_figures(tmp_path, recorded(6).finish(6).history, SEARCH_ID)
+    assert dict(matplotlib.rcParams) == before
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12), st.floats(0.01, 20))
+def test_spread_keeps_order_and_distance_and_does_not_move_what_is_apart(values: list[float], gap: float) -> None:
+    placed = spread(values, gap)
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    for one, next_one in itertools.pairwise(order):
+        assert placed[next_one] - placed[one] >= gap - 1e-9
+    assert sum(placed) == pytest.approx(sum(values), abs=1e-6)
+    if all(values[b] - values[a] > gap for a, b in itertools.pairwise(order)):
+        assert placed == pytest.approx(values)
