@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from mixopt.errors import DataError
 from mixopt.record import contents, tables
-from mixopt.swarm import SCHEMA, Swarm
+from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest, trial_from_spec
 
 SearchState = Literal["running", "interrupted", "finished", "failed"]
@@ -108,16 +108,14 @@ class History:
         """Records a search, or updates name and experiment of a known one. Its state begins as "interrupted": recorded, not running."""
         now = time.time()
         known = sa.select(tables.searches.c.name, tables.searches.c.experiment_yaml).where(tables.searches.c.search_id == search_id)
+        given = {"name": name, "experiment_yaml": experiment_yaml}
         with self._write() as connection:
-            row = connection.execute(known.with_for_update()).one_or_none()
-            if row is not None and tuple(row) == (name, experiment_yaml):
-                return
-            if row is None:
-                values = {"search_id": search_id, "state": "interrupted", "created": now, "updated": now}
-                self._insert_new(connection, tables.searches, [{**values, "name": name, "experiment_yaml": experiment_yaml}])
-            else:
-                self._update_search(connection, search_id, name=name, experiment_yaml=experiment_yaml)
-            self._event(connection, "search added" if row is None else "search updated", search_id)
+            row = {"search_id": search_id, **given, "state": "interrupted", "created": now, "updated": now}
+            if self._insert_new(connection, tables.searches, [row]):
+                self._event(connection, "search added", search_id)
+            elif connection.execute(known.with_for_update(key_share=True)).one()._asdict() != given:
+                self._update_search(connection, search_id, **given)
+                self._event(connection, "search updated", search_id)
 
     def searches(self) -> list[SearchRecord]:
         """All searches, newest last."""
@@ -160,7 +158,9 @@ class History:
             distinct = {trial.trial_id: trial for trial in trials}
             new = [trial for trial in distinct.values() if trial.trial_id not in known]
             changed = [t for key, t in distinct.items() if key in known and known[key] != content_digest(t.spec())]
-            fresh = [{"trial_id": trial.trial_id, "state": TrialState.PROPOSED, "attempts": 0, "updated": now} for trial in new]
+            # Sorted, here and wherever several trials are locked: two writers then never wait for each other in a circle (PostgreSQL).
+            new_ids = sorted(trial.trial_id for trial in new)
+            fresh = [{"trial_id": key, "state": TrialState.PROPOSED, "attempts": 0, "updated": now} for key in new_ids]
             self._insert_new(connection, tables.trials, fresh)
             links = [
                 {"search_id": search_id, "stage": stage, "trial_id": trial.trial_id, "ordinal": ordinal, "spec": trial.spec()}
@@ -178,7 +178,7 @@ class History:
         """Proposed and failed trials are now running; others keep their state (a completed one may only be scored again)."""
         waiting = (TrialState.PROPOSED, TrialState.FAILED)
         with self._write() as connection:
-            for trial_id in trial_ids:
+            for trial_id in sorted(trial_ids):
                 row = self._lock_trial(connection, trial_id)
                 if row.state in waiting:
                     self._update_trial(connection, trial_id, state=TrialState.RUNNING)
@@ -251,7 +251,7 @@ class History:
         given_up = [record for record in self.trials(search_id) if record.state is TrialState.ABANDONED]
         again = [r.trial.trial_id for r in given_up if r.failure is not None and r.failure.kind is not FailureKind.DIVERGED]
         with self._write() as connection:
-            for trial_id in again:
+            for trial_id in sorted(again):
                 self._lock_trial(connection, trial_id)
                 self._update_trial(connection, trial_id, state=TrialState.PROPOSED, attempts=0)
                 self._event(connection, "proposed again", trial_id, {"search": search_id})
@@ -282,13 +282,8 @@ class History:
         Raises:
             DataError: `domains` are not those the trials were asked over.
         """
-        import polars as pl
-
-        rows: list[dict[str, Any]] = []
-        for record in self.trials(search_id, stage):
-            if record.outcome is not None:
-                rows.extend(contents.swarm_rows(record.trial, record.outcome, domains, metrics))
-        return Swarm(tuple(domains), pl.DataFrame(rows, schema=SCHEMA))
+        completed = [(record.trial, record.outcome) for record in self.trials(search_id, stage) if record.outcome is not None]
+        return contents.swarm_of(completed, domains, metrics)
 
     # Documents and mirrors
 
@@ -352,13 +347,18 @@ class History:
             yield connection
 
     def _lock_search(self, connection: Connection, search_id: str) -> None:
-        query = sa.select(tables.searches.c.search_id).where(tables.searches.c.search_id == search_id).with_for_update()
+        query = sa.select(tables.searches.c.search_id).where(tables.searches.c.search_id == search_id).with_for_update(key_share=True)
         if connection.execute(query).one_or_none() is None:
             raise _unknown_search(search_id)
 
     def _lock_trial(self, connection: Connection, trial_id: str) -> Any:
-        """The row of a trial, locked until the end of the transaction (by row in PostgreSQL, as a whole in SQLite)."""
-        row = connection.execute(sa.select(tables.trials).where(tables.trials.c.trial_id == trial_id).with_for_update()).one_or_none()
+        """The row of a trial, locked until the end of the transaction (SQLite: the whole record is).
+
+        `key_share` leaves the row free for the foreign keys of `add_trials`, which lock in ask order: a cycle, without it.
+        """
+        row = connection.execute(
+            sa.select(tables.trials).where(tables.trials.c.trial_id == trial_id).with_for_update(key_share=True)
+        ).one_or_none()
         if row is None:
             raise DataError(f"Trial {trial_id} is not in the record.", "Trials are recorded with `add_trials` before they run.")
         return row
@@ -370,11 +370,13 @@ class History:
     def _update_trial(self, connection: Connection, trial_id: str, **values: object) -> None:
         connection.execute(tables.trials.update().where(tables.trials.c.trial_id == trial_id).values(updated=time.time(), **values))
 
-    def _insert_new(self, connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> None:
-        """Inserts the rows whose primary key is not there yet."""
-        if rows:
-            insert = postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
-            connection.execute(insert.on_conflict_do_nothing(), list(rows))
+    def _insert_new(self, connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]) -> int:
+        """Inserts the rows whose primary key is not there yet; returns how many were inserted."""
+        if not rows:
+            return 0
+        insert = postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+        statement = insert.on_conflict_do_nothing().values(list(rows))
+        return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount
 
     def _event(self, connection: Connection, kind: str, subject: str, detail: Mapping[str, JsonValue] | None = None) -> None:
         row = {"happened": time.time(), "kind": kind, "subject": subject, "detail": dict(detail or {})}

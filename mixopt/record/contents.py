@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixopt.errors import ConfigError, DataError
+from mixopt.swarm import COLUMNS, Swarm
 from mixopt.trial import WEIGHT_DECIMALS, JsonValue, Measurement, Outcome, Trial
 
 logger = logging.getLogger(__name__)
 
 # Shares are counts of windows over their total: exact to float error, so this only forgives rounding on the way.
 SHARE_TOLERANCE = 1e-6
+
+MEASUREMENT_COLUMNS = ("metric", "tokens", "loss_nats", "bits_per_byte")
+TRIAL_COLUMNS = tuple(name for name in COLUMNS if name not in MEASUREMENT_COLUMNS)
 
 
 def refuse_twin_domains(trial: Trial) -> None:
@@ -79,16 +83,44 @@ def finite(value: JsonValue) -> JsonValue:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def swarm_rows(trial: Trial, outcome: Outcome, domains: Sequence[str], metrics: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows of the swarm (columns of `mixopt.swarm.SCHEMA`) for one trial: realized shares under this search's names, in its order."""
+def swarm_of(completed: Sequence[tuple[Trial, Outcome]], domains: Sequence[str], metrics: Mapping[str, str]) -> Swarm:
+    """The swarm of these trials, in their order: realized shares under the search's names of domains, measurements of `metrics` only.
+
+    Trials and measurements are two tables that are joined: a row of the swarm repeats its trial's weights, and building them once per
+    measurement took ten times as long.
+
+    Args:
+        domains: names of the swarm's domains, in its order.
+        metrics: evaluation key -> name of the metric.
+
+    Raises:
+        DataError: a trial was asked over other domains.
+    """
+    import polars as pl
+
+    trials = pl.DataFrame([_trial_row(trial, outcome, domains) for trial, outcome in completed], schema=_columns(TRIAL_COLUMNS))
+    measured = [
+        (trial.trial_id, metrics[m.evaluation_key], m.tokens, m.loss_nats, m.bits_per_byte)
+        for trial, outcome in completed
+        for m in sorted(outcome.measurements, key=lambda m: (metrics.get(m.evaluation_key, ""), m.tokens))
+        if m.evaluation_key in metrics
+    ]
+    rows = pl.DataFrame(measured, schema=_columns(("trial_id", *MEASUREMENT_COLUMNS)), orient="row")
+    return Swarm(tuple(domains), rows.join(trials, on="trial_id", how="left", maintain_order="left").select(list(COLUMNS)))
+
+
+def _columns(names: Sequence[str]) -> dict[str, Any]:
+    return {name: COLUMNS[name] for name in names}
+
+
+def _trial_row(trial: Trial, outcome: Outcome, domains: Sequence[str]) -> dict[str, Any]:
     names = {domain.content_hash: domain.name for domain in trial.domains}
-    phases = len(trial.schedule.mixtures)
     shares = {names[content]: values for content, values in outcome.realized.items() if content in names}
     try:
-        requested = [mixture.reordered(domains).weights for mixture in trial.schedule.mixtures]
+        requested = [list(mixture.reordered(domains).weights) for mixture in trial.schedule.mixtures]
     except ConfigError as error:
         raise DataError(f"Trial {trial.trial_id} was asked over other domains. {error.message}") from error
-    common = {
+    return {
         "trial_id": trial.trial_id,
         "label": trial.label,
         "evaluator": trial.source.evaluator,
@@ -96,14 +128,8 @@ def swarm_rows(trial: Trial, outcome: Outcome, domains: Sequence[str], metrics: 
         "source_tokens": trial.source.tokens,
         "seed": trial.seed,
         "fractions": list(trial.schedule.fractions),
-        "requested": [list(weights) for weights in requested],
-        "realized": [[shares[name][phase] if name in shares else 0.0 for name in domains] for phase in range(phases)],
+        "requested": requested,
+        "realized": [[shares[name][phase] if name in shares else 0.0 for name in domains] for phase in range(len(requested))],
         "flops": outcome.flops,
         "seconds": outcome.seconds,
     }
-    scored = [m for m in outcome.measurements if m.evaluation_key in metrics]
-    scored.sort(key=lambda m: (metrics[m.evaluation_key], m.tokens))
-    return [
-        {**common, "metric": metrics[m.evaluation_key], "tokens": m.tokens, "loss_nats": m.loss_nats, "bits_per_byte": m.bits_per_byte}
-        for m in scored
-    ]

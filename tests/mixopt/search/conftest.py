@@ -139,13 +139,19 @@ def lab() -> Lab:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    """An SQLite record; or, where MIXOPT_TEST_RECORD holds a URL, that database, emptied first."""
+def location(tmp_path: Path) -> Path | str:
+    """Where the record lies: an SQLite file; or, where MIXOPT_TEST_RECORD holds a URL, that database, emptied first."""
     url = os.environ.get("MIXOPT_TEST_RECORD")
-    if url:
-        engine = open_database(url)
-        metadata.drop_all(engine)
-        engine.dispose()
-    with History.open(url or tmp_path / "record.db") as record:
+    if url is None:
+        return tmp_path / "record.db"
+    engine = open_database(url)
+    metadata.drop_all(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def history(location: Path | str) -> Iterator[History]:
+    with History.open(location) as record:
         record.add_search("s1", "first", "name: first\n")
         yield record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import sqlite3
 import threading
 from pathlib import Path
@@ -336,6 +337,39 @@ def test_threads_share_a_history(history: History, lab: Any) -> None:
     assert not errors
     assert set(states(history)) == {TrialState.COMPLETED}
     assert history.change_counter() == 1 + 3 * 24
+
+
+def test_drivers_that_share_trials_neither_block_each_other_nor_count_twice(location: Path | str, lab: Any) -> None:
+    """Run it on PostgreSQL, too (MIXOPT_TEST_RECORD): locks in another order deadlocked there once."""
+    trials = lab.grid(12)
+    errors: list[BaseException] = []
+
+    def drive(number: int) -> None:
+        order = random.Random(number)
+        try:
+            with History.open(location) as history:
+                history.add_search(f"s{number % 2}", "", "")
+                for chosen in (*(order.sample(trials, 5) for _ in range(4)), order.sample(trials, 12)):
+                    history.add_trials(f"s{number % 2}", chosen, "search")
+                    history.mark_running([trial.trial_id for trial in chosen])
+                    for trial in chosen:
+                        history.complete(lab.outcome(trial))
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    with History.open(location) as history:
+        for search in ("s0", "s1"):
+            assert [record.ordinal for record in history.trials(search)] == list(range(12))
+            assert set(states(history, search)) == {TrialState.COMPLETED}
+        # Two searches; each trial asked by both, run and completed once.
+        assert history.change_counter() == 2 + 2 * 12 + 12 + 12
 
 
 ACTIONS = st.lists(
