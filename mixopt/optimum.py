@@ -113,37 +113,47 @@ def is_piecewise_constant(function: BatchFunction, points: FloatArray) -> bool:
 
 
 def near_optimal_range(
-    function: BatchFunction, space: MixtureSpace, optimum: FloatArray, threshold: float, seed: int, candidates: int = 2000
+    function: BatchFunction, space: MixtureSpace, optimum: FloatArray, threshold: float, seed: int, candidates: int = 1000
 ) -> tuple[FloatArray, FloatArray]:
     """Least and largest weight per domain among feasible mixtures with function <= threshold, each of shape (domains,).
 
-    Found from inside: a cloud around the optimum, then straight lines from the farthest mixtures known toward both ends of every domain,
-    twice. The true range is at least as wide.
+    Found from inside: a cloud around the optimum, then the last good mixture on straight lines toward both ends of every domain, from the
+    optimum and from the farthest of the cloud. The true range is at least as wide.
     """
     rng = np.random.default_rng([seed, 0x4A6])
     scale = rng.uniform(0.0, 1.0, (candidates, 1)) ** 2
     cloud = optimum + scale * (space.sample(candidates, rng) - optimum)
     good = np.concatenate([optimum[None], cloud[evaluate(function, cloud) <= threshold]])
-    for _ in range(2):
-        extremes = np.concatenate([good[good.argmin(axis=0)], good[good.argmax(axis=0)]])
-        lines = _lines(space, extremes)
-        good = np.concatenate([extremes, good[:1], lines[evaluate(function, lines) <= threshold]])
+    extremes = np.concatenate([good[good.argmin(axis=0)], good[good.argmax(axis=0)]])
+    for origins in (np.repeat(optimum[None], len(extremes), axis=0), extremes):
+        good = np.concatenate([good, _last_good(function, origins, _toward_ends(space, origins), threshold)])
     return good.min(axis=0), good.max(axis=0)
 
 
-def _lines(space: MixtureSpace, extremes: FloatArray, steps: int = 24) -> FloatArray:
-    """Points on the segments from row i of `extremes` (2 * domains, domains) toward less, then more, of domain i."""
+def _toward_ends(space: MixtureSpace, origins: FloatArray) -> FloatArray:
+    """Row i of `origins` (2 * domains, domains) with least, in the second half with most, of domain i; the others in proportion."""
     dimension = len(space.domains)
-    ends = extremes.copy()
+    ends = origins.copy()
     for row in range(2 * dimension):
         index = row % dimension
         ends[row, index] = space.lower[index] if row < dimension else space.upper[index]
         others = np.arange(dimension) != index
-        total = extremes[row, others].sum()
+        total = origins[row, others].sum()
         ends[row, others] *= (1 - ends[row, index]) / total if total > 0 else 0.0
-    ends = space.project(ends)
-    fractions = np.linspace(0.0, 1.0, steps + 1)[1:, None, None] ** 2
-    return np.asarray((extremes + fractions * (ends - extremes)).reshape(-1, dimension))
+    return space.project(ends)
+
+
+def _last_good(function: BatchFunction, origins: FloatArray, ends: FloatArray, threshold: float, halvings: int = 12) -> FloatArray:
+    """The last point with function <= threshold on each segment from a good origin, by bisection: exact where goodness ends once."""
+    reached = np.zeros((len(origins), 1))
+    step = np.ones((len(origins), 1))
+    for _ in range(halvings):
+        tried = reached + step
+        good = (evaluate(function, origins + tried * (ends - origins)) <= threshold)[:, None]
+        reached = np.where(good, tried, reached)
+        # The first step goes to the very end; what succeeds there is done.
+        step = np.where(reached >= 1, 0.0, step / 2)
+    return np.asarray(origins + reached * (ends - origins))
 
 
 def _sharpen(

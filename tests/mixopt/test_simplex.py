@@ -52,6 +52,7 @@ def reference_projection(point: np.ndarray, lower: np.ndarray, upper: np.ndarray
     return np.clip(point - brentq(excess, low, high, xtol=1e-14), lower, upper)
 
 
+@settings(deadline=None)
 @given(boxes())
 def test_projection_equals_the_slow_reference(box: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     points, lower, upper = box
@@ -60,6 +61,7 @@ def test_projection_equals_the_slow_reference(box: tuple[np.ndarray, np.ndarray,
     assert np.allclose(projected, expected, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(boxes())
 def test_projection_is_feasible_and_exactly_idempotent(box: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     points, lower, upper = box
@@ -70,6 +72,7 @@ def test_projection_is_feasible_and_exactly_idempotent(box: tuple[np.ndarray, np
     assert np.array_equal(project(projected, lower, upper), projected)
 
 
+@settings(deadline=None)
 @given(boxes(), SEEDS)
 def test_projection_permutes_with_the_domains(box: tuple[np.ndarray, np.ndarray, np.ndarray], seed: int) -> None:
     points, lower, upper = box
@@ -77,6 +80,7 @@ def test_projection_permutes_with_the_domains(box: tuple[np.ndarray, np.ndarray,
     assert np.allclose(project(points[:, order], lower[order], upper[order]), project(points, lower, upper)[:, order], atol=1e-12)
 
 
+@settings(deadline=None)
 @given(boxes(), SEEDS)
 def test_projection_is_no_farther_than_any_feasible_point(box: tuple[np.ndarray, np.ndarray, np.ndarray], seed: int) -> None:
     points, lower, upper = box
@@ -86,6 +90,7 @@ def test_projection_is_no_farther_than_any_feasible_point(box: tuple[np.ndarray,
         assert np.all(distance <= np.linalg.norm(points - other, axis=1) + 1e-9)
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 40))
 def test_draws_lie_on_the_simplex(seed: int, dimension: int) -> None:
     rng = np.random.default_rng(seed)
@@ -136,6 +141,7 @@ def test_strengths_must_be_positive(strengths: tuple[float, ...]) -> None:
         sample_dirichlet(np.random.default_rng(0), np.array([0.5, 0.5]), 1, strengths)
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 12))
 def test_divergence_equals_scipy_and_is_zero_at_the_prior_only(seed: int, dimension: int) -> None:
     rng = np.random.default_rng(seed)
@@ -153,6 +159,7 @@ def test_divergence_is_infinite_outside_the_prior_and_zero_weights_cost_nothing(
     assert kl_divergence(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0.0
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 12), st.integers(0, 10_000))
 def test_counts_are_whole_sum_exactly_and_lie_within_one(seed: int, dimension: int, total: int) -> None:
     rng = np.random.default_rng(seed)
@@ -177,7 +184,7 @@ def test_counts_of_whole_shares_are_those() -> None:
         round_counts(np.array([1.0]), -1)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS)
 def test_features_have_the_geometry_they_claim(seed: int) -> None:
     a, b = np.random.default_rng(seed).dirichlet(np.ones(5), size=2)

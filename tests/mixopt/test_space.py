@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixopt.domains import Domain, DomainSet
@@ -41,6 +41,7 @@ def test_the_simplex_itself_binds_nothing() -> None:
     assert space.binding(np.array([1.0, 0.0])) == ()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9))
 def test_samples_and_projections_are_feasible(seed: int, dimension: int) -> None:
     rng = np.random.default_rng(seed)
@@ -116,6 +117,7 @@ def test_user_bounds_below_one_are_named_as_such() -> None:
     MixtureSpace.from_domains(domains(tokens, 10, a={"bounds": (0.0, 0.3)}, b={"bounds": (0.0, raised)}))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_every_remedy_about_epochs_works(seed: int) -> None:
     rng = np.random.default_rng(seed)
