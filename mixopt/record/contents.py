@@ -87,7 +87,7 @@ def swarm_of(completed: Sequence[tuple[Trial, Outcome]], domains: Sequence[str],
     """The swarm of these trials, in their order: realized shares under the search's names of domains, measurements of `metrics` only.
 
     Trials and measurements are two tables that are joined: a row of the swarm repeats its trial's weights, and building them once per
-    measurement took ten times as long.
+    measurement took four times as long.
 
     Args:
         domains: names of the swarm's domains, in its order.

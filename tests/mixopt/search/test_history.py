@@ -86,6 +86,16 @@ def test_a_search_with_one_more_domain_sees_share_zero_of_it(history: History, l
     np.testing.assert_allclose(points.schedules[0, 0], [0.0, 0.4, 0.6])
 
 
+def test_phases_keep_their_own_shares(history: History, lab: Any) -> None:
+    mixtures = (Mixture(lab.names, (0.7, 0.2, 0.1)), Mixture(lab.names, (0.0, 0.4, 0.6)))
+    trial = lab.factory().make(Schedule(mixtures, (0.75, 0.25)), 0, "")
+    history.add_trials("s1", [trial], "search")
+    history.complete(lab.outcome(trial))
+    points = history.swarm("s1", ("math", "web", "code"), lab.metrics).points()
+    np.testing.assert_allclose(points.schedules, [[[0.1, 0.7, 0.2], [0.6, 0.0, 0.4]]])
+    assert points.fractions == (0.75, 0.25)
+
+
 def test_swarm_holds_completed_trials_in_ask_order_and_known_metrics_only(history: History, lab: Any) -> None:
     trials = lab.grid(6)
     history.add_trials("s1", trials, "search")
