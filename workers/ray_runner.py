@@ -7,7 +7,6 @@ must share the store.
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 import shutil
@@ -110,7 +109,8 @@ class RayRunner(PackRunner[Any]):
             # Before the import, which reads some of them. The token stays in memory; Ray would write one that everybody may read.
             for name, value in {**LOCAL_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
                 os.environ.setdefault(name, value)
-        ray = importlib.import_module("ray")
+        import ray
+
         if ray.is_initialized():
             return ray
         self._owned = True
@@ -129,7 +129,7 @@ class RayRunner(PackRunner[Any]):
                 _system_config={"task_oom_retries": 1},
             )
         else:
-            _probe(address)
+            probe(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         return ray
 
@@ -172,7 +172,7 @@ class RayRunner(PackRunner[Any]):
             shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def _probe(address: str) -> None:
+def probe(address: str) -> None:
     """Makes sure within bounded time that a Ray cluster answers at `address`, by joining it from a process that can be ended.
 
     Raises:

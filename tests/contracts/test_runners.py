@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -378,8 +379,31 @@ def test_workers_have_the_allocator_settings_from_their_first_instruction(ray_cl
     [("127.0.0.1:1", RunError), ("nonsense", ConfigError), ("127.0.0.1:port", ConfigError), ("127.0.0.1:99999", RunError)],
 )
 def test_an_address_that_does_not_answer_is_an_error_with_a_remedy(address: str, error: type[Exception]) -> None:
-    from workers.ray_runner import _probe
+    from workers.ray_runner import probe
 
     with pytest.raises(error) as caught:
-        _probe(address)
+        probe(address)
     assert "ray.address" in str(caught.value)
+
+
+@pytest.mark.ray
+def test_an_address_where_something_else_answers_is_given_up_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers import ray_runner
+
+    monkeypatch.setattr(ray_runner, "PROBE_SECONDS", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(RunError, match="within 4 seconds"):
+        ray_runner.probe(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.ray
+def test_a_running_cluster_is_found_by_those_who_have_its_token(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from workers.ray_runner import probe
+
+    address = ray.get_runtime_context().gcs_address
+    assert address.startswith("127.0.0.1:"), "the cluster listens beyond this machine"
+    probe(address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with pytest.raises(RunError):
+        probe(address)
