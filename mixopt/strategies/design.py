@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
@@ -30,6 +31,9 @@ DENSE_STRENGTH_PER_DOMAIN = 2.0
 ZERO_BELOW = 2e-3
 # Weights are whole multiples of this, so that identities do not hang on the last bits of a logarithm.
 GRAIN = 1_000_000
+# Draws differ by at least this share of the tokens, unless so many in a row do not.
+LEAST_DISTANCE = 0.01
+MOST_SKIPPED = 20
 # A corner gives its domain this share and spreads the rest evenly.
 CORNER_SHARE = 0.6
 CORNER_SEEDS = 2
@@ -55,16 +59,29 @@ def design_sequence(domains: DomainSet, seeds: int, seed: int) -> Iterator[Desig
         seed: of the search; other seeds give other draws and other training seeds.
     """
     anchors = [DesignPoint(label, mixture, SEEDS_PER_SEARCH * seed + repeat) for label, mixture, repeat in _anchors(domains, seeds)]
+    draws = _draws(domains, seed)
     yield from anchors[:5]
-    number = 0
     for anchor in anchors[5:]:
-        for _ in range(2):
-            yield _draw(domains, seed, number)
-            number += 1
+        yield from islice(draws, 2)
         yield anchor
-    while True:
-        yield _draw(domains, seed, number)
-        number += 1
+    yield from draws
+
+
+def _draws(domains: DomainSet, seed: int) -> Iterator[DesignPoint]:
+    """Draws that differ from all before; endless. Small strengths draw the same single domain again and again, and once is enough."""
+    kept: list[FloatArray] = []
+    skipped = 0
+    for number in count():
+        point = _draw(domains, seed, number)
+        weights = point.mixture.array()
+        near = any(0.5 * np.abs(weights - other).sum() < LEAST_DISTANCE for other in kept)
+        # Two domains hold only so many distinct mixtures: in a full space nearness is accepted.
+        if near and skipped < MOST_SKIPPED:
+            skipped += 1
+            continue
+        skipped = 0
+        kept.append(weights)
+        yield point
 
 
 def _anchors(domains: DomainSet, seeds: int) -> Iterator[tuple[str, Mixture, int]]:
