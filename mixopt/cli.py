@@ -63,10 +63,9 @@ def demo(
 
     started = time.perf_counter()
     reporter = RichReporter()
-    corpus = out / "corpus"
-    if not (corpus / "experiment.yaml").exists():
-        _print_corpus(build_demo_corpus(corpus, reporter), reporter)
-    file = corpus / "experiment.yaml"
+    file = out / "experiment.yaml"
+    if not file.exists():
+        _print_corpus(build_demo_corpus(out, reporter), reporter)
     finished = _search(file, reporter, trials)
     written = _export(finished.search.store, "yaml", None, None, finished.search.search_id, {})
     _print_answer(finished, reporter)
