@@ -105,7 +105,8 @@ def evaluate(function: BatchFunction, points: FloatArray) -> FloatArray:
 def is_piecewise_constant(function: BatchFunction, points: FloatArray) -> bool:
     """Whether small moves of most `points` (n, domains) change nothing at all, as with trees.
 
-    Hand in the surrogate's prediction alone: a penalty on top would always move. A constant function counts too.
+    Hand in the surrogate's prediction alone, since a penalty on top always moves, and points without zeros, at which trees like to split.
+    A constant function counts too.
     """
     # Toward the mixture's mirror image: stays on the simplex, and moves every weight that differs from its mirror's.
     moved = points + 1e-6 * (points[:, ::-1] - points)

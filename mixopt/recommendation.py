@@ -21,7 +21,7 @@ from mixopt.objective import Objective, ObjectiveKind, fit_objective, measure_no
 from mixopt.optimum import Optimum, is_piecewise_constant, minimize, near_optimal_range
 from mixopt.prediction import Prediction, predict
 from mixopt.proposal import Effect, Proposal
-from mixopt.simplex import kl_divergence
+from mixopt.simplex import kl_divergence, sample_uniform
 from mixopt.space import MixtureSpace
 from mixopt.surrogates.base import Surrogate
 from mixopt.surrogates.cross_validation import rank_correlation
@@ -129,7 +129,8 @@ def _optimize(
 
     baselines = [mixture.array(space.domains) for mixture in (domains.natural(), domains.uniform(), domains.unimax())]
     starts = np.stack([*baselines, np.array([best["weights"][name] for name in space.domains])])
-    probes = space.sample(PROBES, np.random.default_rng([settings.seed, 0x9B0]))
+    # Inside the simplex: trees split at exactly 0, so a move away from a face would look like a slope.
+    probes = sample_uniform(np.random.default_rng([settings.seed, 0x9B0]), PROBES, len(space.domains))
     smooth = not is_piecewise_constant(prediction.mean, probes)
     return minimize(pulled, space, starts, settings.seed, smooth)
 

@@ -18,6 +18,7 @@ from mixopt.proposal import Proposal
 from mixopt.recommendation import Settings, recommend
 from mixopt.space import MixtureSpace
 from mixopt.strategies.design import design_sequence
+from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
@@ -231,3 +232,15 @@ def test_the_smallest_swarm_gives_a_proposal_and_says_what_is_missing() -> None:
     assert proposal.objective.low <= proposal.objective.high
     with pytest.raises(DataError, match="at least 4"):
         propose(domains, make_swarm(domains, 3))
+
+
+@pytest.mark.parametrize(("name", "method"), [("gaussian_process", "slsqp"), ("lightgbm", "mean of best")])
+def test_the_optimizer_suits_the_surrogate(name: str, method: str) -> None:
+    domains = domain_set()
+    settings = Settings({"target/a": 1.0}, "noise_scaled", 3, 0.05, 0)
+    swarm = make_swarm(domains, 40)
+    one = Swarm(swarm.domains, swarm.table.filter(pl.col("metric") == "target/a"))
+    proposal = recommend(one, MixtureSpace.from_domains(domains), domains, get_surrogate(name), settings)
+    assert proposal.evidence["optimizer"]["method"] == method
+    # Better than natural by the law itself, whatever the surrogate thinks.
+    assert law(proposal.mixture.array()[None])[0, 0] < law(domains.natural().array()[None])[0, 0]
