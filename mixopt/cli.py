@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from mixopt.errors import ConfigError, DataError, MixoptError
 
 if TYPE_CHECKING:
     from mixopt.history import History, SearchRecord
-    from workers.compose import Finished
+    from workers.run import Finished
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -153,8 +154,9 @@ def mirror(
         experiment = _stored_experiment(record)
         target = uri or tracking_uri(experiment)
         figures = folder / "searches" / f"{record.name}-{record.search_id[:8]}"
-        MlflowMirror(history, record.search_id, target, experiment.tracking.experiment, figures).sync()
-        typer.echo(f"MLflow at {target} holds {len(history.trials(record.search_id))} trials of search {record.search_id[:8]}.")
+        mirrored = MlflowMirror(history, record.search_id, target, experiment.tracking.experiment, figures)
+        mirrored.sync()
+        typer.echo(f"MLflow at {mirrored.shown_uri} holds {len(history.trials(record.search_id))} trials of search {record.search_id[:8]}.")
 
 
 @app.command()
@@ -198,7 +200,7 @@ def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
     from mixopt.terminal import SearchProgress
-    from workers.compose import run
+    from workers.run import run
 
     if trials is not None:
         experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
@@ -294,17 +296,24 @@ def _pairs(options: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """Schedulers stop jobs with SIGTERM: end as on Ctrl-C, with the record consistent and checkpoints written."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the console script."""
     # Read by glibc and OpenMP when a process starts, so that workers started from here are single-threaded unless the user says otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except MixoptError as error:
-        typer.secho(f"error: {error.message}", fg=typer.colors.RED, err=True)
+        kind, color = ("interrupted", typer.colors.YELLOW) if error.exit_code == 130 else ("error", typer.colors.RED)
+        typer.secho(f"{kind}: {error.message}", fg=color, err=True)
         if error.hint:
             typer.echo(error.hint, err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before the search began; the search itself turns it into SearchInterrupted
         typer.echo("Interrupted. The same command goes on where it stopped.", err=True)
         sys.exit(130)

@@ -1,15 +1,12 @@
-"""Builds a search from an experiment file and runs it; called by the command line and by a cluster job alike.
+"""Builds a search from an experiment file; called by the command line and by a cluster job alike.
 
-Here the pieces meet: prepared corpus, space, objective, strategy, record, runner, mirror. `compose` spends nothing and fails early; `run`
-walks the whole way: search, proposal, verification, figures, mirror. Every stage reads what the record already holds, so that running a
-finished experiment again does nothing and running an interrupted one goes on.
+Here the pieces meet: prepared corpus, space, objective, strategy, factories of trials, held-out sets. Nothing is spent here, and
+`check_experiment` finds what is wrong before a document is read; `workers.run` walks the way.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,23 +16,18 @@ from mixopt import __version__
 from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.domains import Domain, DomainSet
-from mixopt.errors import ConfigError, MixoptError
+from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
-from mixopt.history import History
-from mixopt.objective import Objective, fit_objective
-from mixopt.progress import Reporter, Silent
-from mixopt.proposal import Proposal
-from mixopt.runner import Evaluation, Runner
-from mixopt.search import SearchObserver, run_search, run_trials, search_identity
+from mixopt.runner import Evaluation
+from mixopt.search import search_identity
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.trial import Source, content_digest
-from mixopt.verification import Verification, plan_verification, summarize
 from proxy_models import ENGINE_VERSION
+from proxy_models.config import SIZES, proxy_config
 from workers.convert import recipe_for
-from workers.tokenize import prepare
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use a quarter of the end point's windows.
 EARLY_POINTS = 3
@@ -73,18 +65,6 @@ class Search:
     def catalog(self) -> dict[str, Path]:
         """Content hash of a domain -> its training tokens."""
         return {files.train.content_hash: self.manifest.absolute(files.train) for files in self.manifest.domains.values()}
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What `run` leaves behind: the answer, the verdict (None when switched off) and where the figures lie."""
-
-    search: Search
-    proposal: Proposal
-    verification: Verification | None
-    figures: tuple[Path, ...]
-    trained: int
-    reused: int
 
 
 def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
@@ -159,6 +139,42 @@ def objective_weights(experiment: Experiment) -> dict[str, float]:
     return weights
 
 
+def check_experiment(experiment: Experiment) -> None:
+    """Finds what is wrong with an experiment before a document is read: names, sizes, constraints, the output folder.
+
+    Raises:
+        ConfigError: an unknown strategy, surrogate or size, a verification at the source of the search, or an output that cannot be written.
+        InfeasibleError: no mixture satisfies bounds and epoch caps.
+    """
+    get_strategy(experiment.search.strategy)
+    get_surrogate(experiment.search.surrogate)
+    proxy, check = experiment.proxy, experiment.verification
+    for place, size in (("proxy.size", proxy.size), ("verification.size", check.size)):
+        try:
+            proxy_config(size, experiment.tokenizer.vocab_size)
+        except ValueError as error:
+            raise ConfigError(f"'{place}' is '{size}': {error}", f"Choose one of {', '.join(SIZES)}.") from error
+    if check.enabled and (proxy.size, proxy.tokens) == (check.size, check.tokens):
+        raise ConfigError(
+            f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
+            "Give it a larger size or more tokens, or set `enabled: false`.",
+        )
+    # Constraints depend on the target corpus only, not on what is prepared.
+    MixtureSpace.from_domains(
+        DomainSet(
+            tuple(Domain(d.name, "", 0, d.tokens, d.group, d.max_epochs, d.bounds) for d in experiment.domains), experiment.budget_tokens
+        )
+    )
+    try:
+        experiment.output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=experiment.output_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"'output' is {experiment.output}, which cannot be written ({error.strerror}).", "Name another folder."
+        ) from error
+
+
 def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict[str, float]) -> dict[str, Any]:
     """The objective as its search's identity sees it: held-out sets by content, so that renaming a target changes nothing."""
     held_out = {f"valid/{name}": files.valid.content_hash for name, files in manifest.domains.items()}
@@ -171,10 +187,10 @@ def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict
 
 
 def compose(experiment: Experiment, manifest: Manifest) -> Search:
-    """Checks everything that can be checked before something is spent, and joins the pieces.
+    """Joins the pieces of a prepared experiment that `check_experiment` has passed.
 
     Raises:
-        ConfigError: an unknown size, strategy or surrogate.
+        ConfigError: two domains hold the same documents.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     domains = domain_set(experiment, manifest)
@@ -192,11 +208,6 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         TrialFactory(domains, source, recipe, manifest.tokenizer_hash, ENGINE_VERSION)
         for source, recipe in zip(sources, recipes, strict=True)
     ]
-    if sources[0] == sources[1] and check.enabled:
-        raise ConfigError(
-            f"`verification` uses the source of the search ({sources[0].key}).",
-            "Give it a larger size or more tokens, or set `enabled: false`.",
-        )
     # Held-out sets of the verification are scored in full unless the file limits them; early points stay cheap.
     largest = max(
         [files.valid.tokens for files in manifest.domains.values()] + [target.file.tokens for target in manifest.targets.values()]
@@ -280,18 +291,6 @@ def context(search: Search) -> dict[str, Any]:
     }
 
 
-def make_runner(search: Search) -> Runner:
-    """The runner that the experiment file asks for."""
-    ray = search.experiment.ray
-    if ray.address == "in-process":
-        from workers.local import LocalRunner
-
-        return LocalRunner(search.store, search.catalog(), search.evaluations, pack_size=ray.pack_size)
-    from workers.ray_runner import RayRunner
-
-    return RayRunner(search.store, search.catalog(), search.evaluations, pack_size=ray.pack_size, address=ray.address, cpus=ray.cpus)
-
-
 def record_location(output: Path) -> Path:
     """Where the record of an output folder lies."""
     return output / "record.sqlite"
@@ -300,132 +299,3 @@ def record_location(output: Path) -> Path:
 def tracking_uri(experiment: Experiment) -> str:
     """Tracking server or database of the MLflow mirror."""
     return experiment.tracking.uri or f"sqlite:///{experiment.output_dir / 'mlflow.db'}"
-
-
-def run(
-    experiment: Experiment,
-    reporter: Reporter | None = None,
-    observers: Sequence[SearchObserver] = (),
-    stop: threading.Event | None = None,
-) -> Finished:
-    """Prepares, searches, proposes, verifies, draws and mirrors; goes on where an earlier run of the same experiment stopped.
-
-    Raises:
-        MixoptError: with exit code and remedy; what was finished before stays in the record.
-    """
-    reporter = reporter or Silent()
-    manifest = prepare(experiment, reporter)
-    search = compose(experiment, manifest)
-    search.folder.mkdir(parents=True, exist_ok=True)
-    (search.folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
-    with History.open(record_location(search.store)) as history:
-        history.add_search(search.search_id, experiment.name, experiment.to_yaml())
-        history.save_document(search.search_id, "context", context(search))
-        with mirroring(search, history, reporter):
-            try:
-                return _walk(search, history, reporter, observers, stop)
-            except MixoptError as error:
-                history.set_search_state(search.search_id, "interrupted" if error.exit_code == 130 else "failed")
-                raise
-
-
-def _walk(
-    search: Search, history: History, reporter: Reporter, observers: Sequence[SearchObserver], stop: threading.Event | None
-) -> Finished:
-    experiment = search.experiment
-    history.set_search_state(search.search_id, "running")
-    before = _completed(history, search.search_id)
-    runner = make_runner(search)
-    try:
-        reporter.note(f"Search {search.search_id[:8]}: {experiment.search.trials} trials of {search.factory.source.key}.")
-        run_search(
-            history,
-            search.search_id,
-            search.strategy,
-            runner,
-            domains=search.domains.names,
-            metrics=search.metrics(search.factory.source),
-            batch=experiment.search.batch,
-            max_attempts=experiment.search.max_attempts,
-            observers=observers,
-            stop=stop,
-        )
-        swarm = history.swarm(search.search_id, search.domains.names, search.metrics(search.factory.source))
-        with reporter.stage("Fitting surrogates", None, ""):
-            proposal = search.strategy.propose(swarm)
-            objective = fit_objective(experiment.objective.kind, objective_weights(experiment), swarm, search.domains.natural())
-        history.save_document(search.search_id, "proposal", proposal.to_json())
-        verification = _verify(search, history, proposal, objective, runner, reporter, observers, stop)
-    finally:
-        runner.close()
-    figures = write_results(search.folder, history, search.search_id)
-    history.set_search_state(search.search_id, "finished")
-    finished = _completed(history, search.search_id)
-    return Finished(search, proposal, verification, tuple(figures), len(finished - before), len(finished & before))
-
-
-def _completed(history: History, search_id: str) -> set[str]:
-    return {record.trial.trial_id for record in history.trials(search_id) if record.outcome is not None}
-
-
-def _verify(
-    search: Search,
-    history: History,
-    proposal: Proposal,
-    objective: Objective,
-    runner: Runner,
-    reporter: Reporter,
-    observers: Sequence[SearchObserver],
-    stop: threading.Event | None,
-) -> Verification | None:
-    """Proposal, best measured mixture and baselines at the larger source, several seeds each."""
-    check = search.experiment.verification
-    if not check.enabled:
-        return None
-    source, names = search.verification_factory.source, search.domains.names
-    trials = plan_verification(
-        proposal, search.domains.natural(), search.domains.uniform(), search.domains.unimax(), search.verification_factory.make, check.seeds
-    )
-    reporter.note(f"Verification: {len(trials)} runs of {source.key}.")
-    run_trials(
-        history,
-        search.search_id,
-        "verification",
-        runner,
-        trials,
-        metrics=search.metrics(source),
-        max_attempts=search.experiment.search.max_attempts,
-        observers=observers,
-        stop=stop,
-    )
-    swarm = history.swarm(search.search_id, search.domains.names, search.metrics(source), stage="verification")
-    verification = summarize(swarm, trials, objective, lambda mixture: bool(search.space.contains(mixture.array(names)[None, :])[0]))
-    history.save_document(search.search_id, "verification", verification.to_json())
-    return verification
-
-
-def write_results(folder: Path, history: History, search_id: str) -> list[Path]:
-    """Figures and `answer.md` of a search, from the record alone; returns the figures."""
-    from mixopt.tracking.figures import write_figures
-    from mixopt.tracking.note import write_answer
-
-    figures = write_figures(folder / "figures", history, search_id)
-    write_answer(folder / "answer.md", history, search_id)
-    return figures
-
-
-@contextmanager
-def mirroring(search: Search, history: History, reporter: Reporter) -> Iterator[None]:
-    """Keeps the MLflow mirror up while the body runs, and completes it afterwards; MLflow's absence stops nothing."""
-    if not search.experiment.tracking.enabled:
-        yield
-        return
-    from mixopt.tracking.mlflow_mirror import MirrorThread, MlflowMirror
-
-    mirror = MlflowMirror(history, search.search_id, tracking_uri(search.experiment), search.experiment.tracking.experiment, search.folder)
-    thread = MirrorThread(mirror, interval_seconds=5.0)
-    try:
-        yield
-    finally:
-        if not thread.stop(timeout_seconds=60.0):
-            reporter.note(f"MLflow at {tracking_uri(search.experiment)} is not complete; `mixopt mirror {search.store}` completes it.")

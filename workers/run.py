@@ -1,0 +1,242 @@
+"""Runs an experiment from documents to answer: prepare, search, propose, verify, draw, mirror.
+
+Every stage reads what the record already holds, so running a finished experiment again does nothing and running an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixopt.config import Experiment
+from mixopt.errors import MixoptError
+from mixopt.history import History, StageName
+from mixopt.objective import Objective, fit_objective
+from mixopt.progress import Reporter, Silent
+from mixopt.proposal import Proposal
+from mixopt.runner import Runner
+from mixopt.search import SearchObserver, run_search, run_trials
+from mixopt.swarm import Swarm
+from mixopt.trial import Source, Trial, TrialState
+from mixopt.verification import Verification, plan_verification, summarize
+from workers.compose import Search, check_experiment, compose, context, objective_weights, record_location, tracking_uri
+from workers.tokenize import prepare
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What `run` leaves behind.
+
+    Attributes:
+        verification: None when switched off.
+        trained, reused: trials of both stages that completed in this run, and that were found completed.
+    """
+
+    search: Search
+    proposal: Proposal
+    verification: Verification | None
+    trained: int
+    reused: int
+
+
+def make_runner(search: Search) -> Runner:
+    """The runner that the experiment file asks for."""
+    ray = search.experiment.ray
+    if ray.address == "in-process":
+        from workers.local import LocalRunner
+
+        return LocalRunner(search.store, search.catalog(), search.evaluations, pack_size=ray.pack_size)
+    from workers.ray_runner import RayRunner
+
+    return RayRunner(search.store, search.catalog(), search.evaluations, pack_size=ray.pack_size, address=ray.address, cpus=ray.cpus)
+
+
+def run(
+    experiment: Experiment,
+    reporter: Reporter | None = None,
+    observers: Sequence[SearchObserver] = (),
+    stop: threading.Event | None = None,
+) -> Finished:
+    """Prepares, searches, proposes, verifies, draws and mirrors; goes on where an earlier run of the same experiment stopped.
+
+    Raises:
+        MixoptError: with exit code and remedy; what was finished before stays in the record.
+    """
+    reporter = reporter or Silent()
+    check_experiment(experiment)
+    manifest = prepare(experiment, reporter)
+    search = compose(experiment, manifest)
+    search.folder.mkdir(parents=True, exist_ok=True)
+    (search.folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    with History.open(record_location(search.store)) as history:
+        history.add_search(search.search_id, experiment.name, experiment.to_yaml())
+        history.save_document(search.search_id, "context", context(search))
+        with mirroring(search, history, reporter):
+            try:
+                return _walk(search, history, reporter, observers, stop)
+            except MixoptError as error:
+                history.set_search_state(search.search_id, "interrupted" if error.exit_code == 130 else "failed")
+                raise
+
+
+def _walk(
+    search: Search, history: History, reporter: Reporter, observers: Sequence[SearchObserver], stop: threading.Event | None
+) -> Finished:
+    before = _completed(history, search.search_id)
+    answer = _recorded_answer(search, history)
+    if answer is None:
+        runner = make_runner(search)
+        try:
+            _train_search(search, history, runner, reporter, observers, stop)
+            with reporter.stage("Fitting surrogates", None, ""):
+                proposal, objective = _propose(search, history)
+            verification = _verify(search, history, proposal, objective, runner, reporter, observers, stop)
+        finally:
+            runner.close()
+    else:
+        proposal, verification = answer
+        reporter.note(f"Search {search.search_id[:8]} is finished; nothing is left to train.")
+    write_results(search.folder, history, search.search_id)
+    history.set_search_state(search.search_id, "finished")
+    finished = _completed(history, search.search_id)
+    return Finished(search, proposal, verification, len(finished - before), len(finished & before))
+
+
+def _completed(history: History, search_id: str) -> set[str]:
+    return {record.trial.trial_id for record in history.trials(search_id) if record.outcome is not None}
+
+
+def _swarm(search: Search, history: History, source: Source, stage: StageName) -> Swarm:
+    return history.swarm(search.search_id, search.domains.names, search.metrics(source), stage=stage)
+
+
+def _recorded_answer(search: Search, history: History) -> tuple[Proposal, Verification | None] | None:
+    """The stored answer, if nothing is left to train: saves starting a cluster to find that out."""
+    if history.search(search.search_id).state != "finished":
+        return None
+    body, verdict = history.document(search.search_id, "proposal"), history.document(search.search_id, "verification")
+    check = search.experiment.verification
+    if body is None or (check.enabled and verdict is None):
+        return None
+    proposal = Proposal.from_json(body)
+    records = history.trials(search.search_id, "search")
+    abandoned = [record.trial for record in records if record.state is TrialState.ABANDONED]
+    asked = [record.trial for record in records if record.state is not TrialState.ABANDONED]
+    if search.strategy.ask(1, _swarm(search, history, search.factory.source, "search"), [], abandoned):
+        return None
+    if not _all_scored(search, history, "search", asked):
+        return None
+    if check.enabled and not _all_scored(search, history, "verification", _verification_plan(search, proposal)):
+        return None
+    return proposal, Verification.from_json(verdict) if check.enabled and verdict is not None else None
+
+
+def _all_scored(search: Search, history: History, stage: StageName, trials: Sequence[Trial]) -> bool:
+    """Whether every trial has ended: completed and scored on every metric, or abandoned."""
+    ended = set()
+    for record in history.trials(search.search_id, stage):
+        measured = {m.evaluation_key for m in record.outcome.measurements} if record.outcome else set()
+        if record.state is TrialState.ABANDONED or (record.outcome and measured >= set(search.metrics(record.trial.source))):
+            ended.add(record.trial.trial_id)
+    return all(trial.trial_id in ended for trial in trials)
+
+
+def _train_search(
+    search: Search,
+    history: History,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> None:
+    settings = search.experiment.search
+    reporter.note(f"Search {search.search_id[:8]}: {settings.trials} trials of {search.factory.source.key}.")
+    run_search(
+        history,
+        search.search_id,
+        search.strategy,
+        runner,
+        domains=search.domains.names,
+        metrics=search.metrics(search.factory.source),
+        batch=settings.batch,
+        max_attempts=settings.max_attempts,
+        observers=observers,
+        stop=stop,
+    )
+
+
+def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
+    """Proposal of the strategy, and the objective it was made for; the proposal is recorded."""
+    swarm = _swarm(search, history, search.factory.source, "search")
+    proposal = search.strategy.propose(swarm)
+    objective = fit_objective(search.experiment.objective.kind, objective_weights(search.experiment), swarm, search.domains.natural())
+    history.save_document(search.search_id, "proposal", proposal.to_json())
+    return proposal, objective
+
+
+def _verification_plan(search: Search, proposal: Proposal) -> list[Trial]:
+    domains, make = search.domains, search.verification_factory.make
+    return plan_verification(proposal, domains.natural(), domains.uniform(), domains.unimax(), make, search.experiment.verification.seeds)
+
+
+def _verify(
+    search: Search,
+    history: History,
+    proposal: Proposal,
+    objective: Objective,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> Verification | None:
+    """Proposal, best measured mixture and baselines at the larger source, several seeds each."""
+    if not search.experiment.verification.enabled:
+        return None
+    source, names = search.verification_factory.source, search.domains.names
+    trials = _verification_plan(search, proposal)
+    reporter.note(f"Verification: {len(trials)} runs of {source.key}.")
+    run_trials(
+        history,
+        search.search_id,
+        "verification",
+        runner,
+        trials,
+        metrics=search.metrics(source),
+        max_attempts=search.experiment.search.max_attempts,
+        observers=observers,
+        stop=stop,
+    )
+    swarm = _swarm(search, history, source, "verification")
+    verification = summarize(swarm, trials, objective, lambda mixture: bool(search.space.contains(mixture.array(names)[None, :])[0]))
+    history.save_document(search.search_id, "verification", verification.to_json())
+    return verification
+
+
+def write_results(folder: Path, history: History, search_id: str) -> list[Path]:
+    """Figures and `answer.md` of a search, from the record alone; returns the figures."""
+    from mixopt.tracking.figures import write_figures
+    from mixopt.tracking.note import write_answer
+
+    figures = write_figures(folder / "figures", history, search_id)
+    write_answer(folder / "answer.md", history, search_id)
+    return figures
+
+
+@contextmanager
+def mirroring(search: Search, history: History, reporter: Reporter) -> Iterator[None]:
+    """Keeps the MLflow mirror up while the body runs, and completes it afterwards; MLflow's absence stops nothing."""
+    if not search.experiment.tracking.enabled:
+        yield
+        return
+    from mixopt.tracking.mlflow_mirror import MirrorThread, MlflowMirror
+
+    mirror = MlflowMirror(history, search.search_id, tracking_uri(search.experiment), search.experiment.tracking.experiment, search.folder)
+    thread = MirrorThread(mirror, interval_seconds=5.0, reporter=reporter)
+    try:
+        yield
+    finally:
+        if not thread.stop(timeout_seconds=60.0):
+            reporter.note(f"MLflow at {mirror.shown_uri} is not complete; `mixopt mirror {search.store}` completes it.")
