@@ -85,7 +85,8 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
     optimum = _optimize(prediction, measured, space, domains, best, settings)
     # What a comparison of two mixtures with so many seeds each cannot tell apart.
     indistinct = measured.noise_std * float(np.sqrt(2 / settings.seeds))
-    low, high = _near_optimal(prediction, space, optimum.weights, indistinct, settings.seed)
+    within = max(indistinct, _doubt_of_gain(prediction, optimum.weights, best))
+    low, high = _near_optimal(prediction, space, optimum.weights, within, settings.seed)
     mixture = Mixture.from_array(space.domains, optimum.weights)
     return Proposal(
         schedule=Schedule.constant(mixture),
@@ -106,10 +107,10 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
             "objective_spread": measured.spread,
             "noise_std": dict(zip(objective.metrics, objective.noise_std, strict=True)),
             "noise_degrees_of_freedom": objective.degrees_of_freedom,
-            "near_optimal_within": indistinct,
-            "near_optimal_meaning": "predicted difference to the proposal at most one posterior standard deviation of that difference, or "
-            f"near_optimal_within if that is more: the seed noise of the objective times sqrt(2 / {settings.seeds}), which {settings.seeds} "
-            "runs of each mixture could not tell apart",
+            "near_optimal_within": within,
+            "near_optimal_meaning": "predicted to be worse than the proposal by at most near_optimal_within: one posterior standard deviation "
+            "of the proposal's gain over the best measured mixture, or, if that is more, the seed noise of the objective times "
+            f"sqrt(2 / {settings.seeds}), which {settings.seeds} runs of each mixture could not tell apart",
             "optimizer": {"method": optimum.method, "status": optimum.status},
             "baselines": _baselines(prediction, measured, space, domains),
             "guard": _guard(prediction, optimum.weights, best, indistinct),
@@ -136,15 +137,21 @@ def _optimize(
 
 
 def _near_optimal(
-    prediction: Prediction, space: MixtureSpace, optimum: FloatArray, indistinct: float, seed: int
+    prediction: Prediction, space: MixtureSpace, optimum: FloatArray, within: float, seed: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Least and largest weight per domain among feasible mixtures that neither surrogate nor repeats can tell from the optimum."""
+    """Least and largest weight per domain among feasible mixtures predicted to be worse than the optimum by at most `within`.
+
+    One margin for all mixtures. With each mixture's own doubt instead, those far from every trial would all count as near-optimal: nothing
+    is known of them.
+    """
     level = prediction.mean(optimum[None])[0]
+    return near_optimal_range(lambda weights: np.asarray(prediction.mean(weights) - level - within), space, optimum, 0.0, seed)
 
-    def beyond_noise(weights: FloatArray) -> FloatArray:
-        return np.asarray(prediction.mean(weights) - level - np.maximum(indistinct, prediction.difference_std(weights, optimum)))
 
-    return near_optimal_range(beyond_noise, space, optimum, 0.0, seed)
+def _doubt_of_gain(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any]) -> float:
+    """Posterior standard deviation of the difference between the optimum and the best measured mixture."""
+    measured = np.array([[best["weights"][name] for name in prediction.domains]])
+    return float(prediction.difference_std(measured, optimum)[0])
 
 
 def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:

@@ -4,8 +4,9 @@ Every point depends on its number and the search's seed only, so that raising 48
 no other. Baselines and repeats come early and are interleaved with the draws, so that a small budget holds some of each. Draws ignore the
 epoch caps: constraints belong to the optimizer, the swarm stays wide (Olmix, arXiv 2602.12237).
 
-Strengths are RegMix's, 0.1 to 5, without its rejection of large weights; 0.5 to 10 and 1 to 20 found optima of synthetic laws no better
-(docs/log.md).
+Draws come in three widths, taken in turn. Wide ones have RegMix's strengths, 0.1 to 5, without its rejection of large weights: few domains each,
+many of them nearly pure. Focused ones hold most domains, around the same tempered natural mixture: that is where optima under caps lie, and
+there they predict better and with less doubt (docs/log.md). Dense ones are spread around uniform.
 
 Seeds. Repeats of the baselines share a small set of seeds; every draw has its own. Seeds common to all trials would cancel what a seed does
 to every mixture alike, but what it does to some mixtures only would then look like signal, and no number of trials would average it away.
@@ -22,11 +23,12 @@ import numpy as np
 
 from mixopt.domains import DomainSet
 from mixopt.mixture import FloatArray, Mixture
-from mixopt.simplex import round_counts, sample_dirichlet
+from mixopt.simplex import REGMIX_STRENGTHS, round_counts, sample_dirichlet
 
 # Of so many draws one is dense (all domains present) around uniform: how all domains act together shows only there.
 DENSE_EVERY = 6
 DENSE_STRENGTH_PER_DOMAIN = 2.0
+FOCUSED_STRENGTHS_PER_DOMAIN = np.geomspace(0.25, 3.0, 15)
 # Below this share a domain gets some windows at most; RegMix cuts at 2e-4, Olmix at 2e-3.
 ZERO_BELOW = 2e-3
 # Weights are whole multiples of this, so that identities do not hang on the last bits of a logarithm.
@@ -123,7 +125,9 @@ def _draw(domains: DomainSet, seed: int, number: int) -> DesignPoint:
         prior = np.full(len(names), 1 / len(names))
         weights = sample_dirichlet(rng, prior, 1, (DENSE_STRENGTH_PER_DOMAIN * len(names),), temperature=1.0, zero_below=0.0)
     else:
-        weights = sample_dirichlet(rng, domains.natural().array(names), 1, zero_below=min(ZERO_BELOW, 0.1 / len(names)))
+        focused = number % DENSE_EVERY % 2 == 1
+        strengths = tuple((FOCUSED_STRENGTHS_PER_DOMAIN * len(names)).tolist()) if focused else REGMIX_STRENGTHS
+        weights = sample_dirichlet(rng, domains.natural().array(names), 1, strengths, zero_below=min(ZERO_BELOW, 0.1 / len(names)))
     grained: FloatArray = round_counts(weights[0], GRAIN) / GRAIN
     mixture = Mixture.from_array(names, grained).reordered(domains.names)
     return DesignPoint("design", mixture, SEEDS_PER_SEARCH * seed + FIRST_DRAW_SEED + number)

@@ -10,7 +10,9 @@ import pytest
 
 
 def mixopt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "from mixopt.cli import main; main()", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", "from mixopt.cli import main; main()", *arguments], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(

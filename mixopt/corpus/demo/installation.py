@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import platform
 import re
+import site
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,16 +100,21 @@ def _dependency_closure() -> list[importlib.metadata.Distribution]:
         name = _normalized(todo.pop())
         if name in found:
             continue
-        try:
-            found[name] = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
+        installed = next(iter(importlib.metadata.distributions(name=name, path=_site_folders())), None)
+        if installed is None:
             continue  # a dependency of another platform or Python version
+        found[name] = installed
         # Every requirement starts with a name; those of extras say so in their marker.
         todo.extend(
             re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in found[name].requires or [] if not re.search(r"\bextra\s*==", text)
         )
     del found[ROOT_DISTRIBUTION]
     return [found[name] for name in sorted(found)]
+
+
+def _site_folders() -> list[str]:
+    """Where pip installs; not all of `sys.path`, to which Ray adds its vendored packages once it is imported."""
+    return [*dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()))]
 
 
 def _normalized(name: str) -> str:

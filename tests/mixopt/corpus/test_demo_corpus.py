@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -195,3 +196,16 @@ def test_two_epoch_caps_can_bind() -> None:
     capped = {d.name for d in domains if epochs[d.name] == pytest.approx(d.max_epochs)}
     assert capped == {"python", "docstrings"}
     assert max(inventory.epochs(inventory.natural()).values()) < 1.01
+
+
+def test_packages_vendored_by_others_do_not_count() -> None:
+    """Ray puts its vendored packages on the path when it is imported; what was found before must be found again."""
+    before = {(file.name, file.origin) for file in Installation().dependencies}
+    vendored = next((Path(entry) for entry in sysconfig.get_paths().values() if (Path(entry) / "ray" / "thirdparty_files").is_dir()), None)
+    assert vendored is not None, "this Ray vendors nothing: the test can go"
+    sys.path.insert(0, str(vendored / "ray" / "thirdparty_files"))
+    try:
+        after = {(file.name, file.origin) for file in Installation().dependencies}
+    finally:
+        sys.path.pop(0)
+    assert after == before
