@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mixopt.errors import ConfigError
 
@@ -42,13 +42,22 @@ def parse_whole_count(value: Any) -> Any:
 
 
 Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
-WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0)]
+# Below 2^53 a count is exact as a float, and fits the integers of every database.
+WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_stray_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads a bare yes, no, on or off as a boolean, and Python would count with it: `tokens: yes` would be one token."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a yes or no, where it does not belong; write a number, or put the word in quotes")
+        return value
 
 
 class DomainConfig(Model):
@@ -156,7 +165,7 @@ class SearchConfig(Model):
     surrogate: str = Field("gaussian_process", description="Name of a surrogate: gaussian_process or lightgbm.")
     trials: int = Field(48, ge=4, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     max_attempts: int = Field(3, ge=1, description="How often a failed trial is tried before it is abandoned.")
 
 
@@ -225,6 +234,21 @@ class Experiment(Model):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that occurs twice, of which YAML libraries silently keep the last."""
+
+    # While composing, because merging (`<<`) later puts keys beside those that override them.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"key '{key.value}' occurs twice in one mapping", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
 def load_experiment(path: Path) -> Experiment:
     """Reads an experiment file.
 
@@ -234,8 +258,10 @@ def load_experiment(path: Path) -> Experiment:
     if not path.is_file():
         raise ConfigError(f"Experiment file {path} does not exist.", "Name a YAML file; `mixopt schema` prints what goes into it.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"Experiment file {path} cannot be read ({error.strerror}).", "Mend its permissions.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.", "Mend the line it names.") from error
     if not isinstance(raw, dict):
         raise ConfigError(
@@ -272,11 +298,13 @@ def _expand_variables(value: Any, location: str) -> Any:
 
     def replace(match: re.Match[str]) -> str:
         name = match[1]
+        if name is None:
+            raise ConfigError(f"'{location.rstrip('.')}' is {value!r}, with a '${{' that begins no variable.", "Write ${NAME}.")
         if name not in os.environ:
             raise ConfigError(f"'{location.rstrip('.')}' uses ${{{name}}}, which is not set.", f"Run `export {name}=...` first.")
         return os.environ[name]
 
-    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", replace, value)
+    return re.sub(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?", replace, value)
 
 
 def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:

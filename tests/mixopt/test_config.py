@@ -85,6 +85,13 @@ def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest
         ("objective.kind", "best", "'objective.kind' is 'best'"),
         ("tokenizer.vocab_size", 100, "'tokenizer.vocab_size' is 100"),
         ("domains", [VALID["domains"][0]], "'domains'"),
+        ("domains.0.tokens", True, "'domains[0].tokens' is True: a yes or no, where it does not belong"),
+        ("domains.0.max_epochs", True, "'domains[0].max_epochs' is True: a yes or no"),
+        ("domains.0.max_epochs", float("nan"), "'domains[0].max_epochs' is nan"),
+        ("domains.0.max_epochs", float("inf"), "'domains[0].max_epochs' is inf"),
+        ("targets.0.weight", float("inf"), "'targets[0].weight' is inf"),
+        ("proxy.tokens", 10**30, "'proxy.tokens' is 1000"),
+        ("search.seed", 2**70, "'search.seed' is 1180591620717411303424"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, message: str) -> None:
@@ -107,12 +114,48 @@ def test_targets_are_the_objective_when_there_are_any() -> None:
         parse_experiment({**changed("targets", []), "objective": {"over": "targets"}}, Path("/"))
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds a list"), ("", "holds a NoneType")])
+@pytest.mark.parametrize("text", ["${CORPUS", "${CORPUS-web}", "${}"])
+def test_what_looks_like_a_variable_is_one(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"'output' is .* that begins no variable. Write \$\{NAME\}"):
+        parse_experiment(changed("output", text), Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "holds a list"),
+        ("", "holds a NoneType"),
+        ("name: a\nsearch:\n  trials: 8\n  seed: 1\n  trials: 9\n", "key 'trials' occurs twice .* line 5"),
+    ],
+)
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_experiment(file)
+
+
+def test_anchors_and_merged_keys_are_read(tmp_path: Path) -> None:
+    """An overridden key of a merged mapping is no key that occurs twice, also where an inner mapping is merged before it is read."""
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        """
+        name: merged
+        output: out
+        budget_tokens: 3e9
+        domains:
+          - &web {name: web, path: web.jsonl, tokens: 2e9, max_epochs: 2}
+          - &code {<<: *web, name: code}
+          - {<<: *code, name: prose, max_epochs: 3}
+        """
+    )
+    experiment = load_experiment(file)
+    assert [(domain.name, domain.tokens, domain.max_epochs) for domain in experiment.domains] == [
+        ("web", 2e9, 2.0),
+        ("code", 2e9, 2.0),
+        ("prose", 2e9, 3.0),
+    ]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
