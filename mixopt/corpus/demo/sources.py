@@ -48,6 +48,11 @@ class Text:
     source: str
     origin: str
 
+    @property
+    def file(self) -> str:
+        """What it was cut from; see `pieces`."""
+        return self.source.partition("#")[0]
+
 
 @dataclass(frozen=True)
 class DomainSource:
