@@ -175,6 +175,7 @@ def main() -> int:
             f"{coverage:>10} {row.cpu_seconds:11.3f}"
         )
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
     return 0
 

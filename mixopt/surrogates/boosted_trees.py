@@ -111,7 +111,8 @@ def _train(features: FloatArray, outputs: FloatArray) -> Booster:
     import lightgbm
 
     parameters = {**PARAMETERS, "min_data_in_leaf": min(20, max(3, len(outputs) // 10))}
-    return lightgbm.train(parameters, lightgbm.Dataset(features, label=outputs), num_boost_round=ROUNDS)
+    # Otherwise LightGBM writes the model to text and reads it back, which takes almost as long as training it.
+    return lightgbm.train(parameters, lightgbm.Dataset(features, label=outputs), num_boost_round=ROUNDS, keep_training_booster=True)
 
 
 def _predict(model: Booster, features: FloatArray) -> FloatArray:
