@@ -89,10 +89,13 @@ def prepare(file: ExperimentFile) -> None:
     """Turns documents into token files; does only what is missing."""
     from mixopt.config import load_experiment
     from mixopt.terminal import RichReporter, quantity, rows_table
+    from workers.compose import check_experiment
     from workers.tokenize import prepare as prepare_corpus
 
+    experiment = load_experiment(file)
+    check_experiment(experiment)
     reporter = RichReporter()
-    manifest = prepare_corpus(load_experiment(file), reporter)
+    manifest = prepare_corpus(experiment, reporter)
     rows = [
         [name, f"{part.documents:,}", quantity(part.tokens), f"{part.bytes / max(part.tokens, 1):.2f}"]
         for name, part in [(f"{name} (train)", files.train) for name, files in manifest.domains.items()]
@@ -233,7 +236,7 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
     for sentence in proposal.binding:
         reporter.note(f"Binding: {sentence}")
     if finished.verification is not None:
-        reporter.note(finished.verification.sentence)
+        reporter.note(finished.verification.conclusion)
     reporter.note(f"Trials: {finished.trained} trained now, {finished.reused} already in the record.")
     reporter.note(f"Figures: {finished.search.folder / 'figures'}")
     reporter.note(f"Answer: {finished.search.folder / 'answer.md'}")

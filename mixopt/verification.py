@@ -29,6 +29,14 @@ LABEL_PREFIX = "verify:"
 OBJECTIVE, MEAN_BITS_PER_BYTE = "objective", "bits_per_byte"
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 2  # one difference has no spread, hence no interval
+# How arms are called in sentences.
+SPOKEN = {
+    PROPOSAL: "the proposal",
+    BEST_MEASURED: "the best measured mixture",
+    "natural": "the natural mixture",
+    "uniform": "the uniform mixture",
+    "unimax": "UniMax",
+}
 
 Feasible = Callable[[Mixture], bool]
 
@@ -73,7 +81,7 @@ class Verification:
         infeasible: arms outside the bounds and epoch caps of the target run; never recommended.
         winner: the arm with the lowest mean objective on the seeds it shares with the proposal, beyond noise or not.
         recommended: the arm to use, by the rules of `summarize`; `reason` says which one decided.
-        sentence: whether the proposal won, against what, by how much.
+        sentence: whether the proposal won, against what, by how much; in a few short sentences for people.
     """
 
     source: Source
@@ -90,6 +98,16 @@ class Verification:
     reason: str
     sentence: str
     confidence: float = CONFIDENCE
+
+    @property
+    def rivals(self) -> dict[str, tuple[str, ...]]:
+        """The mixtures other than the proposal, each once: first arm -> all arms that are this mixture."""
+        return _rivals(self.arms, self.same)
+
+    @property
+    def conclusion(self) -> str:
+        """The sentence, and which mixture to use."""
+        return f"{self.sentence} Recommended: {spoken(self.recommended)}, because {self.reason}."
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"source": [self.source.evaluator, self.source.size, self.source.tokens]}
@@ -150,6 +168,7 @@ def summarize(swarm: Swarm, plan: Sequence[Trial], objective: Objective, feasibl
     trials = _trials_by_arm(plan)
     losses, seeds = _losses(swarm, trials, objective)
     arms = {name: runs[0].schedule.average() for name, runs in trials.items()}
+    weights = {name: mixture.as_dict() for name, mixture in arms.items()}
     same = tuple(name for name, runs in trials.items() if name != PROPOSAL and runs[0].trial_id == trials[PROPOSAL][0].trial_id)
     missing = {name: tuple(trial.seed for trial in runs if trial.seed not in seeds[name]) for name, runs in trials.items()}
 
@@ -164,7 +183,7 @@ def summarize(swarm: Swarm, plan: Sequence[Trial], objective: Objective, feasibl
     return Verification(
         source=plan[0].source,
         objective_unit=objective.unit,
-        arms={name: mixture.as_dict() for name, mixture in arms.items()},
+        arms=weights,
         seeds=seeds,
         missing=missing,
         losses=losses,
@@ -174,7 +193,7 @@ def summarize(swarm: Swarm, plan: Sequence[Trial], objective: Objective, feasibl
         winner=_winner(rows),
         recommended=recommended,
         reason=reason,
-        sentence=_sentence(rows, same, others, missing, plan[0].source),
+        sentence=_sentence(rows, _rivals(weights, same), same, missing, plan[0].source, objective.unit),
     )
 
 
@@ -235,13 +254,25 @@ def _winner(rows: Sequence[Comparison]) -> str:
     return min(gains, key=lambda name: gains[name])
 
 
+def _rivals(arms: Mapping[str, Mapping[str, float]], same: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, tuple[str, ...]] = {}
+    for name, weights in arms.items():
+        if name != PROPOSAL and name not in same:
+            first = next((other for other in groups if arms[other] == weights), name)
+            groups[first] = (*groups.get(first, ()), name)
+    return groups
+
+
 def _recommend(others: Sequence[str], infeasible: Sequence[str], compare: Callable[[str, str], Comparison | None]) -> tuple[str, str]:
     """The arm to use, and why. `compare` gives the objective of the first arm minus the second's."""
-    chosen, reason = PROPOSAL, "no arm beats the proposal beyond noise"
-    gain = compare(PROPOSAL, BEST_MEASURED) if BEST_MEASURED in others else None
-    if gain is not None and gain.verdict == "better":
+    chosen, reason = PROPOSAL, "no other mixture beats the proposal beyond noise"
+    if not any(compare(PROPOSAL, name) for name in others):
+        reason = "too few seeds finished to compare the proposal with any other mixture"
+    elif BEST_MEASURED in others and (gain := compare(PROPOSAL, BEST_MEASURED)) is None:
+        reason = "too few seeds finished to compare the proposal with the best measured mixture"
+    elif BEST_MEASURED in others and gain is not None and gain.verdict == "better":
         reason = "the proposal beats the best measured mixture beyond noise"
-    elif gain is not None and BEST_MEASURED not in infeasible:
+    elif BEST_MEASURED in others and gain is not None and BEST_MEASURED not in infeasible:
         chosen = BEST_MEASURED
         reason = "the proposal's gain over the best measured mixture is inside noise"
         if gain.verdict == "worse":
@@ -250,36 +281,70 @@ def _recommend(others: Sequence[str], infeasible: Sequence[str], compare: Callab
     better = {name: row.mean for name, row in rivals.items() if row is not None and row.verdict == "better"}
     if better:
         rival = min(better, key=lambda name: better[name])
-        return rival, f"{_plain(rival)} beats {_plain(chosen)} beyond noise"
+        return rival, f"{spoken(rival)} beats {spoken(chosen)} beyond noise"
     return chosen, reason
 
 
 def _sentence(
-    rows: Sequence[Comparison], same: Sequence[str], others: Sequence[str], missing: Mapping[str, Sequence[int]], source: Source
+    rows: Sequence[Comparison],
+    rivals: Mapping[str, Sequence[str]],
+    same: Sequence[str],
+    missing: Mapping[str, Sequence[int]],
+    source: Source,
+    unit: str,
 ) -> str:
-    objective = {row.baseline: row for row in rows if row.metric == OBJECTIVE}
-    bits = {row.baseline: row.mean for row in rows if row.metric == MEAN_BITS_PER_BYTE}
-    clauses = []
-    for opening, verdict in (("beat", "better"), ("could not be told apart from", "undecided"), ("lost to", "worse")):
-        parts = [_clause(row, bits[name]) for name, row in objective.items() if row.verdict == verdict]
-        if parts:
-            clauses.append(f"{opening} {' and '.join(parts)}")
-    if same:
-        clauses.append(f"is the same mixture as {' and '.join(map(_plain, same))}")
-    lonely = [_plain(name) for name in others if name not in objective]
-    if lonely:
-        clauses.append(f"shares too few finished seeds with {' and '.join(lonely)} to be compared")
-    pairs = max((len(row.seeds) for row in rows), default=0)
-    gaps = "; ".join(f"{_plain(name)} lacks seed {', '.join(map(str, seeds))}" for name, seeds in missing.items() if seeds)
+    by_metric = {(row.baseline, row.metric): row for row in rows}
+    compared = {name: by_metric[name, OBJECTIVE] for name in rivals if (name, OBJECTIVE) in by_metric}
+    pairs = max((len(row.seeds) for row in compared.values()), default=0)
     where = f"At a larger source ({source.size}, {source.tokens:,} tokens, {pairs} paired seeds)"
-    return f"{where} the proposal {'; it '.join(clauses)}{f' ({gaps})' if gaps else ''}."
+    sentences = [f"{where} the proposal {_score([row.verdict for row in compared.values()])}."]
+    for opening, verdict in (("beat", "better"), ("could not be told apart from", "undecided"), ("lost to", "worse")):
+        for name, row in compared.items():
+            if row.verdict == verdict:
+                sentences.append(f"It {opening} {_called(rivals[name])}: {_difference(by_metric[name, MEAN_BITS_PER_BYTE], row, unit)}.")
+    if same:
+        sentences.append(f"It is the same mixture as {' and '.join(map(spoken, same))}.")
+    lonely = [_called(names) for name, names in rivals.items() if name not in compared]
+    if lonely:
+        sentences.append(f"Too few seeds finished to compare it with {' and '.join(lonely)}.")
+    gaps = "; ".join(f"{spoken(name)} {', '.join(map(str, seeds))}" for name, seeds in missing.items() if seeds)
+    if gaps:
+        sentences.append(f"Seeds that did not finish: {gaps}.")
+    return " ".join(sentences)
 
 
-def _clause(row: Comparison, bits_per_byte: float) -> str:
-    by = f"{abs(bits_per_byte):.4f} bits per byte {'lower' if bits_per_byte <= 0 else 'higher'}"
-    zero = "includes zero" if row.verdict == "undecided" else "excludes zero"
-    return f"{_plain(row.baseline)} ({by}; {CONFIDENCE:.0%} interval of the objective {row.low:.3g} to {row.high:.3g}, which {zero})"
+def _score(verdicts: Sequence[str]) -> str:
+    won, tied, lost = (verdicts.count(verdict) for verdict in ("better", "undecided", "worse"))
+    if not verdicts:
+        return "could not be compared with another mixture"
+    if won == len(verdicts):
+        return {1: "beat the one other mixture", 2: "beat both other mixtures"}.get(won, f"beat all {won} other mixtures")
+    parts = [f"lost to {lost or 'none'}"] + ([f"tied with {tied}"] if tied else [])
+    return f"beat {won or 'none'} of {len(verdicts)} other mixture{'s' * (len(verdicts) > 1)}, {' and '.join(parts)}"
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", " ")
+def _difference(bits: Comparison, objective: Comparison, unit: str) -> str:
+    """The difference in bits per byte with its own interval; the objective's too where it alone explains the verdict."""
+
+    def size(value: float) -> str:
+        return f"{abs(value):.4f}"
+
+    ends = (bits.low, bits.high) if bits.mean > 0 else (bits.high, bits.low)
+    if bits.low <= 0 <= bits.high:
+        interval = f"from {size(bits.low)} lower to {size(bits.high)} higher"
+    else:
+        interval = f"{size(ends[0])} to {size(ends[1])}"
+    text = f"{size(bits.mean)} bits per byte {'higher' if bits.mean > 0 else 'lower'} ({CONFIDENCE:.0%} interval {interval})"
+    if bits.verdict != objective.verdict:
+        text += f", but judged by the objective, {objective.mean:+.3g} {unit} ({objective.low:+.3g} to {objective.high:+.3g})"
+    return text
+
+
+def _called(names: Sequence[str]) -> str:
+    also = ", ".join(map(spoken, names[1:]))
+    return f"{spoken(names[0])} ({also})" if also else spoken(names[0])
+
+
+def spoken(name: str) -> str:
+    """An arm as a sentence calls it."""
+    return SPOKEN.get(name, name.replace("_", " "))

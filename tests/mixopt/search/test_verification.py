@@ -54,6 +54,7 @@ def verify(history: History, lab: Any) -> Callable[..., Verification]:
         objective: Objective = MEAN,
         trials: Sequence[Trial] | None = None,
         wobble: float = 0.001,
+        wobble_b: float = 0.0,
         lost: Sequence[tuple[str, int]] = (),
         **options: Any,
     ) -> Verification:
@@ -65,7 +66,8 @@ def verify(history: History, lab: Any) -> Callable[..., Verification]:
                 runner.failures[trial.trial_id] = [Failure(FailureKind.DIVERGED, "nan")]
             level = levels.get(arm, 1.0) + 0.2 * trial.seed + wobble * math.sin(10 * trial.seed + len(arm))
             shares = {d.content_hash: (w,) for d, w in zip(trial.domains, trial.schedule.average().weights, strict=True)}
-            losses = tuple(Measurement(key, 100, 1.0, level + shift) for key, shift in (("key-a", 0.0), ("key-b", 0.5)))
+            shift = 0.5 + wobble_b * math.sin(7 * trial.seed + len(arm))
+            losses = (Measurement("key-a", 100, 1.0, level), Measurement("key-b", 100, 1.0, level + shift))
             runner.kept[trial.trial_id] = Outcome(trial.trial_id, shares, losses, 100, 1.0, 1.0)
         history.add_trials("s1", trials, "verification")
         for trial in trials:
@@ -103,9 +105,9 @@ def test_a_best_measured_mixture_that_cannot_be_used_is_no_arm(lab: Any, best: d
 def test_a_clear_win_is_said_and_recommended(verify: Callable[..., Verification]) -> None:
     found = verify({"proposal": 0.9})
     assert (found.winner, found.recommended) == ("proposal", "proposal")
-    assert "beat" in found.sentence
-    assert "lost to" not in found.sentence
-    assert found.sentence.count("excludes zero") == 4
+    assert "the proposal beat all 4 other mixtures." in found.sentence
+    assert found.sentence.count(" It beat ") == 4
+    assert found.conclusion.endswith("Recommended: the proposal, because the proposal beats the best measured mixture beyond noise.")
     assert {row.verdict for row in rows(found).values()} == {"better"}
     assert found.reason == "the proposal beats the best measured mixture beyond noise"
 
@@ -121,7 +123,9 @@ def test_a_gain_inside_noise_prefers_the_best_measured_mixture(verify: Callable[
     found = verify({"proposal": 0.8995, "best_measured": 0.9}, wobble=0.01)
     assert found.recommended == "best_measured"
     assert "inside noise" in found.reason
-    assert "could not be told apart from best measured" in found.sentence
+    assert "It could not be told apart from the best measured mixture: 0.000" in found.sentence
+    assert "lower to 0.0" in found.sentence
+    assert "beat 3 of 4 other mixtures, lost to none and tied with 1." in found.sentence
 
 
 def test_a_baseline_that_wins_beyond_noise_is_recommended_if_the_target_run_can_use_it(verify: Callable[..., Verification]) -> None:
@@ -129,8 +133,8 @@ def test_a_baseline_that_wins_beyond_noise_is_recommended_if_the_target_run_can_
     assert verify(levels).recommended == "uniform"
     found = verify(levels, feasible=lambda mixture: mixture != UNIFORM)
     assert (found.winner, found.recommended, found.infeasible) == ("uniform", "unimax", ("uniform",))
-    assert found.reason == "unimax beats proposal beyond noise"
-    assert "lost to uniform" in found.sentence
+    assert found.reason == "UniMax beats the proposal beyond noise"
+    assert "It lost to the uniform mixture: 0.1500 bits per byte higher" in found.sentence
 
 
 def test_objective_is_relative_to_natural_at_this_source(verify: Callable[..., Verification]) -> None:
@@ -146,8 +150,8 @@ def test_lost_seeds_are_left_out_of_the_pairs_and_said(verify: Callable[..., Ver
     found = verify({"proposal": 0.9}, lost=[("proposal", 1), ("natural", 2), ("uniform", 0), ("uniform", 1)])
     assert rows(found)["unimax"].seeds == (0, 2)
     assert "natural" not in rows(found)
-    assert "shares too few finished seeds with natural and uniform" in found.sentence
-    assert "uniform lacks seed 0, 1" in found.sentence
+    assert "Too few seeds finished to compare it with the natural mixture and the uniform mixture." in found.sentence
+    assert "the uniform mixture 0, 1" in found.sentence
     assert found.missing["proposal"] == (1,)
     assert len(found.losses["proposal"]["objective"]) == 2
 
@@ -163,15 +167,44 @@ def test_natural_missing_altogether_keeps_the_searchs_reference(verify: Callable
     assert found.losses["natural"]["objective"] == ()
 
 
-def test_the_sentence_reads_as_one(verify: Callable[..., Verification]) -> None:
+def test_the_sentences_are_short_and_quote_one_unit(verify: Callable[..., Verification]) -> None:
     found = verify({"proposal": 0.9, "best_measured": 0.8}, wobble=0.0, trials=None)
     assert found.sentence == (
-        "At a larger source (nano, 100,000 tokens, 3 paired seeds) the proposal "
-        "beat natural (0.1000 bits per byte lower; 95% interval of the objective -0.1 to -0.1, which excludes zero) "
-        "and uniform (0.1000 bits per byte lower; 95% interval of the objective -0.1 to -0.1, which excludes zero) "
-        "and unimax (0.1000 bits per byte lower; 95% interval of the objective -0.1 to -0.1, which excludes zero); "
-        "it lost to best measured (0.1000 bits per byte higher; 95% interval of the objective 0.1 to 0.1, which excludes zero)."
+        "At a larger source (nano, 100,000 tokens, 3 paired seeds) the proposal beat 3 of 4 other mixtures, lost to 1. "
+        "It beat the natural mixture: 0.1000 bits per byte lower (95% interval 0.1000 to 0.1000). "
+        "It beat the uniform mixture: 0.1000 bits per byte lower (95% interval 0.1000 to 0.1000). "
+        "It beat UniMax: 0.1000 bits per byte lower (95% interval 0.1000 to 0.1000). "
+        "It lost to the best measured mixture: 0.1000 bits per byte higher (95% interval 0.1000 to 0.1000)."
     )
+
+
+def test_a_mixture_of_two_names_is_compared_once(verify: Callable[..., Verification], lab: Any) -> None:
+    found = verify({"proposal": 0.9}, trials=plan(lab, best={"weights": UNIMAX.as_dict()}))
+    assert found.rivals == {"best_measured": ("best_measured", "unimax"), "natural": ("natural",), "uniform": ("uniform",)}
+    assert "beat all 3 other mixtures" in found.sentence
+    assert found.sentence.count("the best measured mixture (UniMax)") == 1
+
+
+def test_where_bits_per_byte_and_objective_disagree_both_are_quoted(verify: Callable[..., Verification]) -> None:
+    """Metric b, which the objective scales down to nothing, hides in its wobble what metric a shows."""
+    objective = dataclasses.replace(SCALED, weights=(0.5, 0.5), noise_std=(0.01, 100.0))
+    found = verify({"proposal": 0.99}, objective, wobble=0.0001, wobble_b=0.2)
+    row, bits = rows(found)["natural"], rows(found, "bits_per_byte")["natural"]
+    assert (row.verdict, bits.verdict) == ("better", "undecided")
+    assert f"but judged by the objective, {row.mean:+.3g} standard deviations of a seed" in found.sentence
+
+
+def test_without_enough_seeds_nothing_is_claimed(verify: Callable[..., Verification]) -> None:
+    found = verify({"proposal": 0.9}, lost=[("proposal", 0), ("proposal", 1)])
+    assert found.recommended == "proposal"
+    assert found.reason == "too few seeds finished to compare the proposal with any other mixture"
+    assert "could not be compared with another mixture" in found.sentence
+
+
+def test_a_best_measured_mixture_without_enough_seeds_decides_nothing(verify: Callable[..., Verification]) -> None:
+    found = verify({"proposal": 0.9}, lost=[("best_measured", 0), ("best_measured", 1)])
+    assert found.recommended == "proposal"
+    assert found.reason == "too few seeds finished to compare the proposal with the best measured mixture"
 
 
 def test_a_run_that_lacks_a_metric_of_the_objective_is_an_error(verify: Callable[..., Verification]) -> None:
@@ -182,7 +215,7 @@ def test_a_run_that_lacks_a_metric_of_the_objective_is_an_error(verify: Callable
 def test_a_proposal_equal_to_a_baseline_is_said_to_be(verify: Callable[..., Verification], lab: Any) -> None:
     found = verify({"proposal": 0.9}, trials=plan(lab, mixture=UNIMAX))
     assert found.same == ("unimax",)
-    assert "is the same mixture as unimax" in found.sentence
+    assert "is the same mixture as UniMax" in found.sentence
     assert "unimax" not in rows(found)
     assert found.losses["unimax"] == found.losses["proposal"]
 
