@@ -1,17 +1,21 @@
 """`prepare`: documents become token files, one per domain and side and one per target, and a manifest that names them.
 
-Beside each token file lies a record of what it was made from (input files with size and time, settings, tokenizer). A file whose record still
-holds and whose checksum is right is kept, so a second run only reads checksums, an interrupted one goes on, and a changed or damaged file is
-made again. The tokenizer, once trained, is kept while its settings stay, even when documents change: every trained proxy depends on it, and
-adding a domain must not retire them. The trade-off is a tokenizer that may be a little behind the corpus; deleting it trains it anew.
+The name of a token file ends with a digest of all that determines it: input files with size and time, settings, tokenizer. So under one name
+there is ever one content, experiments that share an output never take each other's files, and a search that runs keeps its tokens when its
+documents change. Beside it lies a record of what was written; a file that agrees with it and whose checksum is right is kept, so a second
+run only reads checksums, an interrupted one goes on, and a damaged file is made again. The trade-off: files of documents as they were before
+stay until someone deletes them. The tokenizer is named by its settings and kept while documents change: every trained proxy depends on it,
+and adding a domain must not retire them. So it may be a little behind the corpus; deleting it trains it anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,13 +26,15 @@ from mixopt.corpus.documents import Document, Pair, estimated_text_bytes, read_d
 from mixopt.corpus.manifest import MANIFEST_NAME, DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.corpus.splits import Side, take_side
 from mixopt.corpus.tokenizer import CorpusTokenizer, load_tokenizer, sample_by_bytes, train_tokenizer, write_atomically
-from mixopt.errors import ConfigError, DataError
+from mixopt.errors import DataError
 from mixopt.progress import Reporter, Silent
+from mixopt.trial import content_digest
 from proxy_models.token_store import DamagedTokenFile, TokenFileInfo, TokenStore, TokenWriter
 
 # Raise it when the same input would give other token files; files of an older version are then made again.
 PREPARE_VERSION = 1
-TOKENIZER_NAME = "tokenizer.json"
+# Of the digests in names of files; a record tells the two apart that would be alike, one pair in 2^48.
+DIGEST_LETTERS = 12
 # Text handed to the tokenizer at once: enough to keep its threads busy, little enough to hold in memory many times over.
 BATCH_BYTES = 1 << 20
 # A completion needs a token before it, or its first token has nothing to be predicted from.
@@ -43,6 +49,7 @@ class Job:
 
     Attributes:
         owner: who it is for, in messages: "domain 'code'".
+        name: how the names of its files begin: "code.train".
         kind: "text", or "completion".
         columns: the text column, or prompt and completion columns.
         side: the side of the hash split to keep; None keeps all documents.
@@ -50,7 +57,7 @@ class Job:
     """
 
     owner: str
-    output: Path
+    name: str
     kind: str
     files: tuple[Path, ...]
     columns: tuple[str, ...]
@@ -76,7 +83,7 @@ class Job:
 class Built:
     """A token file that was made; `dropped` pairs had an empty completion or one longer than a window."""
 
-    info: TokenFileInfo
+    file: TokenFile
     dropped: int = 0
 
 
@@ -90,50 +97,38 @@ def prepare(experiment: Experiment, reporter: Reporter | None = None) -> Manifes
     """
     reporter = reporter or Silent()
     folder = experiment.output_dir / "tokens"
-    domains = {domain.name: _domain_jobs(domain, folder) for domain in experiment.domains}
-    targets = {target.name: _target_job(target, folder, experiment.proxy.window) for target in experiment.targets}
-    jobs = [*chain.from_iterable(domains.values()), *targets.values()]
-    if len({job.output for job in jobs}) < len(jobs):
-        raise ConfigError("A target and a domain would share a token file.", "Rename the domain that starts with 'target-'.")
-    tokenizer, kept = _prepare_tokenizer(experiment, folder, [train for train, _ in domains.values()], reporter)
-
-    infos = {job.output: info for job in jobs if (info := _finished(job, tokenizer.hash, reporter)) is not None}
-    pending = [job for job in jobs if job.output not in infos]
-    if kept and pending and (folder / MANIFEST_NAME).exists():
-        reporter.note(f"The tokenizer is kept; delete {folder / TOKENIZER_NAME} to train it on the changed documents.")
-    if pending:
-        infos |= _build_all(pending, tokenizer, reporter)
-
-    window = experiment.proxy.window
-    for train, valid in domains.values():
-        _require_window(train, infos[train.output], "training", window)
-        _require_window(valid, infos[valid.output], "held-out", window)
-    manifest = Manifest(
-        root=folder,
-        tokenizer_path=TOKENIZER_NAME,
-        tokenizer_hash=tokenizer.hash,
-        vocab_size=tokenizer.vocab_size,
-        domains={
-            name: DomainFiles(_entry(train, infos[train.output]), _entry(valid, infos[valid.output]))
-            for name, (train, valid) in domains.items()
-        },
-        targets={name: TargetFile(job.kind, _entry(job, infos[job.output])) for name, job in targets.items()},
-    )
-    if not _is_saved(manifest):
-        manifest.save()
+    domains = {domain.name: _domain_jobs(domain) for domain in experiment.domains}
+    targets = {target.name: _target_job(target, experiment.proxy.window) for target in experiment.targets}
+    with _alone_in(folder, reporter):
+        tokenizer, kept = _prepare_tokenizer(experiment, folder, [train for train, _ in domains.values()], reporter)
+        files = _all_files([*chain.from_iterable(domains.values()), *targets.values()], folder, tokenizer, kept, reporter)
+        for train, valid in domains.values():
+            _require_window(train, files[train], "training", experiment.proxy.window)
+            _require_window(valid, files[valid], "held-out", experiment.proxy.window)
+        manifest = Manifest(
+            root=folder,
+            tokenizer_path=tokenizer.path.name,
+            tokenizer_hash=tokenizer.hash,
+            vocab_size=tokenizer.vocab_size,
+            domains={name: DomainFiles(files[train], files[valid]) for name, (train, valid) in domains.items()},
+            targets={name: TargetFile(job.kind, files[job]) for name, job in targets.items()},
+        )
+        if not _is_saved(manifest):
+            manifest.save()
     return manifest
 
 
-def build(job: Job, tokenizer: CorpusTokenizer, advance: Advance) -> Built:
-    """Makes one token file and its record; `advance` is called with the bytes of text that were tokenized.
+def build(job: Job, folder: Path, tokenizer: CorpusTokenizer, advance: Advance) -> Built:
+    """Makes one token file under `folder`, and its record; `advance` is called with the bytes of text that were tokenized.
 
     Raises:
         DataError, ConfigError: as `prepare`.
     """
-    specification = job.specification(tokenizer.hash)  # before reading: a file that changes meanwhile is made again next time
+    specification = job.specification(tokenizer.hash)  # before reading: a file that changes meanwhile is made anew next time
+    output = _output(job, folder, specification)
     digest = hashlib.sha256(job.kind.encode("ascii"))
     dropped = documents = 0
-    with TokenWriter(job.output, tokenizer.vocab_size, tokenizer.hash) as writer:
+    with TokenWriter(output, tokenizer.vocab_size, tokenizer.hash) as writer:
         for item, ids, scored_from in _encoded(job, tokenizer):
             parts = _parts(item)
             sizes = [len(part.encode("utf-8")) for part in parts]
@@ -151,44 +146,60 @@ def build(job: Job, tokenizer: CorpusTokenizer, advance: Advance) -> Built:
             raise _nothing_left(job, dropped)
         info = writer.close(digest.hexdigest())
     record = {"specification": specification, "info": dataclasses.asdict(info)}
-    write_atomically(_record_path(job), json.dumps(record, indent=1).encode("utf-8"))
-    return Built(info, dropped)
+    write_atomically(_record_path(output), json.dumps(record, indent=1).encode("utf-8"))
+    return Built(_entry(output, info), dropped)
 
 
-def _domain_jobs(domain: DomainConfig, folder: Path) -> tuple[Job, Job]:
+@contextmanager
+def _alone_in(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """Holds the folder's lock, so that what is half-written there was left by a killed run; removes it. The kernel frees the lock of the dead."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reporter.note(f"Another process prepares {folder}; waiting for it.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def _domain_jobs(domain: DomainConfig) -> tuple[Job, Job]:
     """Training and held-out file of a domain."""
     owner = f"domain '{domain.name}'"
     train = Job(
         owner=owner,
-        output=folder / f"{domain.name}.train.tokens",
+        name=f"{domain.name}.train",
         kind="text",
         files=resolve_files(domain.path, owner),
         columns=(domain.text_column,),
         side=Side.TRAIN if domain.valid is None else None,
         held_out=domain.held_out if domain.valid is None else 0.0,
     )
-    output = folder / f"{domain.name}.valid.tokens"
+    name = f"{domain.name}.valid"
     if domain.valid is None:
-        return train, dataclasses.replace(train, output=output, side=Side.VALID)
+        return train, dataclasses.replace(train, name=name, side=Side.VALID)
     held_out_owner = f"held-out set of {owner}"
-    return train, dataclasses.replace(train, owner=held_out_owner, output=output, files=resolve_files(domain.valid, held_out_owner))
+    return train, dataclasses.replace(train, owner=held_out_owner, name=name, files=resolve_files(domain.valid, held_out_owner))
 
 
-def _target_job(target: TargetConfig, folder: Path, window: int) -> Job:
+def _target_job(target: TargetConfig, window: int) -> Job:
     owner = f"target '{target.name}'"
-    output, files = folder / f"target-{target.name}.tokens", resolve_files(target.path, owner)
+    name, files = f"target-{target.name}", resolve_files(target.path, owner)
     if target.prompt_column is not None and target.completion_column is not None:
-        return Job(owner, output, "completion", files, (target.prompt_column, target.completion_column), window=window)
-    return Job(owner, output, "text", files, (target.text_column or "text",))
+        return Job(owner, name, "completion", files, (target.prompt_column, target.completion_column), window=window)
+    return Job(owner, name, "text", files, (target.text_column or "text",))
 
 
 def _prepare_tokenizer(experiment: Experiment, folder: Path, training: list[Job], reporter: Reporter) -> tuple[CorpusTokenizer, bool]:
-    """The tokenizer under `folder`, and whether it was there already; trained or copied if missing, damaged or of other settings."""
-    path, record_path = folder / TOKENIZER_NAME, folder / "tokenizer.record.json"
+    """The tokenizer of these settings under `folder`, and whether it was there already; trained or copied if missing or damaged."""
     settings = experiment.tokenizer
     given = load_tokenizer(Path(settings.path)) if settings.path is not None else None
     wanted: dict[str, Any] = {"given": given.hash} if given else {"vocab_size": settings.vocab_size, "sample_bytes": settings.sample_bytes}
     wanted["version"] = PREPARE_VERSION
+    path = folder / f"tokenizer.{_digest(wanted)}.json"
+    record_path = _record_path(path)
     record = _read_json(record_path)
     if path.exists() and record is not None and record.get("settings") == wanted:
         if hashlib.sha256(path.read_bytes()).hexdigest() == record.get("hash"):
@@ -217,39 +228,48 @@ def _train_on_sample(training: list[Job], vocab_size: int, sample_bytes: int, pa
         train_tokenizer(_counted(sample, stage.advance), vocab_size, path)
 
 
-def _build_all(jobs: list[Job], tokenizer: CorpusTokenizer, reporter: Reporter) -> dict[Path, TokenFileInfo]:
-    infos = {}
-    with reporter.stage("Tokenizing", _total_bytes(jobs), "bytes") as stage:
-        for job in jobs:
-            built = build(job, tokenizer, stage.advance)
+def _all_files(
+    jobs: list[Job], folder: Path, tokenizer: CorpusTokenizer, tokenizer_is_kept: bool, reporter: Reporter
+) -> dict[Job, TokenFile]:
+    """The token file of every job: those that are there and whole, and the others made."""
+    files = {job: file for job in jobs if (file := _finished(job, folder, tokenizer.hash, reporter)) is not None}
+    pending = [job for job in jobs if job not in files]
+    if not pending:
+        return files
+    if tokenizer_is_kept and (folder / MANIFEST_NAME).exists():
+        reporter.note(f"The tokenizer is kept; delete {tokenizer.path} to train it on the changed documents.")
+    with reporter.stage("Tokenizing", _total_bytes(pending), "bytes") as stage:
+        for job in pending:
+            built = build(job, folder, tokenizer, stage.advance)
             if built.dropped:
-                total = built.dropped + built.info.documents
+                total = built.dropped + built.file.documents
                 reporter.note(f"{job.owner}: {built.dropped} of {total} completions are empty or longer than a window; left out.")
-            infos[job.output] = built.info
-    return infos
+            files[job] = built.file
+    return files
 
 
-def _finished(job: Job, tokenizer_hash: str, reporter: Reporter) -> TokenFileInfo | None:
-    """What the token file holds, if it is whole and made from what the job names; else None, with a note if it had been there."""
-    record = _read_json(_record_path(job))
-    if record is None:
-        return None
-    if record.get("specification") != job.specification(tokenizer_hash):
-        reporter.note(f"{job.output.name}: its documents, settings or tokenizer changed; it is made again.")
+def _finished(job: Job, folder: Path, tokenizer_hash: str, reporter: Reporter) -> TokenFile | None:
+    """What the token file holds, if it is whole and made from what the job names; else None, with a note if there had been one."""
+    specification = job.specification(tokenizer_hash)
+    output = _output(job, folder, specification)
+    record = _read_json(_record_path(output))
+    if record is None or record.get("specification") != specification:
+        if set(folder.glob(f"{job.name}.{'[0-9a-f]' * DIGEST_LETTERS}.tokens")) - {output}:
+            reporter.note(f"{job.name}: other documents, settings or tokenizer than before; it is made anew, and the old file stays.")
         return None
     try:
-        store = TokenStore.open(job.output)
+        store = TokenStore.open(output)
         store.verify()
     except FileNotFoundError:
-        reporter.note(f"{job.output.name} is missing and is made again.")
+        reporter.note(f"{output.name} is missing and is made again.")
         return None
     except DamagedTokenFile as error:
-        reporter.note(f"{job.output.name} is damaged and is made again: {error}")
+        reporter.note(f"{output.name} is damaged and is made again: {error}")
         return None
     if dataclasses.asdict(store.info) != record.get("info"):
-        reporter.note(f"{job.output.name} is not the file that was prepared and is made again.")
+        reporter.note(f"{output.name} is not the file that was prepared and is made again.")
         return None
-    return store.info
+    return _entry(output, store.info)
 
 
 def _documents(job: Job) -> Iterator[Document]:
@@ -306,13 +326,13 @@ def _nothing_left(job: Job, dropped: int) -> DataError:
     return DataError(f"{owner} holds no text.", f"Check {', '.join(str(path) for path in job.files[:3])}.")
 
 
-def _require_window(job: Job, info: TokenFileInfo, what: str, window: int) -> None:
-    if info.tokens < window:
+def _require_window(job: Job, file: TokenFile, what: str, window: int) -> None:
+    if file.tokens < window:
         owner = f"{job.owner[0].upper()}{job.owner[1:]}"
         remedy = (
             "Add documents or lower `proxy.window`." if what == "training" else "Raise `held_out`, add documents or lower `proxy.window`."
         )
-        raise DataError(f"{owner} has {info.tokens} {what} tokens, fewer than one window of {window}.", remedy)
+        raise DataError(f"{owner} has {file.tokens} {what} tokens, fewer than one window of {window}.", remedy)
 
 
 def _total_bytes(jobs: Iterable[Job]) -> float | None:
@@ -328,8 +348,8 @@ def _counted(texts: Iterable[str], advance: Advance) -> Iterator[str]:
         yield text
 
 
-def _entry(job: Job, info: TokenFileInfo) -> TokenFile:
-    return TokenFile(job.output.name, info.content_hash, info.tokens, info.bytes, info.documents)
+def _entry(output: Path, info: TokenFileInfo) -> TokenFile:
+    return TokenFile(output.name, info.content_hash, info.tokens, info.bytes, info.documents)
 
 
 def _is_saved(manifest: Manifest) -> bool:
@@ -339,8 +359,16 @@ def _is_saved(manifest: Manifest) -> bool:
         return False
 
 
-def _record_path(job: Job) -> Path:
-    return job.output.with_name(f"{job.output.name}.json")
+def _digest(value: dict[str, Any]) -> str:
+    return content_digest(value)[:DIGEST_LETTERS]
+
+
+def _output(job: Job, folder: Path, specification: dict[str, Any]) -> Path:
+    return folder / f"{job.name}.{_digest(specification)}.tokens"
+
+
+def _record_path(file: Path) -> Path:
+    return file.with_name(f"{file.name}.record")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

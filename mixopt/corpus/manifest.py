@@ -104,7 +104,7 @@ class Manifest:
             }
             targets = {name: TargetFile(target["kind"], TokenFile(**target["file"])) for name, target in body["targets"].items()}
             return cls(root, body["tokenizer_path"], body["tokenizer_hash"], int(body["vocab_size"]), domains, targets)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # not text, not JSON, or JSON of another shape
             raise DataError(
                 f"{path} is damaged ({error}).", "Run `mixopt prepare FILE` again; token files that are intact are kept."
             ) from error

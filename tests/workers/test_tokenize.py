@@ -1,9 +1,14 @@
 """`prepare` makes what is missing, changed or damaged, nothing else, and says what is wrong with documents before anything trains."""
 
+import fcntl
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ import pytest
 
 import workers.tokenize
 from mixopt.config import Experiment, parse_experiment
-from mixopt.corpus.manifest import Manifest
+from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.corpus.splits import Side, side_of
 from mixopt.corpus.tokenizer import END_TOKEN, load_tokenizer
 from mixopt.errors import ConfigError, DataError, MixoptError
@@ -90,25 +95,32 @@ def with_domain(folder: Path, **changes: Any) -> Experiment:
     return experiment(folder, domains=domains, targets=[])
 
 
+def token_file(folder: Path, name: str) -> Path:
+    """The one token file of that name; names end with a digest."""
+    (path,) = (folder / "run" / "tokens").glob(f"{name}.{'[0-9a-f]' * 12}.tokens")
+    return path
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted((folder / "run" / "tokens").iterdir())}
 
 
-def decoded(manifest: Manifest, path: str) -> list[str]:
+def decoded(manifest: Manifest, file: TokenFile) -> list[str]:
     """Documents of a token file as text."""
     tokenizer = load_tokenizer(manifest.root / manifest.tokenizer_path)
-    store = TokenStore.open(manifest.root / path)
+    store = TokenStore.open(manifest.absolute(file))
     return [tokenizer.decode(ids.tolist()) for ids in np.split(store.tokens, store.document_ends[:-1])]
 
 
 def test_tokens_decode_to_the_documents(corpus: Path) -> None:
     manifest = prepare(experiment(corpus))
-    train, valid = (decoded(manifest, f"code.{side}.tokens") for side in ("train", "valid"))
+    code, prose = manifest.domains["code"], manifest.domains["prose"]
+    train, valid = decoded(manifest, code.train), decoded(manifest, code.valid)
     assert train == [f"{text}{END_TOKEN}" for text in CODE if side_of(text, 0.2) is Side.TRAIN]
     assert valid == [f"{text}{END_TOKEN}" for text in CODE if side_of(text, 0.2) is Side.VALID]
-    assert decoded(manifest, "prose.train.tokens") == [f"{text}{END_TOKEN}" for text in PROSE]  # the empty document is skipped
-    assert decoded(manifest, "prose.valid.tokens") == [f"{text}{END_TOKEN}" for text in HELD_OUT_PROSE]
-    assert decoded(manifest, "target-plain.tokens") == [f"A plain text target.{END_TOKEN}"]
+    assert decoded(manifest, prose.train) == [f"{text}{END_TOKEN}" for text in PROSE]  # the empty document is skipped
+    assert decoded(manifest, prose.valid) == [f"{text}{END_TOKEN}" for text in HELD_OUT_PROSE]
+    assert decoded(manifest, manifest.targets["plain"].file) == [f"A plain text target.{END_TOKEN}"]
 
 
 def test_an_end_token_in_text_is_text(corpus: Path) -> None:
@@ -157,7 +169,12 @@ def test_the_same_documents_give_the_same_files_anywhere(corpus: Path) -> None:
     first = prepare(experiment(corpus))
     shutil.copytree(corpus, corpus / "copy", ignore=shutil.ignore_patterns("run"))
     second = prepare(experiment(corpus / "copy"))
-    assert (second.tokenizer_hash, second.domains, second.targets) == (first.tokenizer_hash, first.domains, first.targets)
+    assert second.tokenizer_hash == first.tokenizer_hash
+    pairs = [(first.domains[name].train, files.train) for name, files in second.domains.items()]
+    pairs += [(first.targets[name].file, target.file) for name, target in second.targets.items()]
+    for before, after in pairs:
+        assert second.absolute(after).read_bytes() == first.absolute(before).read_bytes()
+        assert after.content_hash == before.content_hash
 
 
 def test_an_interrupted_run_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +187,7 @@ def test_an_interrupted_run_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatc
     def stop_at_third(job: Any, *arguments: Any) -> Any:
         if len(built) == 2:
             raise KeyboardInterrupt
-        built.append(job.output.name)
+        built.append(job.name)
         return original(job, *arguments)
 
     monkeypatch.setattr(workers.tokenize, "build", stop_at_third)
@@ -179,13 +196,13 @@ def test_an_interrupted_run_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatc
     assert not (corpus / "run" / "tokens" / "manifest.json").exists()
 
     def count(job: Any, *arguments: Any) -> Any:
-        built.append(job.output.name)
+        built.append(job.name)
         return original(job, *arguments)
 
     monkeypatch.setattr(workers.tokenize, "build", count)
     monkeypatch.setattr(workers.tokenize, "train_tokenizer", pytest.fail)
     assert prepare(experiment(corpus)) == whole
-    assert sorted(built) == sorted(files)  # each file once, over both runs
+    assert sorted(built) == sorted(name.rsplit(".", 2)[0] for name in files)  # each file once, over both runs
     assert {name: content for name, (_, content) in snapshot(corpus).items() if name.endswith(".tokens")} == files
 
 
@@ -210,31 +227,34 @@ def truncate(path: Path) -> None:
 
 
 def replace_with_other(path: Path) -> None:
-    shutil.copy(path.with_name("prose.train.tokens"), path)
+    shutil.copy(next(path.parent.glob("prose.train.*.tokens")), path)
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, replace_with_other])
 def test_a_damaged_file_is_found_said_and_made_again(corpus: Path, damage: Callable[[Path], None]) -> None:
     whole = prepare(experiment(corpus))
     before = snapshot(corpus)
-    damage(corpus / "run" / "tokens" / "code.train.tokens")
+    damaged = token_file(corpus, "code.train")
+    damage(damaged)
     notes = Notes()
     assert prepare(experiment(corpus), notes) == whole
     after = snapshot(corpus)
-    assert any("code.train.tokens" in note and "made again" in note for note in notes.notes)
+    assert any(damaged.name in note and "made again" in note for note in notes.notes)
     assert {name: content for name, (_, content) in after.items()} == {name: content for name, (_, content) in before.items()}
     redone = {name for name in after if after[name][0] != before[name][0]}
-    assert redone == {"code.train.tokens", "code.train.tokens.json"}
+    assert redone == {damaged.name, f"{damaged.name}.record"}
 
 
-def test_a_damaged_tokenizer_or_manifest_is_made_again(corpus: Path) -> None:
+@pytest.mark.parametrize("damage", [b"{", b"\xff\x00", b"[]", b'{"version": 1, "domains": []}', b'{"version": 1, "domains": {"a": 3}}'])
+def test_a_damaged_tokenizer_or_manifest_is_made_again(corpus: Path, damage: bytes) -> None:
     whole = prepare(experiment(corpus))
     tokens = corpus / "run" / "tokens"
-    (tokens / "manifest.json").write_text("{")
-    (tokens / "tokenizer.json").write_text((tokens / "tokenizer.json").read_text()[:-5])
+    (tokens / "manifest.json").write_bytes(damage)
+    tokenizer = tokens / whole.tokenizer_path
+    tokenizer.write_text(tokenizer.read_text()[:-5])
     notes = Notes()
     assert prepare(experiment(corpus), notes) == whole
-    assert any("tokenizer.json is damaged" in note for note in notes.notes)
+    assert any(f"{tokenizer.name} is damaged" in note for note in notes.notes)
     assert Manifest.load(tokens) == whole
 
 
@@ -247,10 +267,11 @@ def test_changed_documents_are_tokenized_again_with_the_same_tokenizer(corpus: P
     assert second.tokenizer_hash == first.tokenizer_hash
     assert second.domains["prose"].train.content_hash != first.domains["prose"].train.content_hash
     assert second.domains["code"] == first.domains["code"]
-    assert snapshot(corpus)["code.train.tokens"] == before["code.train.tokens"]
-    assert any("prose.train.tokens" in note for note in notes.notes)
+    assert snapshot(corpus).items() >= {name: file for name, file in before.items() if name != "manifest.json"}.items()
+    assert [note for note in notes.notes if note.startswith("prose.train: other documents")]
+    assert not [note for note in notes.notes if note.startswith("code.")]
     assert any("tokenizer is kept" in note for note in notes.notes)
-    assert decoded(second, "prose.train.tokens")[0] == f"{PROSE[0]} Changed.{END_TOKEN}"
+    assert decoded(second, second.domains["prose"].train)[0] == f"{PROSE[0]} Changed.{END_TOKEN}"
 
 
 def test_another_vocabulary_makes_everything_again(corpus: Path) -> None:
@@ -327,7 +348,60 @@ def test_the_longest_completion_leaves_room_for_its_end_and_one_token_before(cor
     assert prepare(experiment(corpus)).targets["qa"].file.documents == (2 if fits else 1)
 
 
-def test_names_that_would_share_a_file_are_refused(corpus: Path) -> None:
-    domains = [{"name": name, "path": "code.jsonl", "tokens": 1} for name in ("target-a", "b")]
-    with pytest.raises(ConfigError, match="share a token file"):
-        prepare(experiment(corpus, domains=domains, targets=[{"name": "a.train", "path": "plain.txt"}]))
+def test_experiments_that_share_an_output_keep_their_own_files(corpus: Path) -> None:
+    """The same name for other documents, and another vocabulary: neither takes what the other trains on, nor makes it again."""
+    first = prepare(experiment(corpus))
+    kept = snapshot(corpus)
+    others = [
+        experiment(corpus, domains=[{"name": name, "path": "prose.jsonl", "text_column": "body", "tokens": 1} for name in ("code", "b")]),
+        experiment(corpus, tokenizer={"vocab_size": 600}),
+    ]
+    for other in others:
+        assert prepare(other).domains["code"].train.path != first.domains["code"].train.path
+    del kept["manifest.json"]
+    assert snapshot(corpus).items() >= kept.items()
+    notes = Notes()
+    assert prepare(experiment(corpus), notes) == first
+    assert "Tokenizing" not in notes.done
+    assert "Training the tokenizer" not in notes.done
+
+
+def test_what_a_killed_run_left_half_written_goes(corpus: Path) -> None:
+    """Killed while it writes a token file: the next run removes the half and makes the file."""
+    script = (
+        "import os, sys, pathlib, proxy_models.token_store as store, workers.tokenize as tokenize, mixopt.config as config\n"
+        "store.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "tokenize.prepare(config.load_experiment(pathlib.Path(sys.argv[1])))\n"
+    )
+    file = corpus / "experiment.yaml"
+    file.write_text(experiment(corpus).to_yaml())
+    # `os` is one module for all, so the first replacement dies already: the tokenizer's. Then with a tokenizer: the first token file.
+    for expected in ("tokenizer", "code.train"):
+        assert subprocess.run([sys.executable, "-c", script, str(file)], check=False).returncode == -9
+        left = [path.name for path in (corpus / "run" / "tokens").glob("*.tmp")]
+        assert len(left) == 1
+        assert left[0].startswith(f".{expected}.")
+        if expected == "tokenizer":
+            prepare(experiment(corpus))
+            token_file(corpus, "code.train").with_name(f"{token_file(corpus, 'code.train').name}.record").unlink()
+    prepare(experiment(corpus))
+    assert list((corpus / "run" / "tokens").glob("*.tmp")) == []
+
+
+def test_two_runs_at_once_take_turns(corpus: Path) -> None:
+    """The second waits for the first, says so, and then finds everything made."""
+    tokens = corpus / "run" / "tokens"
+    first = prepare(experiment(corpus))
+    notes = Notes()
+    with (tokens / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (tokens / ".half.1.tmp").write_text("of the run that holds the lock")
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(prepare, experiment(corpus), notes)
+            while not notes.notes:
+                assert not second.done()
+                time.sleep(0.01)
+            assert (tokens / ".half.1.tmp").exists()
+            assert "waiting" in notes.notes[0]
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert second.result(timeout=60) == first
