@@ -133,10 +133,11 @@ def answer_table(
     max_epochs: Mapping[str, float],
 ) -> Table:
     """The proposed mixture next to its baselines, largest weight first; a domain at its epoch cap is marked."""
-    table = Table(title="Proposed mixture (share of tokens, %)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("domain")
+    table = Table(title="Proposed mixture (share of tokens, %)", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # A name too long for its column goes on in the next line; cut off, two domains could look the same.
+    table.add_column("domain", overflow="fold")
     table.add_column("proposed", justify="right", style="bold", no_wrap=True)
-    table.add_column("near-optimal", justify="right", no_wrap=True)
+    table.add_column("near-\noptimal", justify="right", no_wrap=True)
     for name in baselines:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("epochs", justify="right", no_wrap=True)
@@ -148,7 +149,7 @@ def answer_table(
             f"{100 * mixture[domain]:.1f}",
             f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}",
             *(f"{100 * weights[domain]:.1f}" for weights in baselines.values()),
-            f"{epochs[domain]:.2f}{' (cap)' if at_cap else ''}",
+            f"{epochs[domain]:.2f}{' cap' if at_cap else ''}",
         )
     return table
 
@@ -157,7 +158,7 @@ def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """A plain table; the first column is text, the others numbers."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

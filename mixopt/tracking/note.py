@@ -7,6 +7,7 @@ written again at any time.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from mixopt.history import History
 from mixopt.proposal import Effect, Proposal
 from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings
-from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, Comparison
+from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, PROPOSAL, Comparison, Verification, spoken
 
 # Domains named in the first sentence; the table has them all.
 NAMED_DOMAINS = 4
@@ -51,32 +52,62 @@ def answer_markdown(findings: Findings) -> str:
 
 
 def answer_sentence(findings: Findings) -> str:
-    """One sentence: the mixture and its predicted effect, or the state of the search."""
+    """What to train on, which mixture that is, and what is predicted of the proposal; or the state of the search."""
     proposal = findings.proposal
     if proposal is None:
         return f"No proposal yet: {_progress(findings)}."
-    weights = sorted(proposal.mixture.as_dict().items(), key=lambda item: (-item[1], item[0]))
+    weights = sorted(_recommended(findings, proposal)[1].items(), key=lambda item: (-item[1], item[0]))
     named = ", ".join(f"{weight:.1%} {name}" for name, weight in weights[:NAMED_DOMAINS])
     rest = len(weights) - NAMED_DOMAINS
     others = f", {sum(weight for _, weight in weights[NAMED_DOMAINS:]):.1%} in {rest} other domain{'s' * (rest > 1)}" if rest > 0 else ""
     effect = proposal.objective
     how = "better than" if effect.high < 0 else "worse than" if effect.low > 0 else "not clearly different from"
     return (
-        f"**Train on {named}{others}.** Predicted {how} the natural mixture: {_number(effect.mean)} {findings.objective_unit} "
-        f"of the objective (90% interval {_number(effect.low)} to {_number(effect.high)}; negative is better)."
+        f"**Train on {named}{others}.** {_standing(findings, proposal)} Predicted {how} the natural mixture: the proposal's objective is "
+        f"{_number(effect.mean)} {findings.objective_unit} (90% interval {_number(effect.low)} to {_number(effect.high)}; negative is better)."
     )
 
 
+def _recommended(findings: Findings, proposal: Proposal) -> tuple[str, Mapping[str, float]]:
+    """Arm to use and its weights: what verification recommends, else the proposal."""
+    verification = findings.verification
+    if verification is None or verification.recommended not in verification.arms:
+        return PROPOSAL, proposal.mixture.as_dict()
+    return verification.recommended, verification.arms[verification.recommended]
+
+
+def _standing(findings: Findings, proposal: Proposal) -> str:
+    """Which mixture is recommended and why; without verification, how little is known."""
+    if findings.verification is not None:
+        return f"This is {spoken(findings.verification.recommended)}, because {findings.verification.reason}."
+    doubt = " and its predicted gain over the best measured mixture is inside the noise"
+    inside = bool((proposal.evidence.get("guard") or {}).get("inside_noise"))
+    return f"This is the proposal. No larger proxies have tested it{doubt * inside}."
+
+
 def _mixture_table(findings: Findings, proposal: Proposal) -> str:
-    natural, weights = findings.context["natural"], proposal.mixture.as_dict()
-    caps = {domain["name"]: float(domain["max_epochs"]) for domain in findings.context["domains"]}
+    """Weights of the mixture to use, next to the proposal where that is another one."""
+    arm, weights = _recommended(findings, proposal)
+    proposed, natural = proposal.mixture.as_dict(), findings.context["natural"]
+    domains = {domain["name"]: domain for domain in findings.context["domains"]}
+    budget_tokens = float(findings.context["budget_tokens"])
     rows = []
     for name in sorted(weights, key=lambda name: (-weights[name], name)):
-        low, high = proposal.near_optimal.get(name, (weights[name], weights[name]))
-        epochs = f"{proposal.epochs[name]:.2f} of {caps[name]:g}"
-        rows.append([_cell(name), f"**{weights[name]:.1%}**", f"{low:.1%} to {high:.1%}", f"{natural[name]:.1%}", epochs])
-    table = _table(["domain", "proposal", "near-optimal", "natural", "epochs"], rows)
-    return f"## Mixture\n\nShares of tokens. Near-optimal: the prediction cannot tell such weights from the optimum.\n\n{table}"
+        low, high = proposal.near_optimal.get(name, (proposed[name], proposed[name]))
+        epochs = f"{weights[name] * budget_tokens / float(domains[name]['target_tokens']):.2f} of {float(domains[name]['max_epochs']):g}"
+        also = [] if arm == PROPOSAL else [f"{proposed[name]:.1%}"]
+        rows.append([_cell(name), f"**{weights[name]:.1%}**", *also, f"{low:.1%} to {high:.1%}", f"{natural[name]:.1%}", epochs])
+    head = ["domain", ARM_TITLES.get(arm, arm), *([] if arm == PROPOSAL else ["proposal"]), "near-optimal", "natural", "epochs"]
+    return f"## Mixture\n\nShares of tokens. {_near_optimal(findings, proposal)}\n\n{_table(head, rows)}"
+
+
+def _near_optimal(findings: Findings, proposal: Proposal) -> str:
+    within = proposal.evidence.get("near_optimal_within")
+    margin = "a margin" if within is None else f"{within:.3g} {findings.objective_unit}"
+    return (
+        "Near-optimal: how far a domain's weight can move from the proposal's, the others adjusting within their caps, before the predicted "
+        f"objective is worse by {margin}, which is the doubt about it."
+    )
 
 
 def _effects(findings: Findings, proposal: Proposal) -> str:
@@ -87,7 +118,9 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
         verdict = "better" if effect.high < 0 else "worse" if effect.low > 0 else "unclear"
         reason = proposal.screened.get(metric)
         rows.append([_cell(metric), *_effect(effect), verdict, "screened out: " + _cell(reason) if reason else ""])
-    table = _table(["metric", "difference", "90% interval", "", "remark"], rows)
+    remarked = any(row[-1] for row in rows)
+    head = ["metric", "difference", "90% interval", "verdict", "remark"]
+    table = _table(head, rows, words=2) if remarked else _table(head[:-1], [row[:-1] for row in rows], words=1)
     extra = [metric for metric in proposal.screened if metric not in proposal.effects]
     lines = "".join(f"\n- {_cell(metric)} is screened out: {_cell(proposal.screened[metric])}" for metric in sorted(extra))
     return (
@@ -98,40 +131,67 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
 
 def _constraints(findings: Findings, proposal: Proposal) -> str:
     notes = [f"- {sentence}" for sentence in proposal.binding]
-    for name, (tokens, note) in sorted((findings.context.get("unique") or {}).items()):
-        if note:
-            why = "so it repeats less than the target run would" if note == "floored" else "so it repeats more than the target run would"
-            notes.append(f"- {_cell(name)}: the proxy saw {tokens:,} unique tokens ({note}), {why}")
-    return "## What holds it back\n\n" + "\n".join(notes) if notes else ""
+    unique = findings.context.get("unique") or {}
+    for kind, why in (("floored", "less"), ("capped", "more")):
+        tokens = {name: count for name, (count, note) in sorted(unique.items()) if note == kind}
+        if tokens:
+            notes.append(
+                f"- {_unique(tokens)} ({kind}), so they repeat {'it' if len(tokens) == 1 else 'these'} {why} than the target run would"
+            )
+    return "## What holds the proposal back\n\n" + "\n".join(notes) if notes else ""
+
+
+def _unique(tokens: Mapping[str, int]) -> str:
+    """One sentence for all domains of a kind, with one number where it is the same."""
+    if len(tokens) == 1:
+        ((name, count),) = tokens.items()
+        return f"the proxies saw {count:,} unique tokens of {_cell(name)}"
+    counts = set(tokens.values())
+    if len(counts) == 1:
+        return f"the proxies saw {counts.pop():,} unique tokens of each of {len(tokens)} domains: {', '.join(map(_cell, tokens))}"
+    listed = ", ".join(f"{_cell(name)} {count:,}" for name, count in tokens.items())
+    return f"the proxies saw few unique tokens of {len(tokens)} domains: {listed}"
 
 
 def _verification(findings: Findings) -> str:
     verification = findings.verification
     if verification is None:
         return "## Verification\n\nNot verified: no larger proxies were trained on this mixture."
-    recommended = ARM_TITLES.get(verification.recommended, verification.recommended)
-    text = f"## Verification\n\n{verification.sentence} Recommended: **{_cell(recommended)}**, because {verification.reason}."
-    rows = [_comparison(row) for row in verification.comparisons if row.metric == OBJECTIVE]
+    text = f"## Verification\n\n{verification.conclusion}"
+    rows = [[_rival(verification, row), *_comparison(row)] for row in _distinct(verification) if row.metric == OBJECTIVE]
     if rows:
         text += f"\n\nObjective of the proposal minus the other's, in {verification.objective_unit}; negative is better.\n\n"
         text += _table(["against", "difference", f"{verification.confidence:.0%} interval", "per seed"], rows)
     return text
 
 
+def _distinct(verification: Verification) -> list[Comparison]:
+    """The comparisons, each mixture once."""
+    return [row for row in verification.comparisons if row.baseline in verification.rivals]
+
+
+def _rival(verification: Verification, row: Comparison) -> str:
+    return _cell(" = ".join(ARM_TITLES.get(name, name) for name in verification.rivals[row.baseline]))
+
+
 def _verification_by_metric(findings: Findings) -> str:
+    """One row per metric and one column per other mixture."""
     verification = findings.verification
-    rows = [row for row in (verification.comparisons if verification else ()) if row.metric != OBJECTIVE]
+    rows = [row for row in (_distinct(verification) if verification else ()) if row.metric != OBJECTIVE]
     if verification is None or not rows:
         return ""
-    cells = [[_cell(_METRIC_TITLES.get(row.metric, row.metric)), *_comparison(row)] for row in rows]
-    table = _table(["metric", "against", "difference", f"{verification.confidence:.0%} interval", "per seed"], cells)
-    return f"## Verification by metric\n\nProposal minus the other, bits per byte; negative is better.\n\n{table}"
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    columns = {row.baseline: _rival(verification, row) for row in rows}
+    cells = {(row.metric, row.baseline): f"{_number(row.mean)} ({_number(row.low)} to {_number(row.high)})" for row in rows}
+    body = [[_cell(_METRIC_TITLES.get(metric, metric)), *(cells.get((metric, name), "") for name in columns)] for metric in metrics]
+    table = _table(["metric", *(f"against {title}" for title in columns.values())], body)
+    interval = f"mean over seeds and its {verification.confidence:.0%} interval"
+    return f"## Verification by metric\n\nProposal minus the other, bits per byte, {interval}; negative is better.\n\n{table}"
 
 
 def _comparison(row: Comparison) -> list[str]:
-    """Other arm, mean, interval, differences per seed."""
-    seeds = ", ".join(_number(value) for value in row.values)
-    return [_cell(ARM_TITLES.get(row.baseline, row.baseline)), _number(row.mean), f"{_number(row.low)} to {_number(row.high)}", seeds]
+    """Mean, interval, differences per seed."""
+    return [_number(row.mean), f"{_number(row.low)} to {_number(row.high)}", ", ".join(_number(value) for value in row.values)]
 
 
 def _evidence(findings: Findings) -> str:
@@ -140,18 +200,25 @@ def _evidence(findings: Findings) -> str:
         evidence: Mapping[str, Any] = findings.proposal.evidence
         best = findings.proposal.best_measured
         if "objective" in best:
-            lines.append(
-                f"- best measured mixture: {_cell(str(best.get('label') or best.get('trial_id', '')))}, {_number(best['objective'])} {findings.objective_unit}"
-            )
-        for name, value in sorted((evidence.get("spearman") or {}).items()):
-            if name == "objective" or name.startswith("target/"):
-                lines.append(f"- rank correlation of predicted and measured {_cell(name)}, out of fold: {value:.2f}")
+            runs = f", mean of {best['runs']} runs" if best.get("runs", 1) > 1 else ""
+            label = _cell(str(best.get("label") or best.get("trial_id", "")))
+            lines.append(f"- best measured mixture: {label}, {_number(best['objective'])} {findings.objective_unit}{runs}")
+        ranks = {name: value for name, value in sorted((evidence.get("spearman") or {}).items()) if not name.startswith("valid/")}
+        if ranks:
+            listed = ", ".join(f"{_cell(name)} {value:.2f}" for name, value in ranks.items())
+            lines.append(f"- rank correlation of predicted and measured, each mixture predicted without itself: {listed}")
         if evidence.get("surrogate"):
-            lines.append(f"- surrogate {_cell(str(evidence['surrogate']))}, pull toward natural {evidence.get('pull', 0):g}")
+            lines.append(f"- surrogate: {_cell(_words(str(evidence['surrogate'])))}; pull toward natural: {evidence.get('pull', 0):g}")
         guard = evidence.get("guard") or {}
         if guard.get("sentence"):
-            lines.append(f"- {guard['sentence']}")
+            lines.append(f"- {_cell(guard['sentence'])}")
     return "## Evidence\n\n" + "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    """A class or module name as people write it: GaussianProcess and gaussian_process are "Gaussian process"."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
+    return spaced[:1].upper() + spaced[1:]
 
 
 def _next_steps(findings: Findings) -> str:
@@ -169,7 +236,7 @@ def _progress(findings: Findings) -> str:
     for stage in ("search", "verification"):
         states = ", ".join(f"{count} {state}" for (of, state), count in sorted(counts.items()) if of == stage)
         if states:
-            stages.append(f"{stage} trials {states}")
+            stages.append(f"{stage} trials: {states}")
     return f"search {findings.search.state}; " + ("; ".join(stages) or "no trials")
 
 
@@ -183,7 +250,10 @@ def _effect(effect: Effect) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:+.3g}".replace("-", "−")
+    """Three digits, and no more than four after the point: a difference of less is nothing."""
+    size = abs(value)
+    decimals = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4
+    return f"{value:+,.{decimals}f}".replace("-", "−")
 
 
 def _cell(text: str) -> str:
@@ -191,6 +261,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["---"] + ["---:"] * (len(head) - 1)
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> str:
+    """The first column and the last `words` columns are text, the others numbers."""
+    align = ["---"] + ["---:"] * (len(head) - 1 - words) + ["---"] * words
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, align, *rows))

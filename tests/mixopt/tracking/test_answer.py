@@ -34,13 +34,30 @@ def rows(part: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").replace("\\|", "¦").split("|")] for line in lines]
 
 
-def test_the_first_sentence_is_the_answer(findings: Findings) -> None:
+def recommending(findings: Findings, arm: str) -> Findings:
+    assert findings.verification is not None
+    return replace(findings, verification=replace(findings.verification, recommended=arm))
+
+
+@pytest.mark.parametrize("arm", ["proposal", "best_measured"])
+def test_the_first_sentence_is_the_mixture_to_use(findings: Findings, arm: str) -> None:
+    """Not the proposal where verification recommends another: `mixopt export` writes that other one."""
     assert findings.proposal is not None
-    (name, weight), *_ = sorted(findings.proposal.mixture.as_dict().items(), key=lambda item: -item[1])
-    sentence = answer_sentence(findings)
+    assert findings.verification is not None
+    (name, weight), *_ = sorted(findings.verification.arms[arm].items(), key=lambda item: (-item[1], item[0]))
+    sentence = answer_sentence(recommending(findings, arm))
     assert sentence.startswith(f"**Train on {weight:.1%} {name}, ")
-    assert "in 2 other domains.**" in sentence
+    assert "in 2 other domains.** This is the " + arm.replace("_", " ") in sentence
     assert "Predicted better than the natural mixture" in sentence
+
+
+def test_an_unverified_proposal_says_so(findings: Findings) -> None:
+    assert findings.proposal is not None
+    evidence = {**findings.proposal.evidence, "guard": {"inside_noise": True}}
+    unverified = replace(findings, verification=None, proposal=replace(findings.proposal, evidence=evidence))
+    assert "No larger proxies have tested it and its predicted gain over the best measured mixture is inside the noise." in answer_sentence(
+        unverified
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,13 +76,44 @@ def test_an_effect_is_called_better_only_beyond_its_interval(findings: Findings,
 def test_the_table_has_every_domain_with_its_numbers(findings: Findings) -> None:
     assert findings.proposal is not None
     weights = findings.proposal.mixture.as_dict()
-    table = {row[0]: row for row in rows(section(answer_markdown(findings), "Mixture"))}
+    table = {row[0]: row for row in rows(section(answer_markdown(recommending(findings, "proposal")), "Mixture"))}
     assert set(table) == set(weights)
     for name, weight in weights.items():
         low, high = findings.proposal.near_optimal[name]
         natural = findings.context["natural"][name]
         expected = [f"**{weight:.1%}**", f"{low:.1%} to {high:.1%}", f"{natural:.1%}", f"{findings.proposal.epochs[name]:.2f} of 4"]
         assert table[name][1:] == expected
+
+
+def test_another_mixture_to_use_stands_beside_the_proposal(findings: Findings) -> None:
+    assert findings.proposal is not None
+    assert findings.verification is not None
+    used, proposed = findings.verification.arms["uniform"], findings.proposal.mixture.as_dict()
+    text = answer_markdown(recommending(findings, "uniform"))
+    assert "| domain | uniform | proposal | near-optimal | natural | epochs |" in text
+    for name, *cells in rows(section(text, "Mixture")):
+        assert cells[:2] == [f"**{used[name]:.1%}**", f"{proposed[name]:.1%}"]
+        assert cells[-1] == f"{findings.proposal.epochs[name] * used[name] / proposed[name]:.2f} of 4"
+
+
+def test_domains_with_few_unique_tokens_share_a_sentence(findings: Findings) -> None:
+    unique = {"a": [64, "floored"], "b": [64, "floored"], "c": [900, ""], "d": [10, "capped"]}
+    text = answer_markdown(replace(findings, context={**findings.context, "unique": unique}))
+    assert "64 unique tokens of each of 2 domains: a, b (floored), so they repeat these less than" in text
+    assert "10 unique tokens of d (capped), so they repeat it more than" in text
+
+
+def test_words_are_aligned_left_and_numbers_right(findings: Findings) -> None:
+    head, align = section(answer_markdown(findings), "Predicted effects").split("\n\n")[2].splitlines()[:2]
+    assert head == "| metric | difference | 90% interval | verdict | remark |"
+    assert align == "| --- | ---: | ---: | --- | --- |"
+
+
+def test_the_surrogate_is_named_in_words(findings: Findings) -> None:
+    assert findings.proposal is not None
+    for name in ("GaussianProcess", "gaussian_process"):
+        proposal = replace(findings.proposal, evidence={"surrogate": name})
+        assert "- surrogate: Gaussian process; pull" in answer_markdown(replace(findings, proposal=proposal))
 
 
 def test_effects_caps_and_verification_are_there(findings: Findings) -> None:
@@ -75,17 +123,19 @@ def test_effects_caps_and_verification_are_there(findings: Findings) -> None:
     effects = {row[0]: row for row in rows(section(text, "Predicted effects"))}
     assert set(effects) == set(findings.proposal.effects)
     assert effects["valid/web"][-1] == "screened out: its spread over mixtures is within seed noise"
-    assert "- markdown: 4 epochs allow at most 0.043" in section(text, "What holds it back")
+    assert "- markdown: 4 epochs allow at most 0.043" in section(text, "What holds the proposal back")
     verification = section(text, "Verification\n")
-    assert findings.verification.sentence in verification
-    objective = [row for row in findings.verification.comparisons if row.metric == "objective"]
-    assert len(rows(verification)) == len(objective)
-    assert len(rows(section(text, "Verification by metric"))) == len(findings.verification.comparisons) - len(objective)
+    assert findings.verification.conclusion in verification
+    rivals = findings.verification.rivals
+    assert len(rows(verification)) == len(rivals)
+    by_metric = rows(section(text, "Verification by metric"))
+    assert len(by_metric) == len({row.metric for row in findings.verification.comparisons}) - 1
+    assert all(len(row) == 1 + len(rivals) for row in by_metric)
 
 
 def test_before_the_proposal_it_says_how_far_the_search_is(findings: Findings) -> None:
     text = answer_markdown(replace(findings, proposal=None, verification=None))
-    assert "No proposal yet: search finished; search trials 1 abandoned, 11 completed" in text
+    assert "No proposal yet: search finished; search trials: 1 abandoned, 11 completed" in text
     assert "Not verified" in answer_markdown(replace(findings, verification=None))
 
 
