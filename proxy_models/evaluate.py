@@ -35,6 +35,8 @@ from proxy_models.token_store import TokenStore
 
 # Padded tokens per member and batch. Not a function of K, so that a member's losses do not depend on the size of its pack.
 BATCH_TOKENS = 4096
+# Padding that a batch may hold, beyond which its shorter rows make a batch of their own: about what a batch costs beside its tokens.
+PADDING_TOKENS = 64
 
 Int64Array = NDArray[np.int64]
 Which = Literal["curve", "end"]
@@ -140,7 +142,8 @@ class EvaluationSet:
         start = 0
         while start < len(rows):
             longest = int(lengths[start])
-            stop = min(len(rows), start + max(1, BATCH_TOKENS // longest))
+            padding = np.cumsum(longest - lengths[start : start + max(1, BATCH_TOKENS // longest)])
+            stop = start + int(np.searchsorted(padding, PADDING_TOKENS, side="right"))
             yield self._batch(rows.take(np.arange(start, stop)), longest)
             start = stop
 

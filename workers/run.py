@@ -22,7 +22,17 @@ from mixopt.search import SearchObserver, run_search, run_trials
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
-from workers.compose import Search, check_experiment, compose, context, objective_weights, record_location, tracking_uri
+from workers.compose import (
+    EVALUATION_SHARE,
+    Search,
+    check_experiment,
+    compose,
+    context,
+    evaluation_cost,
+    objective_weights,
+    record_location,
+    tracking_uri,
+)
 from workers.tokenize import prepare
 
 
@@ -153,7 +163,14 @@ def _train_search(
     stop: threading.Event | None,
 ) -> None:
     settings = search.experiment.search
-    reporter.note(f"Search {search.search_id[:8]}: {settings.trials} trials of {search.factory.source.key}.")
+    source = search.factory.source
+    reporter.note(f"Search {search.search_id[:8]}: {settings.trials} trials of {source.key}.")
+    cost = evaluation_cost(search.evaluations[source.key], source.tokens)
+    if cost > EVALUATION_SHARE:
+        reporter.note(
+            f"Measuring {len(search.evaluations[source.key])} held-out sets costs {cost:.0%} of the training of {source.tokens:,} tokens; "
+            "raise `proxy.tokens` or lower `proxy.window`."
+        )
     run_search(
         history,
         search.search_id,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy_models.checkpoint import Checkpoint, DamagedCheckpoint, save_checkpoints, with_prefix
 from proxy_models.config import ProxyConfig
-from proxy_models.evaluate import BATCH_TOKENS, EvaluationSet, EvaluationSpec, evaluate, score_weights
+from proxy_models.evaluate import BATCH_TOKENS, PADDING_TOKENS, EvaluationSet, EvaluationSpec, evaluate, score_weights
 from proxy_models.model import PackedProxy
 from proxy_models.token_store import TokenWriter
 
@@ -88,6 +88,19 @@ def test_many_batches_equal_the_reference(tmp_path: Path) -> None:
     rows = torch.tensor([[END, *ids] for ids, _, _ in content])
     mean = pack.token_losses(rows[None]).double().mean().item()
     assert scores[0].loss_nats == pytest.approx(mean, rel=1e-5)
+
+
+def test_little_of_what_is_fed_is_padding(tmp_path: Path) -> None:
+    """Padding costs as much as scored tokens; the budget of an evaluation counts only these."""
+    lengths = np.random.default_rng(0).integers(1, 200, 60).tolist()
+    path = write(tmp_path / "set", documents(lengths, completion=True))
+    evaluation = EvaluationSet(EvaluationSpec("k", path, "completion", None), 256)
+    batches = [tokens_BS.shape for tokens_BS, _ in evaluation.batches("end")]
+    assert sum(rows for rows, _ in batches) == len(lengths)
+    fed = sum(rows * (width - 1) for rows, width in batches)
+    scored = int(evaluation.rows("end").lengths.sum())
+    assert fed - scored <= PADDING_TOKENS * len(batches) < fed / 4
+    assert len(batches) < len(lengths) / 2
 
 
 def row_keys(evaluation: EvaluationSet, which: str) -> list[tuple[int, int]]:

@@ -1,0 +1,49 @@
+"""The evaluation budget: what measuring a trial may cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
+from proxy_models.config import proxy_config
+from workers.compose import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, evaluation_cost, evaluation_tokens, plan_evaluations
+
+
+def manifest(domains: int) -> Manifest:
+    """A prepared corpus of so many domains, and one target."""
+
+    def file(name: str) -> TokenFile:
+        return TokenFile(f"{name}.tokens", f"content-{name}", 1_000_000, 4_000_000, 100)
+
+    names = [f"d{index}" for index in range(domains)]
+    files = {name: DomainFiles(file(f"{name}.train"), file(f"{name}.valid")) for name in names}
+    return Manifest(Path("tokens"), "tokenizer.json", "hash", 4096, files, {"t": TargetFile("completion", file("target-t"))})
+
+
+@given(st.integers(8_192, 10**9), st.integers(1, 100), st.sampled_from([64, 256, 512, 1024]))
+def test_measuring_costs_a_tenth_of_the_training_unless_sets_would_say_nothing(tokens: int, sets: int, window: int) -> None:
+    end, early = evaluation_tokens(tokens, sets, window)
+    assert end >= 2 * window
+    assert early >= window
+    if (end, early) != (2 * window, window):
+        cost = FORWARD_COST * sets * (end + EARLY_POINTS * early) / tokens
+        assert cost <= EVALUATION_SHARE
+        assert cost > EVALUATION_SHARE / 3
+
+
+@pytest.mark.parametrize(("tokens", "domains", "within"), [(150_000, 9, True), (1_000_000, 20, True), (20_000, 9, False)])
+def test_the_planned_cost_counts_every_set_and_point(tokens: int, domains: int, within: bool) -> None:
+    planned = plan_evaluations(manifest(domains), tokens, 256, None)
+    assert len(planned) == domains + 1
+    by_hand = FORWARD_COST * sum((e.max_tokens or 0) + 3 * (e.curve_tokens or 0) for e in planned) / tokens
+    assert evaluation_cost(planned, tokens) == pytest.approx(by_hand)
+    assert (by_hand <= EVALUATION_SHARE) is within
+
+
+def test_a_forward_pass_is_charged_at_least_its_flops() -> None:
+    config = proxy_config("nano", 4096)
+    assert config.forward_flops_per_token(256) / config.training_flops_per_token(256) <= FORWARD_COST
