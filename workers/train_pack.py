@@ -18,7 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mixopt.errors import DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
 from workers.control import LOOK_SECONDS, PackControl
@@ -34,6 +36,9 @@ from workers.convert import (
 from workers.failures import failure_of
 from workers.plan import Device
 from workers.trial_folder import TrialFolder, measured_at_end
+
+if TYPE_CHECKING:
+    from proxy_models.token_store import TokenFileInfo
 
 LOCK_PATIENCE_SECONDS = 300.0
 """A process that holds a trial and has written nothing for so long (many checkpoints) is taken for hung, and the trial for lost."""
@@ -145,9 +150,10 @@ class _Pack:
             outcome = self._scored(trial)
             if outcome is not None:
                 return TrialResult(trial.trial_id, outcome=outcome)
-            files = {stream.path for stream in member_of(trial, self._job.files).domains}
-            for path in files | {evaluation.path for evaluation in self._job.evaluations}:
-                _check_tokens(path, path.stat().st_mtime_ns)
+            for stream in member_of(trial, self._job.files).domains:
+                _check_tokens(stream.path, trial.tokenizer_hash, stream.key)
+            for evaluation in self._job.evaluations:
+                _check_tokens(evaluation.path, trial.tokenizer_hash)
         except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
             return self._failed(trial, error)
         return None
@@ -169,6 +175,8 @@ class _Pack:
             return outcome
         if not folder.weights_path.exists():
             return None
+        for evaluation in missing:
+            _check_tokens(evaluation.path, trial.tokenizer_hash)
         self._control.report({trial.trial_id: outcome.tokens}, at_once=True)
         folder.log("scoring", evaluations=len(missing))
         specs, window = [evaluation_of(evaluation) for evaluation in missing], int(trial.recipe["window"])
@@ -250,16 +258,36 @@ class _Pack:
         return TrialResult(trial.trial_id, failure=failure)
 
 
+def _check_tokens(path: Path, tokenizer_hash: str, content_hash: str | None = None) -> None:
+    """Compares a token file with its checksum and with what the trial's identity says it trains on.
+
+    Another search that shares the folder may have prepared the same name anew, with other documents or another tokenizer.
+
+    Raises:
+        DataError: it holds other documents, or tokens of another tokenizer.
+        DamagedTokenFile, FileNotFoundError
+    """
+    info = _verified(path, path.stat().st_mtime_ns)
+    if info.tokenizer_hash != tokenizer_hash or content_hash not in (None, info.content_hash):
+        what = "tokens of another tokenizer" if info.tokenizer_hash != tokenizer_hash else "other documents"
+        raise DataError(
+            f"{path} now holds {what} than this trial was asked for.",
+            "Run the search again: it prepares the file anew; give experiments with other documents or tokenizers an `output` of their own.",
+        )
+
+
 @lru_cache(maxsize=1024)
-def _check_tokens(path: Path, mtime_ns: int) -> None:
-    """Opens a token file and compares its checksum, once per process and version of the file.
+def _verified(path: Path, mtime_ns: int) -> TokenFileInfo:
+    """What a token file holds; its checksum is compared once per process and version of the file.
 
     Raises:
         DamagedTokenFile, FileNotFoundError
     """
     from proxy_models.token_store import TokenStore
 
-    TokenStore.open(path).verify()
+    store = TokenStore.open(path)
+    store.verify()
+    return store.info
 
 
 def _cancelled(trial_id: str, tokens: int = 0) -> TrialResult:

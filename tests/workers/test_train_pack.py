@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -212,3 +213,32 @@ def test_cancelling_reaches_the_pack_and_can_be_taken_back(tmp_path: Path) -> No
     driver.close()
     pack.report({"a": 256}, at_once=True)
     assert PackControl(driver.folder, "pack").cancelled(["a", "b"]) == {"a", "b"}
+
+
+def prepared_anew(path: Path, tokenizer: str, content: str) -> None:
+    with TokenWriter(path, 512, tokenizer) as writer:
+        writer.add(np.arange(1, 400).tolist(), text_bytes=1000)
+        writer.close(content)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "content", "says"), [("another", "content-a", "another tokenizer"), ("tokenizer", "another", "other documents")]
+)
+def test_tokens_of_another_search_are_not_trained_on(job: PackJob, tokenizer: str, content: str, says: str) -> None:
+    """Two searches share a folder and a domain's name: the second to prepare overwrites the tokens of the first."""
+    prepared_anew(job.files["content-a"], tokenizer, content)
+    results = run_pack(job)
+    assert {result.failure.kind for result in results if result.failure} == {FailureKind.DATA}
+    assert all(result.failure and says in result.failure.message for result in results)
+
+
+def test_a_target_added_later_is_not_scored_with_another_tokenizer(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Engine())
+    assert all(result.outcome for result in run_pack(job))
+    for trial in job.trials:
+        TrialFolder(job.store, trial.trial_id).weights_path.touch()
+    path = job.files["content-a"].with_name("new.tokens")
+    prepared_anew(path, "another", "new")
+    later = dataclasses.replace(job, evaluations=(*job.evaluations, Evaluation("new", "target/new", "text", path, 64)))
+    results = run_pack(later)
+    assert all(result.failure and "another tokenizer" in result.failure.message for result in results)
