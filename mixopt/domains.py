@@ -129,7 +129,8 @@ class DomainSet:
             matched = int(domain.target_tokens * trial_tokens / self.budget_tokens)
             # A whole number of windows: what the sampler can use, and what identity should depend on.
             wanted = max(matched, floor) // window * window
-            available = max(domain.prepared_tokens // window, 1) * window
+            # The last token of a window is the first of the next, or one more token at the end.
+            available = max((domain.prepared_tokens - 1) // window, 1) * window
             tokens = min(wanted, available)
             note = "capped" if tokens < matched // window * window else "floored" if tokens > matched else ""
             result[domain.name] = UniqueTokens(tokens, note)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,14 @@ class DeficitRule:
         return int(active[choice])
 
 
+@lru_cache(maxsize=64)
+def _unique_windows(key: str, available: int, unique: int) -> NDArray[np.int64]:
+    """The first `unique` windows of a domain's fixed order. Cached, because members share it and sorting millions of windows takes long."""
+    windows = hashed_order(available, "subset", key)[:unique].copy()
+    windows.setflags(write=False)
+    return windows
+
+
 class _DomainWindows:
     """The windows that one member may see of one domain, by how many it has drawn."""
 
@@ -121,7 +130,7 @@ class _DomainWindows:
         self._key, self._window, self._seed = stream.key, window, seed
         # A plain array: indexing a numpy.memmap costs several times more.
         self._tokens = np.asarray(store.tokens)
-        self._subset = hashed_order(available, "subset", stream.key)[: self.unique].copy()
+        self._subset = _unique_windows(stream.key, available, self.unique)
         self._epoch, self._order = -1, self._subset
 
     def read(self, drawn: int) -> NDArray[np.int64]:

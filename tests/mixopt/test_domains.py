@@ -73,3 +73,10 @@ def test_names_are_distinct_and_at_least_two() -> None:
         DomainSet((Domain("a", "1", 1, 1.0), Domain("a", "2", 1, 1.0)), 1.0)
     with pytest.raises(ConfigError, match="at least two"):
         DomainSet((Domain("a", "1", 1, 1.0),), 1.0)
+
+
+@pytest.mark.parametrize(("prepared", "windows"), [(64 * 64, 63), (64 * 64 + 1, 64), (65, 1)])
+def test_unique_tokens_are_no_more_than_the_sampler_can_show(prepared: int, windows: int) -> None:
+    """A window of T tokens needs the token after it, too."""
+    set_ = DomainSet((Domain("a", "a", prepared, 1e3), Domain("b", "b", 10**6, 1e3)), 1e9)
+    assert set_.unique_tokens(1_000_000, 64)["a"].tokens == windows * 64
