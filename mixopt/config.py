@@ -161,7 +161,7 @@ class ProxyConfig(Model):
 class SearchConfig(Model):
     """How mixtures are proposed."""
 
-    strategy: str = Field("regression", description="Name of a strategy; see `mixopt strategies`.")
+    strategy: str = Field("regression", description="Name of a strategy; `mixopt list` names them.")
     surrogate: str = Field("gaussian_process", description="Name of a surrogate: gaussian_process or lightgbm.")
     trials: int = Field(48, ge=4, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")

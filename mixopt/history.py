@@ -384,7 +384,7 @@ class History:
 
 
 def _unknown_search(search_id: str) -> DataError:
-    return DataError(f"Search {search_id} is not in the record.", "`mixopt status` lists the searches of an output folder.")
+    return DataError(f"Search {search_id} is not in the record.", "`mixopt show DIR` shows the newest search of an output folder.")
 
 
 def _search_record(row: Any) -> SearchRecord:

@@ -5,6 +5,7 @@ To accept a change, delete tests/golden/cli.txt, run this test once (it writes t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ def test_the_surface_is_the_golden_one() -> None:
         GOLDEN.write_text(text, encoding="utf-8")
         pytest.fail(f"wrote {GOLDEN.name}; review it and run again")
     assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_only_commands_that_exist_are_named_in_messages() -> None:
+    """A remedy that names a command is worth nothing if the command is not there."""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    root = GOLDEN.parents[2]
+    named = {
+        (path.name, word)
+        for package in ("mixopt", "workers", "proxy_models")
+        for path in (root / package).rglob("*.py")
+        for word in re.findall(r"`mixopt ([a-z]+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert {(file, word) for file, word in named if word not in commands} == set()
 
 
 def test_help_and_schema_answer() -> None:
