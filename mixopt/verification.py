@@ -236,7 +236,10 @@ def _losses(
         raise DataError(f"A verification run was not scored on '{metric}'.", "Run the same command again to score it.")
     finished = {name: [trial for trial in runs if trial.trial_id in rows] for name, runs in trials.items()}
     if not finished[PROPOSAL]:
-        raise DataError("No verification run of the proposal finished.", "See why in the failures that MLflow shows, or in trials/ID/error.txt, then run the same command again.")
+        raise DataError(
+            "No verification run of the proposal finished.",
+            "See why in the failures that MLflow shows, or in trials/ID/error.txt, then run the same command again.",
+        )
     natural = [rows[trial.trial_id] for trial in finished.get("natural", ())]
     if natural:  # without it the objective stays relative to natural at the search's source, which cancels in most differences
         objective = objective.with_natural(scored[natural].mean(axis=0))
