@@ -64,7 +64,7 @@ def mixture_figure(findings: Findings) -> Any | None:
     arms: dict[str, Mapping[str, float]] = {arm: findings.context[arm] for arm in BASELINES if arm in findings.context}
     if proposal.best_measured.get("weights"):
         arms["best_measured"] = proposal.best_measured["weights"]
-    subtitle = "Share of training tokens. Bars: weights whose predicted objective is within noise of the optimum."
+    subtitle = "Share of training tokens. Bars: how far a weight can move before the prediction is clearly worse."
     figure, axes = new_axes(
         "Proposed mixture and its baselines",
         subtitle,
@@ -159,16 +159,17 @@ def predicted_figure(findings: Findings) -> Any | None:
         + ("" if rho is None else f" Spearman {rho:.2f}."),
         7.2,
         6.2,
-        {"left": 0.85, "right": 0.4, "top": 0.85, "bottom": 0.7},
+        {"left": 0.85, "right": 0.4, "top": 1.0, "bottom": 0.7},
     )
-    ends = [value for pair in pairs for value in (pair["measured"], pair["mean"])]
-    margin = 0.06 * (max(ends) - min(ends)) or 1.0
+    halves = [NINETY_PERCENT * pair["std"] for pair in pairs]
+    ends = [pair["measured"] for pair in pairs]
+    ends += [pair["mean"] + sign * half for pair, half in zip(pairs, halves, strict=True) for sign in (-1, 1)]
+    margin = 0.04 * (max(ends) - min(ends)) or 1.0
     limits = (min(ends) - margin, max(ends) + margin)
     axes.plot(limits, limits, color=MUTED, linewidth=1, zorder=1)
-    for pair in pairs:
+    for pair, half in zip(pairs, halves, strict=True):
         colour = ARM_COLOURS.get(pair["label"], MUTED)
         marker = ARM_MARKERS.get(pair["label"], "o")
-        half = NINETY_PERCENT * pair["std"]
         axes.errorbar(
             pair["mean"], pair["measured"], xerr=half, fmt=marker, markersize=5, color=colour, ecolor=colour, elinewidth=0.8, alpha=0.75
         )
@@ -184,7 +185,7 @@ def predicted_figure(findings: Findings) -> Any | None:
         Line2D([], [], color=ARM_COLOURS[a], marker=ARM_MARKERS[a], markersize=5, linestyle="none", label=ARM_TITLES[a]) for a in arms
     ]
     handles.append(Line2D([], [], color=MUTED, marker="o", markersize=5, linestyle="none", label="other mixtures"))
-    axes.legend(handles=handles, loc="lower right", frameon=False, fontsize=9)  # below the diagonal, where a good fit has no points
+    legend_above(axes, handles)
     return figure
 
 
@@ -200,12 +201,17 @@ def objective_figure(findings: Findings) -> Any | None:
     best = [min(values[:count]) for count in numbers]
     figure, axes = new_axes(
         "Objective over the trials",
-        f"Difference to the natural mixture in {findings.objective_unit}, lower is better. Each dot is one trained proxy.",
+        f"Difference to the natural mixture in {findings.objective_unit}, lower is better. Each dot is one trained proxy; arrows: far above.",
         8.4,
         4.6,
-        {"left": 0.85, "right": 1.75, "top": 0.85, "bottom": 0.65},
+        {"left": 0.85, "right": 1.75, "top": 0.95, "bottom": 0.65},
     )
-    axes.scatter(numbers, values, c=[ARM_COLOURS.get(t["label"], MUTED) for t in trials], s=22, alpha=0.8, linewidths=0, zorder=3)
+    colours = [ARM_COLOURS.get(trial["label"], MUTED) for trial in trials]
+    top = _top([*values, proposal.objective.high])
+    kept = [index for index, value in enumerate(values) if value <= top]
+    axes.scatter(
+        [numbers[i] for i in kept], [values[i] for i in kept], c=[colours[i] for i in kept], s=22, alpha=0.8, linewidths=0, zorder=3
+    )
     axes.step(numbers, best, where="post", color=GREEN, linewidth=1.8, zorder=2)
     ends = [("best run so far", best[-1], GREEN)]
     for arm in BASELINES:
@@ -222,6 +228,12 @@ def objective_figure(findings: Findings) -> Any | None:
     axes.set_xlabel("trial, in the order asked", color=INK, fontsize=9)
     axes.set_ylabel("measured objective", color=INK, fontsize=9)
     low, high = axes.get_ylim()
+    for index in sorted(set(range(len(values))) - set(kept)):  # their values stand beside an arrow at the upper edge
+        axes.plot(numbers[index], high, "^", color=colours[index], markersize=6, clip_on=False, zorder=3)
+        axes.annotate(
+            f"{values[index]:.0f}", (numbers[index], high), (0, 6), textcoords="offset points", ha="center", fontsize=7, color=MUTED
+        )
+    axes.set_ylim(low, high)
     for (text, level, colour), y in zip(ends, spread([end[1] for end in ends], 0.05 * (high - low)), strict=True):
         axes.annotate(text, (1.0, level), (1.02, y), xycoords=("axes fraction", "data"), color=colour, fontsize=9, va="center")
     return figure
@@ -230,25 +242,29 @@ def objective_figure(findings: Findings) -> Any | None:
 def verification_figure(findings: Findings) -> Any | None:
     """Paired differences of the objective at the larger source, proposal minus each other arm."""
     verification = findings.verification
-    rows = [row for row in (verification.comparisons if verification else ()) if row.metric == OBJECTIVE]
+    rivals = verification.rivals if verification else {}
+    rows = [row for row in (verification.comparisons if verification else ()) if row.metric == OBJECTIVE and row.baseline in rivals]
     if verification is None or not rows:
         return None
     source = verification.source
     figure, axes = new_axes(
         "Verification: the proposal at a larger source",
-        f"Objective of the proposal minus the other's, seed by seed (ticks), {verification.confidence:.0%} intervals. "
+        f"Objective of the proposal minus each other mixture's, seed by seed (ticks), {verification.confidence:.0%} intervals. "
         f"Size {source.size}, {_tokens(source.tokens)} tokens.",
         8.4,
         1.7 + 0.45 * len(rows),
-        {"left": 1.9, "right": 0.4, "top": 0.85, "bottom": 0.65},
+        {"left": 1.9, "right": 2.2, "top": 0.85, "bottom": 0.65},
     )
-    domain_rows(axes, [f"against {ARM_TITLES.get(row.baseline, row.baseline)}" for row in rows])
+    domain_rows(axes, [" = ".join(ARM_TITLES.get(name, name) for name in rivals[row.baseline]) for row in rows])
+    numbers = {row.baseline: f"{row.mean:+.3g} ({row.low:+.3g} to {row.high:+.3g})".replace("-", "\N{MINUS SIGN}") for row in rows}
     axes.axvline(0, color=INK, linewidth=1)
     for position, row in enumerate(rows):
         colour = {"better": BLUE, "worse": VERMILION, "undecided": MUTED}[row.verdict]
-        axes.plot([row.low, row.high], [position] * 2, color=colour, linewidth=2.2, zorder=2)
+        # A butt end: the default would draw an interval that stops short of 0 across it.
+        axes.plot([row.low, row.high], [position] * 2, color=colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
         axes.plot(row.mean, position, "o", color=colour, markersize=8, zorder=3)
         axes.plot(row.values, [position + 0.25] * len(row.values), "|", color=colour, markersize=7, alpha=0.8, zorder=2)
+        axes.annotate(numbers[row.baseline], (1.02, position), xycoords=("axes fraction", "data"), color=colour, fontsize=9, va="center")
     ends = [0.0, *(value for row in rows for value in (row.low, row.high, *row.values))]
     margin = 0.08 * (max(ends) - min(ends)) or 1.0
     axes.set_xlim(min(ends) - margin, max(ends) + margin)
@@ -263,6 +279,17 @@ FIGURES: dict[str, Callable[[Findings], Any | None]] = {
     "objective": objective_figure,
     "verification": verification_figure,
 }
+
+
+def _top(values: Sequence[float]) -> float:
+    """Where the axis of the objective ends: a mixture of one domain may be ten times as bad as all others, which would then lie on one line.
+
+    Three times the spread of the better half above its median (Tukey's far-out fence, of the half that matters).
+    """
+    ordered = sorted(values)
+    median = ordered[len(ordered) // 2]
+    fence = median + 3 * (median - ordered[0])
+    return fence if fence > median else ordered[-1]
 
 
 def _draw_caps(axes: Any, caps: Sequence[float], limit: float) -> list[float]:

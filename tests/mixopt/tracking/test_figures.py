@@ -13,8 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixopt.tracking.canvas import spread
-from mixopt.tracking.figures import FIGURES, draw_figures, mixture_figure, objective_figure, predicted_figure, write_figures
-from mixopt.tracking.findings import Findings, read_findings
+from mixopt.tracking.figures import (
+    FIGURES,
+    draw_figures,
+    mixture_figure,
+    objective_figure,
+    predicted_figure,
+    verification_figure,
+    write_figures,
+)
+from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings
 
 SEARCH_ID = "5ea7c4" + "0" * 14
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -71,6 +79,31 @@ def test_the_running_best_is_the_least_so_far(findings: Findings) -> None:
     (axes,) = objective_figure(findings).axes
     drawn = next(line for line in axes.lines if len(line.get_xdata()) == len(values))
     assert list(drawn.get_ydata()) == [min(values[: count + 1]) for count in range(len(values))]
+
+
+def test_one_bad_mixture_does_not_flatten_the_others(findings: Findings) -> None:
+    """It is an arrow at the edge with its value; nothing that was measured is left out."""
+    assert findings.proposal is not None
+    pairs = [dict(pair) for pair in findings.proposal.evidence["predicted"]]
+    pairs[3]["measured"] = 1000.0
+    shown = replace(findings, proposal=replace(findings.proposal, evidence={"predicted": pairs}))
+    (axes,) = objective_figure(shown).axes
+    dots = axes.collections[0]
+    assert axes.get_ylim()[1] < 500
+    assert len(dots.get_offsets()) + sum(line.get_marker() == "^" for line in axes.lines) == len(pairs)
+    assert "1000" in {text.get_text() for text in axes.texts}
+
+
+def test_a_mixture_of_two_names_is_one_row_of_the_verification(findings: Findings) -> None:
+    verification = findings.verification
+    assert verification is not None
+    first, second, *others = verification.rivals
+    arms = {**verification.arms, second: verification.arms[first]}
+    (axes,) = verification_figure(replace(findings, verification=replace(verification, arms=arms))).axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    names = {ARM_TITLES[name] for name in (*verification.rivals[first], *verification.rivals[second])}
+    assert set(rows[0].split(" = ")) == names
+    assert len(rows) == 1 + len(others)
 
 
 def test_figures_without_evidence_are_left_out(findings: Findings, tmp_path: Path) -> None:
