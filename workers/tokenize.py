@@ -327,12 +327,13 @@ def _nothing_left(job: Job, dropped: int) -> DataError:
 
 
 def _require_window(job: Job, file: TokenFile, what: str, window: int) -> None:
-    if file.tokens < window:
+    # A training window needs the token after it, too.
+    if file.tokens < window + (what == "training"):
         owner = f"{job.owner[0].upper()}{job.owner[1:]}"
         remedy = (
             "Add documents or lower `proxy.window`." if what == "training" else "Raise `held_out`, add documents or lower `proxy.window`."
         )
-        raise DataError(f"{owner} has {file.tokens} {what} tokens, fewer than one window of {window}.", remedy)
+        raise DataError(f"{owner} has {file.tokens} {what} tokens, too few for one window of {window}.", remedy)
 
 
 def _total_bytes(jobs: Iterable[Job]) -> float | None:

@@ -314,9 +314,9 @@ def test_progress_is_in_bytes_of_text(corpus: Path) -> None:
         (
             {"path": "short.jsonl", "valid": "code.jsonl"},
             DataError,
-            f"Domain 'code' has .* training tokens, fewer than one window of {WINDOW}",
+            f"Domain 'code' has .* training tokens, too few for one window of {WINDOW}",
         ),
-        ({"valid": "short.jsonl"}, DataError, f"domain 'code' has .* held-out tokens, fewer than one window of {WINDOW}"),
+        ({"valid": "short.jsonl"}, DataError, f"domain 'code' has .* held-out tokens, too few for one window of {WINDOW}"),
         ({"path": "single.jsonl"}, DataError, "leaves no (training|held-out) document"),
         ({"path": "broken.jsonl"}, DataError, r"broken\.jsonl of domain 'code' cannot be read"),
     ],
@@ -330,6 +330,25 @@ def test_bad_domains_are_told_before_anything_trains(corpus: Path, changes: dict
     with pytest.raises(kind, match=message):
         prepare(with_domain(corpus, **changes))
     assert not (corpus / "run" / "tokens" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("spare", "enough"), [(0, False), (1, True)])
+def test_a_training_window_needs_the_token_after_it(corpus: Path, spare: int, enough: bool) -> None:
+    """As many tokens as the window are one too few for the sampler, which would only find out in a trial."""
+    write_jsonl(corpus / "long.jsonl", [{"text": " ".join(f"word{index}" for index in range(80))}])
+    domains = [
+        {"name": "long", "path": "long.jsonl", "tokens": "1B", "valid": "code.jsonl"},
+        {"name": "code", "path": "code.jsonl", "tokens": "1B", "valid": "code.jsonl"},
+    ]
+    exact = experiment(corpus, domains=domains, targets=[])
+    tokens = prepare(exact).domains["long"].train.tokens
+    window = tokens - spare
+    exact = exact.model_copy(update={"proxy": exact.proxy.model_copy(update={"window": window})})
+    if enough:
+        prepare(exact)
+    else:
+        with pytest.raises(DataError, match=f"has {tokens} training tokens, too few for one window of {window}"):
+            prepare(exact)
 
 
 def test_a_target_whose_completions_all_fail_is_an_error(corpus: Path) -> None:
