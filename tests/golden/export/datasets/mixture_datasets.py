@@ -19,23 +19,23 @@ from datasets import Dataset, IterableDataset, interleave_datasets
 
 # Share of tokens per domain: the mixture itself.
 TOKEN_SHARES = {
-    "web": 0.55,
-    "code": 0.251234568,
-    "math": 0.198765432,
+    'web': 0.55,
+    'code': 0.251234568,
+    'math': 0.198765432,
 }
 
 # Mean tokens of a document, as prepared for the search.
 MEAN_TOKENS = {
-    "web": 100.0,
-    "code": 200.0,
-    "math": 300.0,
+    'web': 100.0,
+    'code': 200.0,
+    'math': 300.0,
 }
 
 # Share of documents per domain, which is what `interleave_datasets` draws: token share over mean tokens, summing to 1.
 DOCUMENT_SHARES = {
-    "web": 0.741367355413,
-    "code": 0.169324642969,
-    "math": 0.089308001618,
+    'web': 0.741367355413,
+    'code': 0.169324642969,
+    'math': 0.089308001618,
 }
 
 
@@ -44,9 +44,7 @@ def interleave(domains: dict[str, Dataset | IterableDataset], seed: int = 42) ->
     missing = [name for name in DOCUMENT_SHARES if name not in domains]
     if missing:
         raise ValueError(f"no dataset for: {', '.join(missing)}")
-    streams = [
-        domains[name] if isinstance(domains[name], IterableDataset) else domains[name].to_iterable_dataset() for name in DOCUMENT_SHARES
-    ]
+    streams = [domains[name] if isinstance(domains[name], IterableDataset) else domains[name].to_iterable_dataset() for name in DOCUMENT_SHARES]
     return interleave_datasets(
         [stream.repeat(None) for stream in streams],
         probabilities=list(DOCUMENT_SHARES.values()),
