@@ -122,7 +122,8 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
 def _optimize(
     prediction: Prediction, measured: Measured, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings
 ) -> Optimum:
-    strength = settings.pull * measured.spread
+    # At least the noise: where nothing that was measured depends on the mixture, the natural one is as good as any.
+    strength = settings.pull * max(measured.spread, measured.noise_std)
     natural = prediction.natural
 
     def pulled(weights: FloatArray) -> FloatArray:

@@ -54,6 +54,8 @@ class MixtureSpace:
         _check_each(domains, lower, limits)
         _check_least(domains, lower)
         _check_largest(domains, upper, limits)
+        # Where a least weight exceeds its cap by float error alone, both are the cap.
+        lower = np.minimum(lower, upper)
         reasons = tuple(_upper_reason(domain, limit) for domain, limit in zip(domains.domains, limits.tolist(), strict=True))
         lower_reasons = tuple(f"bounds ask for at least {least:.3g}" for least in lower.tolist())
         for array in (lower, upper):
@@ -88,6 +90,9 @@ class MixtureSpace:
         """The constraints that hold `weights` (domains,), as sentences. A least weight of 0 is no constraint of the user's."""
         held: list[str] = []
         for index, name in enumerate(self.domains):
+            if self.lower[index] == self.upper[index] > 0:
+                held.append(f"{name}: fixed at {self.upper[index]:.3g}, since {self.upper_reasons[index]} and {self.lower_reasons[index]}")
+                continue
             if weights[index] >= self.upper[index] - tolerance and self.upper[index] < 1:
                 held.append(f"{name}: {self.upper_reasons[index]}")
             if weights[index] <= self.lower[index] + tolerance and self.lower[index] > 0:

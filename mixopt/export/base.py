@@ -23,6 +23,8 @@ WEIGHT_DECIMALS = 9
 
 # Repetitions above the cap by less than this share are float noise of the optimizer that stopped at the cap, not a violation.
 EPOCH_TOLERANCE = 1e-4
+# The same for a weight outside its bounds.
+BOUNDS_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,25 @@ def check_domains(context: Mapping[str, Any], schedule: Schedule) -> None:
         raise ConfigError(
             f"The mixture names the domains {', '.join(sorted(schedule.domains))}; the search has {', '.join(sorted(known))}.",
             "Export a mixture of the same search.",
+        )
+
+
+def check_bounds(context: Mapping[str, Any], mixture: Mixture) -> None:
+    """Every weight lies within the bounds of the experiment file.
+
+    Raises:
+        InfeasibleError: some do not; every one is named with its numbers.
+    """
+    weights = mixture.as_dict()
+    broken = []
+    for domain in context["domains"]:
+        weight, (least, most) = weights[domain["name"]], domain.get("bounds", (0.0, 1.0))
+        if not least - BOUNDS_TOLERANCE <= weight <= most + BOUNDS_TOLERANCE:
+            broken.append(f"'{domain['name']}' weighs {weight:.4g}, its bounds are {least:g} to {most:g}")
+    if broken:
+        raise InfeasibleError(
+            f"The mixture leaves the bounds of the experiment file: {'; '.join(broken)}.",
+            "Export a mixture within them, or change `bounds` and search again.",
         )
 
 

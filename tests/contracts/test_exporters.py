@@ -178,6 +178,15 @@ class TestContract:
     def test_what_was_not_verified_says_so(self, name: str) -> None:
         assert "Not verified" in "".join(export(name, make_request(EXAMPLE)).values())
 
+    def test_a_weight_outside_its_bounds_is_refused_with_its_numbers(self, name: str) -> None:
+        context = make_context(list(EXAMPLE))
+        context["domains"][0]["bounds"] = [0.0, 0.5]  # type: ignore[index]
+        with pytest.raises(InfeasibleError, match=r"'web' weighs 0\.55, its bounds are 0 to 0\.5"):
+            export(name, make_request(EXAMPLE, context=context))
+        context["domains"][0]["bounds"] = [0.6, 1.0]  # type: ignore[index]
+        with pytest.raises(InfeasibleError, match=r"'web' weighs 0\.55, its bounds are 0\.6 to 1"):
+            export(name, make_request(EXAMPLE, context=context))
+
     def test_a_broken_epoch_cap_is_refused_with_its_numbers(self, name: str) -> None:
         context = make_context(list(EXAMPLE), target_tokens=4e9, max_epochs=4.0)  # at most 4 * 4 / 30 = 0.5333 each
         with pytest.raises(InfeasibleError, match=r"'web' at weight 0\.55 repeats 4\.125 times, 4 allow at most 0\.5333"):

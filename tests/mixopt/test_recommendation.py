@@ -214,6 +214,17 @@ def test_screened_metrics_are_reported_and_still_predicted() -> None:
     assert "valid/flat" in proposal.effects
 
 
+def test_where_nothing_depends_on_the_mixture_the_natural_one_is_proposed() -> None:
+    domains = domain_set()
+    swarm = make_swarm(domains, 20, noise_std=0.0)
+    flat = Swarm(swarm.domains, swarm.table.with_columns(bits_per_byte=pl.lit(1.0)))
+    for kind in ("noise_scaled", "mean", "worst_case"):
+        settings = Settings({"target/a": 1.0, "target/b": 1.0}, kind, 3, 0.05, 0)  # type: ignore[arg-type]
+        proposal = recommend(flat, MixtureSpace.from_domains(domains), domains, get_surrogate("gaussian_process"), settings)
+        assert 0.5 * np.abs(proposal.mixture.array() - domains.natural().array()).sum() < 0.05
+        assert proposal.evidence["guard"]["inside_noise"]
+
+
 def test_a_metric_that_some_trials_lack_is_left_out_unless_the_objective_needs_it() -> None:
     domains = domain_set()
     swarm = make_swarm(domains, 40)

@@ -98,6 +98,18 @@ def test_epoch_caps_below_one_name_the_cheapest_cap() -> None:
         MixtureSpace.from_domains(domains(tokens, 100, web={"max_epochs": needed - 0.02}))
 
 
+def test_a_least_weight_above_its_cap_by_rounding_is_the_cap() -> None:
+    set_ = domains({"web": 1000, "math": 25 / 3}, 100, math={"bounds": (0.3333333334, 1.0)})
+    space = MixtureSpace.from_domains(set_)
+    assert np.all(space.lower <= space.upper)
+    assert np.allclose(space.sample(5, np.random.default_rng(0))[:, 1], 1 / 3)
+
+
+def test_a_fixed_weight_is_said_once() -> None:
+    space = MixtureSpace.from_domains(domains({"web": 100, "math": 50}, 10, math={"bounds": (0.3, 0.3)}))
+    assert space.binding(np.array([0.7, 0.3])) == ("math: fixed at 0.3, since bounds allow at most 0.3 and bounds ask for at least 0.3",)
+
+
 def test_where_one_cap_is_not_enough_all_are_scaled() -> None:
     tokens = {"a": 10.0, "b": 10.0, "c": 10.0}
     bounded = {name: {"bounds": (0.0, 0.45)} for name in tokens}
