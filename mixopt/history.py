@@ -272,6 +272,11 @@ class History:
             raise DataError(f"Search {search_id} has no trial {trial_id} in its {stage} stage.")
         return _trial_record(row)
 
+    def completed_trials(self) -> frozenset[str]:
+        """Ids of the trials that have an outcome, whichever search asked for them."""
+        with self._read() as connection:
+            return frozenset(connection.execute(sa.select(tables.outcomes.c.trial_id)).scalars())
+
     def swarm(self, search_id: str, domains: Sequence[str], metrics: Mapping[str, str], stage: StageName = "search") -> Swarm:
         """The completed trials of one stage as a table, in ask order.
 

@@ -100,6 +100,23 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
     return DomainSet(domains, experiment.budget_tokens)
 
 
+def refuse_twin_evaluations(manifest: Manifest) -> None:
+    """Held-out sets are told apart by what is scored, so none may be scored under two names.
+
+    Raises:
+        ConfigError: two held-out sets hold the same text.
+    """
+    held_out = [(f"the held-out set of domain '{name}'", "text", files.valid) for name, files in manifest.domains.items()]
+    held_out += [(f"target '{name}'", target.kind, target.file) for name, target in manifest.targets.items()]
+    seen: dict[tuple[str, str], str] = {}
+    for owner, kind, file in held_out:
+        twin = seen.setdefault((file.content_hash, kind), owner)
+        if twin != owner:
+            raise ConfigError(
+                f"{twin[0].upper()}{twin[1:]} and {owner} hold the same text.", "Give one of them other text, or leave the target out."
+            )
+
+
 def evaluation_tokens(trial_tokens: int, sets: int, window: int) -> tuple[int, int]:
     """Tokens per held-out set at the end point and at each early point, so that all evaluation costs a tenth of the training.
 
@@ -201,10 +218,11 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     """Joins the pieces of a prepared experiment that `check_experiment` has passed.
 
     Raises:
-        ConfigError: two domains hold the same documents.
+        ConfigError: two domains, or two held-out sets, hold the same documents.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     domains = domain_set(experiment, manifest)
+    refuse_twin_evaluations(manifest)
     space = MixtureSpace.from_domains(domains)
     proxy, check = experiment.proxy, experiment.verification
     sources = (Source("trained", proxy.size, proxy.tokens), Source("trained", check.size, check.tokens))

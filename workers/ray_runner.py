@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,11 @@ class RayRunner(PackRunner[Any]):
         if ray.is_initialized():
             return ray
         self._owned = True
+        with _own_sigterm():
+            self._init(ray, address, cpus)
+        return ray
+
+    def _init(self, ray: Any, address: str | None, cpus: int | None) -> None:
         if address is None:
             # Ray's sockets live below; their paths may have 107 characters.
             self._temporary = Path(tempfile.mkdtemp(prefix="mixopt-"))
@@ -131,7 +139,6 @@ class RayRunner(PackRunner[Any]):
         else:
             probe(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        return ray
 
     def _resources(self) -> tuple[Device, int]:
         """Device and number of packs that can run at once.
@@ -170,6 +177,18 @@ class RayRunner(PackRunner[Any]):
             self._owned = False
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this process's handler of SIGTERM: `ray.init` puts its own in place, which aborts before the record is consistent."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Without a handler of our own, Ray's at least ends its cluster; and only the main thread may set one.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def probe(address: str) -> None:

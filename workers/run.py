@@ -13,11 +13,11 @@ from pathlib import Path
 
 from mixopt.config import Experiment
 from mixopt.errors import MixoptError
-from mixopt.history import History, StageName
+from mixopt.history import History, StageName, TrialRecord
 from mixopt.objective import Objective, fit_objective
 from mixopt.progress import Reporter, Silent
 from mixopt.proposal import Proposal
-from mixopt.runner import Runner
+from mixopt.runner import Runner, Started, TrialEvent
 from mixopt.search import SearchObserver, run_search, run_trials
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial, TrialState
@@ -42,7 +42,8 @@ class Finished:
 
     Attributes:
         verification: None when switched off.
-        trained, reused: trials of both stages that completed in this run, and that were found completed.
+        trained: trials of both stages that this process trained.
+        reused: those found trained: by an earlier run, by another search with this output, or meanwhile by another process.
     """
 
     search: Search
@@ -95,7 +96,8 @@ def run(
 def _walk(
     search: Search, history: History, reporter: Reporter, observers: Sequence[SearchObserver], stop: threading.Event | None
 ) -> Finished:
-    before = _completed(history, search.search_id)
+    before, work = history.completed_trials(), _TakenUp()
+    observers = (*observers, work)
     answer = _recorded_answer(search, history)
     if answer is None:
         runner = make_runner(search)
@@ -111,12 +113,26 @@ def _walk(
         reporter.note(f"Search {search.search_id[:8]} is finished; nothing is left to train.")
     write_results(search.folder, history, search.search_id)
     history.set_search_state(search.search_id, "finished")
-    finished = _completed(history, search.search_id)
-    return Finished(search, proposal, verification, len(finished - before), len(finished & before))
+    finished = {record.trial.trial_id for record in history.trials(search.search_id) if record.outcome is not None}
+    trained = len(finished & work.trial_ids - before)
+    return Finished(search, proposal, verification, trained, len(finished) - trained)
 
 
-def _completed(history: History, search_id: str) -> set[str]:
-    return {record.trial.trial_id for record in history.trials(search_id) if record.outcome is not None}
+class _TakenUp:
+    """Observer that remembers which trials began to be trained, or to be scored anew, in this process."""
+
+    def __init__(self) -> None:
+        self.trial_ids: set[str] = set()
+
+    def asked(self, trials: Sequence[Trial]) -> None:
+        pass
+
+    def event(self, event: TrialEvent) -> None:
+        if isinstance(event, Started):
+            self.trial_ids.add(event.trial_id)
+
+    def finished(self, record: TrialRecord) -> None:
+        pass
 
 
 def _swarm(search: Search, history: History, source: Source, stage: StageName) -> Swarm:
