@@ -221,6 +221,16 @@ class Experiment(Model):
             raise ValueError("objective.over is 'targets' but no targets are listed; add targets or use 'domains'")
         return self
 
+    @model_validator(mode="after")
+    def _verification_trains(self) -> Experiment:
+        """Found here, not after the search has been paid for."""
+        check, step = self.verification, self.proxy.tokens_per_step
+        if check.enabled and check.tokens < 8 * step:
+            raise ValueError(
+                f"`verification.tokens` is {check.tokens}, fewer than 8 steps of {step}; raise it, or set `verification.enabled: false`"
+            )
+        return self
+
     @property
     def objective_over(self) -> Literal["targets", "domains", "all"]:
         return self.objective.over or ("targets" if self.targets else "domains")

@@ -80,6 +80,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest
         ("domains.0.name", "code", "Domain names repeat: code"),
         ("proxy.tokens_per_step", 1000, "not a multiple of window 512"),
         ("proxy.tokens", 2000, "fewer than 8 steps"),
+        ("verification.tokens", 2000, "`verification.tokens` is 2000, fewer than 8 steps of 1024"),
         ("targets.0.completion_column", None, "names only one of prompt_column and completion_column"),
         ("targets.0.text_column", "text", "names both text_column and prompt_column"),
         ("objective.kind", "best", "'objective.kind' is 'best'"),
