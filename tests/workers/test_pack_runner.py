@@ -1,0 +1,95 @@
+"""What becomes of the trials of a pack that was lost: done is done, and a pack that needed too much memory is tried in smaller ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pytest
+
+from mixopt.mixture import Mixture, Schedule
+from mixopt.runner import Completed, Evaluation, Failed
+from mixopt.trial import FailureKind, Measurement, Outcome, Source, Trial, TrialDomain
+from workers.pack_runner import PackRunner
+from workers.train_pack import PackJob, TrialResult
+from workers.trial_folder import TrialFolder
+
+SOURCE = Source("trained", "nano", 4096)
+EVALUATION = Evaluation("key", "valid/a", "text", Path("valid.tokens"), max_tokens=512)
+
+
+class LosingRunner(PackRunner[str]):
+    """Launches nothing; every pack ends at once, by raising `error`."""
+
+    def __init__(self, store: Path, error: Exception, pack_size: int | None = None) -> None:
+        super().__init__(store, {}, {SOURCE.key: [EVALUATION]}, pack_size, slots=1, device="cpu", checkpoint_seconds=60)
+        self.error = error
+        self.jobs: list[PackJob] = []
+
+    def _launch(self, job: PackJob) -> str:
+        self.jobs.append(job)
+        return job.pack_id
+
+    def _wait(self, handles: Sequence[str], seconds: float) -> Collection[str]:
+        return handles
+
+    def _collect(self, handle: str) -> list[TrialResult]:
+        raise self.error
+
+    def _withdraw(self, handle: str) -> None: ...
+
+    def _shut_down(self) -> None: ...
+
+
+class WorkerCrashedError(Exception):
+    """As Ray's is called; failures are told apart by name."""
+
+
+@pytest.fixture
+def trials() -> list[Trial]:
+    schedule = Schedule.constant(Mixture.of({"a": 0.5, "b": 0.5}))
+    domains = tuple(TrialDomain(name, f"content-{name}", 2048) for name in "ab")
+    return [
+        Trial(f"trial-{seed}", schedule, SOURCE, seed, {"tokens_per_step": 1024, "vocab_size": 512}, domains, "tokenizer", "1")
+        for seed in range(4)
+    ]
+
+
+def outcome(trial: Trial, key: str = "key") -> Outcome:
+    return Outcome(trial.trial_id, {"content-a": (0.5,), "content-b": (0.5,)}, (Measurement(key, 4096, 2.0, 3.0),), 4096, 1e9, 1.0)
+
+
+def test_what_a_lost_pack_had_finished_counts(tmp_path: Path, trials: list[Trial]) -> None:
+    """The process died after it wrote some results, and before it returned: those trials are complete, without another attempt."""
+    runner = LosingRunner(tmp_path, WorkerCrashedError("gone"))
+    runner.submit(trials)
+    TrialFolder(tmp_path, trials[1].trial_id).write_outcome({"trial_id": trials[1].trial_id}, outcome(trials[1]))
+    TrialFolder(tmp_path, trials[2].trial_id).write_outcome({"trial_id": trials[2].trial_id}, outcome(trials[2], "another set"))
+    ends = {event.trial_id: event for event in runner.events()}
+    assert ends[trials[1].trial_id] == Completed(trials[1].trial_id, outcome(trials[1]))
+    for trial in (trials[0], trials[2], trials[3]):  # the third lacks a loss that was asked for
+        end = ends[trial.trial_id]
+        assert isinstance(end, Failed)
+        assert end.failure.kind is FailureKind.WORKER_LOST
+    runner.close()
+
+
+def test_a_pack_out_of_memory_is_tried_again_in_halves(tmp_path: Path, trials: list[Trial]) -> None:
+    runner = LosingRunner(tmp_path, MemoryError(), pack_size=4)
+    sizes = []
+    for _ in range(4):
+        runner.submit(trials)
+        assert {event.failure.kind for event in runner.events() if isinstance(event, Failed)} == {FailureKind.OUT_OF_MEMORY}
+        sizes.append([len(job.trials) for job in runner.jobs])
+        runner.jobs.clear()
+    assert sizes == [[4], [2, 2], [1, 1, 1, 1], [1, 1, 1, 1]]
+    runner.close()
+
+
+def test_a_lost_worker_leaves_packs_as_they_are(tmp_path: Path, trials: list[Trial]) -> None:
+    runner = LosingRunner(tmp_path, WorkerCrashedError("gone"), pack_size=4)
+    for _ in range(2):
+        runner.submit(trials)
+        assert len(list(runner.events())) == 4
+    assert [len(job.trials) for job in runner.jobs] == [4, 4]
+    runner.close()
