@@ -277,7 +277,7 @@ def _recommend(others: Sequence[str], infeasible: Sequence[str], compare: Callab
         reason = "the proposal beats the best measured mixture beyond noise"
     elif BEST_MEASURED in others and gain is not None and BEST_MEASURED not in infeasible:
         chosen = BEST_MEASURED
-        reason = "the proposal's gain over the best measured mixture is inside noise"
+        reason = "the proposal does not beat the best measured mixture beyond noise"
         if gain.verdict == "worse":
             reason = "the best measured mixture beats the proposal beyond noise"
     rivals = {name: compare(name, chosen) for name in (PROPOSAL, *others) if name not in (chosen, *infeasible)}

@@ -122,7 +122,7 @@ def test_pairing_removes_what_the_seed_does_to_every_arm(verify: Callable[..., V
 def test_a_gain_inside_noise_prefers_the_best_measured_mixture(verify: Callable[..., Verification]) -> None:
     found = verify({"proposal": 0.8995, "best_measured": 0.9}, wobble=0.01)
     assert found.recommended == "best_measured"
-    assert "inside noise" in found.reason
+    assert found.reason == "the proposal does not beat the best measured mixture beyond noise"
     assert "It could not be told apart from the best measured mixture: 0.000" in found.sentence
     assert "lower to 0.0" in found.sentence
     assert "beat 3 of 4 other mixtures, lost to none and tied with 1." in found.sentence
