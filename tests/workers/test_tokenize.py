@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -272,6 +273,31 @@ def test_changed_documents_are_tokenized_again_with_the_same_tokenizer(corpus: P
     assert not [note for note in notes.notes if note.startswith("code.")]
     assert any("tokenizer is kept" in note for note in notes.notes)
     assert decoded(second, second.domains["prose"].train)[0] == f"{PROSE[0]} Changed.{END_TOKEN}"
+
+
+def test_a_change_that_keeps_the_size_is_seen(corpus: Path) -> None:
+    first = prepare(experiment(corpus))
+    path = corpus / "code.jsonl"
+    before = path.stat()
+    path.write_text(path.read_text().replace("return x", "return y"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
+    assert prepare(experiment(corpus)).domains["code"].train.content_hash != first.domains["code"].train.content_hash
+
+
+def test_a_changed_setting_is_seen(corpus: Path) -> None:
+    """Column, split and window: each changes what a file holds, and the file of before is not taken for it."""
+    write_jsonl(corpus / "code.jsonl", [{"text": text, "other": f"other {text}"} for text in CODE])
+
+    def train(**changes: Any) -> TokenFile:
+        domains = [{"name": "code", "path": "code.jsonl", "tokens": 1, "held_out": 0.2} | changes]
+        domains += [{"name": "prose", "path": "prose.jsonl", "text_column": "body", "tokens": 1, "valid": "prose-valid.jsonl"}]
+        return prepare(experiment(corpus, domains=domains)).domains["code"].train
+
+    assert train(text_column="other").content_hash != train().content_hash
+    assert train(held_out=0.4).documents < train().documents
+    kept = [prepare(experiment(corpus, proxy={"window": window, "tokens_per_step": 1024})).targets["qa"].file for window in (WINDOW, 1024)]
+    assert [file.documents for file in kept] == [2, 3]
 
 
 def test_another_vocabulary_makes_everything_again(corpus: Path) -> None:
