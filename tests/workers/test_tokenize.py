@@ -296,8 +296,9 @@ def test_a_changed_setting_is_seen(corpus: Path) -> None:
 
     assert train(text_column="other").content_hash != train().content_hash
     assert train(held_out=0.4).documents < train().documents
-    kept = [prepare(experiment(corpus, proxy={"window": window, "tokens_per_step": 1024})).targets["qa"].file for window in (WINDOW, 1024)]
-    assert [file.documents for file in kept] == [2, 3]
+    write_jsonl(corpus / "pairs.jsonl", [{"q": "Short:", "a": "yes"}, {"q": "A hundred tokens:", "a": "\x01" * 100}])
+    kept = [prepare(experiment(corpus, proxy={"window": window, "tokens_per_step": 1024})).targets["qa"].file for window in (64, 128)]
+    assert [file.documents for file in kept] == [1, 2]
 
 
 def test_another_vocabulary_makes_everything_again(corpus: Path) -> None:
