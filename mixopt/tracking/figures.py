@@ -207,7 +207,7 @@ def objective_figure(findings: Findings) -> Any | None:
         {"left": 0.85, "right": 1.75, "top": 0.95, "bottom": 0.65},
     )
     colours = [ARM_COLOURS.get(trial["label"], MUTED) for trial in trials]
-    top = _top([*values, proposal.objective.high])
+    top = max(_top(values), proposal.objective.high)  # the proposal's interval is drawn whole, and what lies beside it too
     kept = [index for index, value in enumerate(values) if value <= top]
     axes.scatter(
         [numbers[i] for i in kept], [values[i] for i in kept], c=[colours[i] for i in kept], s=22, alpha=0.8, linewidths=0, zorder=3

@@ -94,6 +94,15 @@ def test_one_bad_mixture_does_not_flatten_the_others(findings: Findings) -> None
     assert "1000" in {text.get_text() for text in axes.texts}
 
 
+def test_what_lies_below_the_top_of_the_axis_is_no_arrow(findings: Findings) -> None:
+    assert findings.proposal is not None
+    wide = replace(findings.proposal, objective=replace(findings.proposal.objective, high=2000.0))
+    pairs = [dict(pair) for pair in wide.evidence["predicted"]]
+    pairs[3]["measured"] = 1000.0
+    (axes,) = objective_figure(replace(findings, proposal=replace(wide, evidence={"predicted": pairs}))).axes
+    assert len(axes.collections[0].get_offsets()) == len(pairs)
+
+
 def test_a_mixture_of_two_names_is_one_row_of_the_verification(findings: Findings) -> None:
     verification = findings.verification
     assert verification is not None
