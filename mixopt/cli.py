@@ -6,13 +6,14 @@ Heavy libraries are imported inside the commands, so that `mixopt --help` answer
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -32,6 +33,9 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(no_args_is_help=True, help="Corpora that mixopt builds itself.", rich_markup_mode=None)
 app.add_typer(corpus_app, name="corpus")
+
+INTERRUPTED = 130
+OUTSIDE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO)
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).", show_default=False)]
 OutputFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a search.", show_default=False)]
@@ -60,7 +64,7 @@ def demo(
 ) -> None:
     """Runs the main job on a corpus built from this installation: prepare, search, verify, export."""
     from mixopt.corpus.demo import build_demo_corpus
-    from mixopt.terminal import RichReporter
+    from mixopt.terminal import RichReporter, print_line
 
     started = time.perf_counter()
     reporter = RichReporter()
@@ -70,7 +74,8 @@ def demo(
     finished = _search(file, reporter, trials)
     written = _export(finished.search.store, "yaml", None, None, finished.search.search_id, {})
     _print_answer(finished, reporter)
-    reporter.note(f"Exported: {', '.join(str(path) for path in written)}")
+    for path in written:
+        print_line(reporter.output, f"Exported: {path}")
     reporter.note(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 
@@ -102,7 +107,7 @@ def prepare(file: ExperimentFile) -> None:
         + [(f"{name} (valid)", files.valid) for name, files in manifest.domains.items()]
         + [(f"{name} (target)", target.file) for name, target in manifest.targets.items()]
     ]
-    reporter.console.print(rows_table(f"Tokens in {manifest.root}", ["file", "documents", "tokens", "bytes per token"], rows))
+    reporter.output.print(rows_table(f"Tokens in {manifest.root}", ["file", "documents", "tokens", "bytes per token"], rows))
 
 
 @app.command()
@@ -120,26 +125,28 @@ def search(
 @app.command()
 def show(folder: OutputFolder, search_id: SearchOption = None) -> None:
     """Prints the trials of a search and its answer."""
-    from mixopt.terminal import rows_table
+    from rich.markdown import Markdown
+
+    from mixopt.terminal import make_console, print_line, rows_table
+    from mixopt.tracking.findings import read_findings
+    from mixopt.tracking.note import answer_markdown
 
     with _record(folder) as history:
         record = _find_search(history, folder, search_id)
-        rows = []
+        rows, failures = [], []
         for trial in history.trials(record.search_id):
             source = trial.trial.source
             seconds = f"{trial.outcome.seconds:.1f}" if trial.outcome else ""
-            rows.append([trial.trial.trial_id, trial.trial.label, source.key, str(trial.trial.seed), trial.state.value, seconds])
-        from rich.console import Console
-
-        console = Console()
+            rows.append([trial.trial.trial_id[:8], trial.trial.label, source.key, str(trial.trial.seed), trial.state.value, seconds])
+            if trial.failure is not None:
+                failures.append(f"Trial {trial.trial.trial_id[:8]} {trial.state.value} ({trial.failure.kind}): {trial.failure.message}")
+        console = make_console()
         console.print(
             rows_table(f"{record.name} {record.search_id} ({record.state})", ["trial", "label", "source", "seed", "state", "s"], rows)
         )
-        answer = folder / "searches" / f"{record.name}-{record.search_id[:8]}" / "answer.md"
-        if answer.exists():
-            from rich.markdown import Markdown
-
-            console.print(Markdown(answer.read_text(encoding="utf-8")))
+        for line in failures:
+            print_line(console, line)
+        console.print(Markdown(answer_markdown(read_findings(history, record.search_id))))
 
 
 @app.command()
@@ -215,16 +222,17 @@ def _print_corpus(corpus: Any, reporter: Any) -> None:
     from mixopt.terminal import quantity, rows_table
 
     rows = [[part.name, f"{part.documents:,}", quantity(part.bytes), part.taken_from] for part in corpus.parts]
-    reporter.console.print(rows_table("Embedded corpus", ["part", "documents", "bytes", "taken from"], rows))
+    reporter.output.print(rows_table("Embedded corpus", ["part", "documents", "bytes", "taken from"], rows))
 
 
 def _print_answer(finished: Finished, reporter: Any) -> None:
-    from mixopt.terminal import answer_table
+    from mixopt.terminal import answer_table, print_line
     from workers.compose import tracking_uri
 
+    output = reporter.output
     proposal, domains = finished.proposal, finished.search.domains
     baselines = {"natural": domains.natural(), "uniform": domains.uniform(), "UniMax": domains.unimax()}
-    reporter.console.print(
+    output.print(
         answer_table(
             proposal.mixture.as_dict(),
             {name: mixture.as_dict() for name, mixture in baselines.items()},
@@ -234,20 +242,20 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
         )
     )
     for sentence in proposal.binding:
-        reporter.note(f"Binding: {sentence}")
+        print_line(output, f"Binding: {sentence}")
     if finished.verification is not None:
-        reporter.note(finished.verification.conclusion)
-    reporter.note(f"Trials: {finished.trained} trained now, {finished.reused} already in the record.")
-    reporter.note(f"Figures: {finished.search.folder / 'figures'}")
-    reporter.note(f"Answer: {finished.search.folder / 'answer.md'}")
+        output.print(finished.verification.conclusion, highlight=False, markup=False, soft_wrap=not output.is_terminal)
+    print_line(output, f"Trials: {finished.trained} trained now, {finished.reused} already in the record.")
+    print_line(output, f"Figures: {finished.search.folder / 'figures'}")
+    print_line(output, f"Answer: {finished.search.folder / 'answer.md'}")
     experiment = finished.search.experiment
     if experiment.tracking.enabled:
         uri = tracking_uri(experiment)
         if uri.startswith("http"):
-            reporter.note(f"Review: {uri}/?workflowType=machine_learning")
+            print_line(output, f"Review: {uri}/?workflowType=machine_learning")
         else:
-            reporter.note(f"Review: {sys.executable} -m mlflow ui --backend-store-uri {uri} --port 5000")
-            reporter.note("        then open http://127.0.0.1:5000/?workflowType=machine_learning")
+            print_line(output, f"Review: {sys.executable} -m mlflow ui --backend-store-uri {uri} --port 5000")
+            print_line(output, "        then open http://127.0.0.1:5000/?workflowType=machine_learning")
 
 
 def _export(folder: Path, to: str, out: Path | None, arm: str | None, search_id: str | None, options: dict[str, str]) -> list[Path]:
@@ -304,19 +312,32 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _leave(kind: str, message: str, hint: str, code: int) -> NoReturn:
+    """Ends the process with what is wrong and how to mend it."""
+    typer.secho(f"{kind}: {message}", fg=typer.colors.YELLOW if code == INTERRUPTED else typer.colors.RED, err=True)
+    if hint:
+        typer.echo(hint, err=True)
+    sys.exit(code)
+
+
 def main() -> None:
     """Entry point of the console script."""
     # Read by glibc and OpenMP when a process starts, so that workers started from here are single-threaded unless the user says otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, _interrupt)
+    again = "The same command goes on where it stopped."
     try:
         app()
     except MixoptError as error:
-        kind, color = ("interrupted", typer.colors.YELLOW) if error.exit_code == 130 else ("error", typer.colors.RED)
-        typer.secho(f"{kind}: {error.message}", fg=color, err=True)
-        if error.hint:
-            typer.echo(error.hint, err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # before the search began; the search itself turns it into SearchInterrupted
-        typer.echo("Interrupted. The same command goes on where it stopped.", err=True)
-        sys.exit(130)
+        _leave("interrupted" if error.exit_code == INTERRUPTED else "error", error.message, error.hint, error.exit_code)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer makes the first the second. A search turns it into SearchInterrupted itself, unless it is interrupted while it does.
+        if isinstance(end, KeyboardInterrupt) or end.code == INTERRUPTED:
+            _leave("interrupted", "The command was stopped.", again, INTERRUPTED)
+        raise
+    except OSError as error:
+        # The disk is full, or a folder cannot be written: not a fault of mixopt's, wherever it happens. Others keep their traceback.
+        if error.errno not in OUTSIDE_TROUBLE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _leave("error", f"{place}{error.strerror}.", f"Free space or mend the permissions, or name another folder. {again}", 1)

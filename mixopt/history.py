@@ -79,6 +79,7 @@ class History:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._shown = engine.url.database if engine.dialect.name == "sqlite" else engine.url.render_as_string(hide_password=True)
 
     @classmethod
     def open(cls, location: Path | str) -> History:
@@ -292,10 +293,13 @@ class History:
 
     # Documents and mirrors
 
-    def save_document(self, search_id: str, kind: str, body: Mapping[str, JsonValue]) -> None:
+    def save_document(self, search_id: str, kind: str, body: Mapping[str, JsonValue], outdates: Sequence[str] = ()) -> None:
         """Stores a JSON document of a search ("context", "proposal", "verification"), in place of an earlier one.
 
         Numbers that are not finite are stored as null.
+
+        Args:
+            outdates: kinds that are about this document, and are removed in the same transaction when it is new or has changed.
         """
         new = contents.finite(body)
         with self._write() as connection:
@@ -308,6 +312,8 @@ class History:
                 connection.execute(tables.documents.insert().values(search_id=search_id, kind=kind, body=new))
             else:
                 connection.execute(tables.documents.update().where(here).values(body=new))
+            about = (tables.documents.c.search_id == search_id) & tables.documents.c.kind.in_(outdates)
+            connection.execute(tables.documents.delete().where(about))
             self._event(connection, "document", search_id, {"kind": kind})
 
     def document(self, search_id: str, kind: str) -> dict[str, JsonValue] | None:
@@ -343,13 +349,27 @@ class History:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.connect().execution_options(read_only=True) as connection:
+        with self._explained("read"), self._engine.connect().execution_options(read_only=True) as connection:
             yield connection
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
+        with self._explained("written"), self._engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """A full disk, a lost server or a damaged file as one sentence; what was recorded before stays recorded."""
+        try:
+            yield
+        except sa.exc.DatabaseError as error:
+            if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError):
+                raise  # a mistake of ours
+            reason = " ".join(str(error.orig).split())
+            raise DataError(
+                f"The record {self._shown} could not be {what}: {reason}.",
+                "Mend the cause and run the same command again; nothing is lost.",
+            ) from error
 
     def _lock_search(self, connection: Connection, search_id: str) -> None:
         query = sa.select(tables.searches.c.search_id).where(tables.searches.c.search_id == search_id).with_for_update(key_share=True)

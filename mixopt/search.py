@@ -239,7 +239,7 @@ class _Loop:
         except KeyboardInterrupt:
             self._interrupt()
             raise SearchInterrupted(
-                f"Search stopped: {len(self.done)} trials are finished, {len(self.pending())} are not.",
+                f"{self.stage.capitalize()} stopped: of its {len(self.records)} trials {len(self.done)} are finished.",
                 "The same command goes on from here; nothing is trained twice.",
             ) from None
         except Exception:

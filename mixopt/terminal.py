@@ -1,10 +1,12 @@
 """What the command line shows: progress bars with rate and time left, tables, and the answer.
 
-Everything goes to standard error except what a command was asked for, so that output can be piped.
+Everything goes to standard error except what a command was asked for, so that output can be piped. Where no terminal is, there are no bars
+and no line is broken: a log is read by `grep`, and a path or command broken in two can be used by nobody.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,10 +20,14 @@ from rich.text import Text
 from mixopt.progress import Stage
 from mixopt.runner import Failed, TrialEvent
 from mixopt.runner import Progress as ProgressEvent
-from mixopt.trial import Trial
+from mixopt.trial import FailureKind, Trial
 
 if TYPE_CHECKING:
     from mixopt.history import TrialRecord
+
+COLUMNS_WITHOUT_TERMINAL = 120
+# A trial first heard of with more of its tokens done goes on from a checkpoint; one that begins reports after a step or two.
+RESUMED_SHARE = 0.2
 
 _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
@@ -53,16 +59,40 @@ class _RichStage:
         self._progress.advance(self._task_id, amount)
 
 
-class RichReporter:
-    """Shows stages as progress bars on a terminal, and as plain lines where there is none."""
+def make_console(stderr: bool = False) -> Console:
+    """A console that is as wide as the terminal, or wide enough for our tables where there is none."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = COLUMNS_WITHOUT_TERMINAL
+    return console
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+
+def make_bars(console: Console) -> Progress:
+    """Progress bars that leave nothing behind; none where there is no terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Prints a line that the console must not break, such as a path or a command to copy."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class RichReporter:
+    """Shows stages as progress bars on a terminal, and as plain lines where there is none.
+
+    Attributes:
+        console: standard error, for how the work goes.
+        output: standard output, for what the command was asked for.
+    """
+
+    def __init__(self, console: Console | None = None, output: Console | None = None) -> None:
+        self.console = console or make_console(stderr=True)
+        self.output = output or make_console()
 
     @contextmanager
     def stage(self, title: str, total: float | None, unit: str) -> Iterator[Stage]:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with make_bars(self.console) as progress:
             task_id = progress.add_task(title, total=total, unit=unit)
             yield _RichStage(progress, task_id)
             task = progress.tasks[0]
@@ -71,19 +101,19 @@ class RichReporter:
         self.note(f"{title}: {seconds:.1f} s{done}.")
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
 
 class SearchProgress:
-    """Follows a search: one bar over the tokens of all its trials, and a line for each trial that is abandoned.
+    """Follows a search: one bar over the tokens of all its trials, and a line for each failure; without a terminal, a line per finished trial.
 
-    Satisfies `mixopt.search.SearchObserver`. Tokens of trials found finished in the record count as done when the bar starts.
+    Satisfies `mixopt.search.SearchObserver`. What was trained before this run counts as done, and not for the rate and the time left.
     """
 
     def __init__(self, console: Console) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), _Rate(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress = make_bars(console)
         self._console = console
+        self._done: dict[str, int] = {}  # source key -> finished trials
         self._bars: dict[str, Any] = {}  # source key -> bar
         self._trials: dict[str, Trial] = {}
         self._tokens: dict[str, int] = {}
@@ -109,20 +139,34 @@ class SearchProgress:
     def event(self, event: TrialEvent) -> None:
         if isinstance(event, ProgressEvent):
             self._reach(event.trial_id, event.tokens)
-        elif isinstance(event, Failed):
-            self._console.print(
-                f"Trial {event.trial_id[:8]} failed ({event.failure.kind}): {event.failure.message}", highlight=False, markup=False
-            )
+        elif isinstance(event, Failed) and event.failure.kind is not FailureKind.CANCELLED:  # who cancels knows
+            print_line(self._console, f"Trial {event.trial_id[:8]} failed ({event.failure.kind}): {event.failure.message}")
 
     def finished(self, record: TrialRecord) -> None:
-        self._reach(record.trial.trial_id, record.trial.source.tokens)
+        trial = record.trial
+        known = trial.trial_id in self._tokens
+        self._reach(trial.trial_id, trial.source.tokens)
+        self._done[trial.source.key] = self._done.get(trial.source.key, 0) + 1
+        if known and not self._console.is_terminal:
+            of = sum(other.source.key == trial.source.key for other in self._trials.values())
+            print_line(
+                self._console, f"Trial {trial.trial_id[:8]} is {record.state.value}: {self._done[trial.source.key]} of {of} asked for."
+            )
 
     def _reach(self, trial_id: str, tokens: int) -> None:
         trial = self._trials.get(trial_id)
-        if trial is not None:
-            # A trial that goes on from a checkpoint reports fewer tokens than before its worker was lost.
-            self._progress.advance(self._bars[trial.source.key], tokens - self._tokens.get(trial_id, 0))
-            self._tokens[trial_id] = tokens
+        if trial is None:
+            return
+        bar = self._bars[trial.source.key]
+        # A trial that goes on from a checkpoint reports fewer tokens than before its worker was lost.
+        step = tokens - self._tokens.get(trial_id, 0)
+        if trial_id not in self._tokens and tokens > RESUMED_SHARE * trial.source.tokens:
+            # Trained by an earlier run: done, but not at a rate that tells when the rest will be.
+            task = self._progress.tasks[self._progress.task_ids.index(bar)]
+            self._progress.reset(bar, completed=int(task.completed + step))
+        else:
+            self._progress.advance(bar, step)
+        self._tokens[trial_id] = tokens
 
 
 def answer_table(

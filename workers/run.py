@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixopt.config import Experiment
-from mixopt.errors import MixoptError
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.objective import Objective, fit_objective
 from mixopt.progress import Reporter, Silent
 from mixopt.proposal import Proposal
 from mixopt.runner import Runner, Started, TrialEvent
-from mixopt.search import SearchObserver, run_search, run_trials
+from mixopt.search import SearchInterrupted, SearchObserver, run_search, run_trials
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
@@ -88,8 +87,14 @@ def run(
         with mirroring(search, history, reporter):
             try:
                 return _walk(search, history, reporter, observers, stop)
-            except MixoptError as error:
-                history.set_search_state(search.search_id, "interrupted" if error.exit_code == 130 else "failed")
+            except (KeyboardInterrupt, SearchInterrupted) as stopped:
+                history.set_search_state(search.search_id, "interrupted")
+                if isinstance(stopped, SearchInterrupted):
+                    raise
+                # Outside the loop: while the runner starts or ends, while surrogates are fitted or figures drawn.
+                raise SearchInterrupted("Search stopped.", "The same command goes on from here; nothing is trained twice.") from None
+            except Exception:
+                history.set_search_state(search.search_id, "failed")
                 raise
 
 
@@ -206,7 +211,8 @@ def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
     swarm = _swarm(search, history, search.factory.source, "search")
     proposal = search.strategy.propose(swarm)
     objective = fit_objective(search.experiment.objective.kind, objective_weights(search.experiment), swarm, search.domains.natural())
-    history.save_document(search.search_id, "proposal", proposal.to_json())
+    # A verdict on an earlier proposal says nothing about this one; it must not stand beside it if verification does not come to its end.
+    history.save_document(search.search_id, "proposal", proposal.to_json(), outdates=["verification"])
     return proposal, objective
 
 
@@ -268,8 +274,12 @@ def mirroring(search: Search, history: History, reporter: Reporter) -> Iterator[
 
     mirror = MlflowMirror(history, search.search_id, tracking_uri(search.experiment), search.experiment.tracking.experiment, search.folder)
     thread = MirrorThread(mirror, interval_seconds=5.0, reporter=reporter)
+    patience_seconds = 60.0
     try:
         yield
+    except BaseException:
+        patience_seconds = 10.0  # who stops a search, or mends what ended it, should not wait for a slow server
+        raise
     finally:
-        if not thread.stop(timeout_seconds=60.0):
+        if not thread.stop(patience_seconds):
             reporter.note(f"MLflow at {mirror.shown_uri} is not complete; `mixopt mirror {search.store}` completes it.")
