@@ -12,6 +12,7 @@ import yaml
 from mixopt.config import Experiment, parse_experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.errors import ConfigError
+from mixopt.export import export_search
 from mixopt.history import History
 from workers.compose import Search, compose, record_location
 from workers.run import Finished, run
@@ -82,6 +83,18 @@ def test_documents_become_a_verified_mixture(first: Finished) -> None:
             tokens = {m.tokens for m in record.outcome.measurements}
             assert max(tokens) == record.trial.source.tokens
             assert len(tokens) > 1, "losses at several points of the run"
+
+
+@pytest.mark.slow
+def test_what_is_exported_keeps_the_budget_and_the_caps(first: Finished, tmp_path: Path) -> None:
+    with History.open(record_location(first.search.store)) as history:
+        (path,) = export_search(history, first.search.search_id, "json", tmp_path, arm="proposal")
+    body = json.loads(path.read_text())
+    (phase,) = body["phases"]
+    assert phase["weights"] == pytest.approx({k: v for k, v in first.proposal.mixture.as_dict().items() if v > 0}, abs=1e-5)
+    assert body["budget_tokens"] == 10e9
+    target_tokens = {"code": 0.5e9, "prose": 6e9, "lists": 4e9}
+    assert body["epochs"] == pytest.approx({k: weight * 10e9 / target_tokens[k] for k, weight in phase["weights"].items()}, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -166,6 +179,10 @@ def test_an_evaluation_is_known_by_what_is_scored(corpus: Path, manifest: Manife
     keys = [{e.key for e in entries} for entries in (*search.evaluations.values(), narrow.evaluations[narrow.factory.source.key])]
     assert all(len(entry) == 4 for entry in keys)
     assert len(set().union(*keys)) == 12
+    files = {f"valid/{name}": manifest.absolute(files.valid) for name, files in manifest.domains.items()}
+    files["target/functions"] = manifest.absolute(manifest.targets["functions"].file)
+    for entries in search.evaluations.values():
+        assert {entry.metric: entry.path for entry in entries} == files
 
 
 def test_domains_with_the_same_documents_are_refused(corpus: Path) -> None:

@@ -301,6 +301,14 @@ def test_a_changed_setting_is_seen(corpus: Path) -> None:
     assert [file.documents for file in kept] == [1, 2]
 
 
+def test_the_border_between_prompt_and_completion_is_content(corpus: Path) -> None:
+    hashes = set()
+    for pairs in ([("ab", "c")], [("a", "bc")], [("a", "b"), ("", "c")]):
+        write_jsonl(corpus / "pairs.jsonl", [{"q": prompt, "a": completion} for prompt, completion in pairs])
+        hashes.add(prepare(experiment(corpus)).targets["qa"].file.content_hash)
+    assert len(hashes) == 3
+
+
 def test_another_vocabulary_makes_everything_again(corpus: Path) -> None:
     first = prepare(experiment(corpus))
     second = prepare(experiment(corpus, tokenizer={"vocab_size": 600}))
