@@ -26,7 +26,7 @@ from mixopt.corpus.documents import Document, Pair, estimated_text_bytes, read_d
 from mixopt.corpus.manifest import MANIFEST_NAME, DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.corpus.splits import Side, take_side
 from mixopt.corpus.tokenizer import CorpusTokenizer, load_tokenizer, sample_by_bytes, train_tokenizer, write_atomically
-from mixopt.errors import DataError
+from mixopt.errors import ConfigError, DataError
 from mixopt.progress import Reporter, Silent
 from mixopt.trial import content_digest
 from proxy_models.token_store import DamagedTokenFile, TokenFileInfo, TokenStore, TokenWriter
@@ -93,12 +93,13 @@ def prepare(experiment: Experiment, reporter: Reporter | None = None) -> Manifes
     Raises:
         DataError: documents are missing, unreadable or not text; a domain is empty, shorter than a window, or has an empty side; no completion
             of a target fits a window; a tokenizer cannot be read.
-        ConfigError: a file lacks the column, has an unsupported suffix, or the tokenizer does not fit.
+        ConfigError: a file lacks the column, has an unsupported suffix, is both trained on and held out, or the tokenizer does not fit.
     """
     reporter = reporter or Silent()
     folder = experiment.output_dir / "tokens"
     domains = {domain.name: _domain_jobs(domain) for domain in experiment.domains}
     targets = {target.name: _target_job(target, experiment.proxy.window) for target in experiment.targets}
+    _check_held_out(list(domains.values()), list(targets.values()), reporter)
     with _alone_in(folder, reporter):
         tokenizer, kept = _prepare_tokenizer(experiment, folder, [train for train, _ in domains.values()], reporter)
         files = _all_files([*chain.from_iterable(domains.values()), *targets.values()], folder, tokenizer, kept, reporter)
@@ -190,6 +191,25 @@ def _target_job(target: TargetConfig, window: int) -> Job:
     if target.prompt_column is not None and target.completion_column is not None:
         return Job(owner, name, "completion", files, (target.prompt_column, target.completion_column), window=window)
     return Job(owner, name, "text", files, (target.text_column or "text",))
+
+
+def _check_held_out(domains: list[tuple[Job, Job]], targets: list[Job], reporter: Reporter) -> None:
+    """Refuses held-out files that a domain trains on, as a pattern takes them in by mistake; of targets it only tells, for their columns
+    may be others.
+
+    Raises:
+        ConfigError: some are.
+    """
+    trained = {file.resolve(): train.owner for train, _ in domains for file in train.files}
+    for job in [*(valid for _, valid in domains if valid.side is None), *targets]:
+        shared = [file for file in job.files if file.resolve() in trained]
+        if shared and job in targets:
+            reporter.note(f"{job.owner} reads {shared[0]}, which {trained[shared[0].resolve()]} trains on: its losses may measure memory.")
+        elif shared:
+            raise ConfigError(
+                f"{shared[0]} is in the {job.owner}, and {trained[shared[0].resolve()]} trains on it.",
+                "Take it out of `path`, or leave `valid` out to hold a share of the documents out.",
+            )
 
 
 def _prepare_tokenizer(experiment: Experiment, folder: Path, training: list[Job], reporter: Reporter) -> tuple[CorpusTokenizer, bool]:

@@ -61,7 +61,8 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    write_jsonl(tmp_path / "code.jsonl", [{"text": text} for text in CODE])
+    for name in ("code.jsonl", "code-valid.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": text} for text in CODE])
     write_jsonl(tmp_path / "prose.jsonl", [{"body": text} for text in [*PROSE, ""]])
     write_jsonl(tmp_path / "prose-valid.jsonl", [{"body": text} for text in HELD_OUT_PROSE])
     write_jsonl(tmp_path / "pairs.jsonl", [{"q": prompt, "a": completion} for prompt, completion in PAIRS])
@@ -347,11 +348,16 @@ def test_progress_is_in_bytes_of_text(corpus: Path) -> None:
         ({"path": "blank.jsonl"}, DataError, "Domain 'code' holds no text"),
         ({"valid": "empty.jsonl"}, DataError, "Held-out set of domain 'code' holds no text"),
         (
-            {"path": "short.jsonl", "valid": "code.jsonl"},
+            {"path": "short.jsonl", "valid": "code-valid.jsonl"},
             DataError,
             f"Domain 'code' has .* training tokens, too few for one window of {WINDOW}",
         ),
         ({"valid": "short.jsonl"}, DataError, f"domain 'code' has .* held-out tokens, too few for one window of {WINDOW}"),
+        (
+            {"path": "code*.jsonl", "valid": "./code-valid.jsonl"},
+            ConfigError,
+            r"code-valid\.jsonl is in the held-out set of domain 'code', and domain 'code' trains on it",
+        ),
         ({"path": "single.jsonl"}, DataError, "leaves no (training|held-out) document"),
         ({"path": "broken.jsonl"}, DataError, r"broken\.jsonl of domain 'code' cannot be read"),
     ],
@@ -372,8 +378,8 @@ def test_a_training_window_needs_the_token_after_it(corpus: Path, spare: int, en
     """As many tokens as the window are one too few for the sampler, which would only find out in a trial."""
     write_jsonl(corpus / "long.jsonl", [{"text": " ".join(f"word{index}" for index in range(80))}])
     domains = [
-        {"name": "long", "path": "long.jsonl", "tokens": "1B", "valid": "code.jsonl"},
-        {"name": "code", "path": "code.jsonl", "tokens": "1B", "valid": "code.jsonl"},
+        {"name": "long", "path": "long.jsonl", "tokens": "1B", "valid": "code-valid.jsonl"},
+        {"name": "code", "path": "code.jsonl", "tokens": "1B", "valid": "code-valid.jsonl"},
     ]
     exact = experiment(corpus, domains=domains, targets=[])
     tokens = prepare(exact).domains["long"].train.tokens
@@ -384,6 +390,15 @@ def test_a_training_window_needs_the_token_after_it(corpus: Path, spare: int, en
     else:
         with pytest.raises(DataError, match=f"has {tokens} training tokens, too few for one window of {window}"):
             prepare(exact)
+
+
+def test_a_target_that_is_trained_on_is_told(corpus: Path) -> None:
+    notes = Notes()
+    prepare(experiment(corpus, targets=[{"name": "seen", "path": "code.jsonl"}, {"name": "plain", "path": "plain.txt"}]), notes)
+    told = [note for note in notes.notes if "trains on" in note]
+    assert len(told) == 1
+    assert "target 'seen' reads" in told[0]
+    assert "domain 'code' trains on" in told[0]
 
 
 def test_a_target_whose_completions_all_fail_is_an_error(corpus: Path) -> None:
