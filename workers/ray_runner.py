@@ -139,6 +139,7 @@ class RayRunner(PackRunner[Any]):
         else:
             probe(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        _silence_notices()
 
     def _resources(self) -> tuple[Device, int]:
         """Device and number of packs that can run at once.
@@ -189,6 +190,18 @@ def _own_sigterm() -> Iterator[None]:
         # Without a handler of our own, Ray's at least ends its cluster; and only the main thread may set one.
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _silence_notices() -> None:
+    """Keeps Ray's notices about lost workers off standard output, which is for the answer of a command; no setting of Ray's does.
+
+    They are printed by a name of this private module, and by nothing else once `log_to_driver` is off. What they tell is in Ray's logs,
+    and reaches the user as the typed failure of a trial once retries did not help.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def probe(address: str) -> None:

@@ -38,10 +38,8 @@ class Driver:
             )
 
     def lines(self) -> list[dict[str, Any]]:
-        # Ray prints a notice of a lost worker among them.
-        return [
-            json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")
-        ]
+        """What it printed; a line of anybody else, such as Ray's notice of a lost worker, is an error here."""
+        return [json.loads(line) for line in self._log.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def trials(self) -> tuple[list[str], list[str]]:
         """Ids of the short and of the long trials."""
