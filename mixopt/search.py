@@ -239,7 +239,7 @@ class _Loop:
         except KeyboardInterrupt:
             self._interrupt()
             raise SearchInterrupted(
-                f"{self.stage.capitalize()} stopped: of its {len(self.records)} trials {len(self.done)} are finished.",
+                f"{self.stage.capitalize()} stopped: {len(self.done)} of the {len(self.records)} trials asked for so far are finished.",
                 "The same command goes on from here; nothing is trained twice.",
             ) from None
         except Exception:

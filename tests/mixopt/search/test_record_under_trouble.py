@@ -54,7 +54,7 @@ def test_an_interruption_says_which_stage_it_stopped(history: History, lab: Any)
     def interrupt(event: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SearchInterrupted, match="Verification stopped: of its 4 trials 0 are finished"):
+    with pytest.raises(SearchInterrupted, match="Verification stopped: 0 of the 4 trials asked for so far are finished"):
         run_trials(history, "s1", "verification", lab.runner(on_event=interrupt), trials, lab.metrics)
 
 
