@@ -226,6 +226,7 @@ def _print_corpus(corpus: Any, reporter: Any) -> None:
 
 
 def _print_answer(finished: Finished, reporter: Any) -> None:
+    from mixopt.config import without_login
     from mixopt.terminal import answer_table, print_line
     from workers.compose import tracking_uri
 
@@ -250,7 +251,7 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
     print_line(output, f"Answer: {finished.search.folder / 'answer.md'}")
     experiment = finished.search.experiment
     if experiment.tracking.enabled:
-        uri = tracking_uri(experiment)
+        uri = without_login(tracking_uri(experiment))
         if uri.startswith("http"):
             print_line(output, f"Review: {uri}/?workflowType=machine_learning")
         else:

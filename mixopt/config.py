@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -240,8 +241,17 @@ class Experiment(Model):
         return Path(self.output)
 
     def to_yaml(self) -> str:
-        """The resolved file: absolute paths, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved file: absolute paths, every default written out, and no password, for it is kept and shown with the results."""
+        resolved = self.model_dump(mode="json")
+        if self.tracking.uri is not None:
+            resolved["tracking"]["uri"] = without_login(self.tracking.uri)
+        return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+
+
+def without_login(address: str) -> str:
+    """An address without user and password; MLflow takes them from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as well."""
+    parts = urlsplit(address)
+    return address if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class _Loader(yaml.SafeLoader):
@@ -338,6 +348,9 @@ def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     tokenizer = result.get("tokenizer")
     if isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
         result["tokenizer"] = {**tokenizer, "path": absolute(tokenizer["path"])}
+    tracking, database = result.get("tracking"), "sqlite:///"
+    if isinstance(tracking, dict) and str(tracking.get("uri")).startswith(database):
+        result["tracking"] = {**tracking, "uri": database + absolute(tracking["uri"].removeprefix(database))}
     return result
 
 

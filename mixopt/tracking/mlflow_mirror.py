@@ -44,8 +44,8 @@ class MlflowMirror:
         self.search_id = search_id
         self._server = MlflowServer(uri, experiment)
         self._folder = folder
-        # Server and experiment as the record names them; hashed, because an address may hold a password.
-        self._target = f"mlflow:{content_digest([uri, experiment])}"
+        # Server and experiment as the record names them: the same whoever logs in.
+        self._target = f"mlflow:{content_digest([self.shown_uri, experiment])}"
         self._runs: dict[str, str] | None = None
 
     @property

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from mixopt.config import without_login
 from mixopt.errors import RunError
 from mixopt.tracking.mirrored import KEY_TAG, SEARCH_TAG, MirroredRun
 
@@ -50,8 +50,7 @@ class MlflowServer:
     @property
     def shown_uri(self) -> str:
         """The address without user and password."""
-        parts = urlsplit(self.uri)
-        return self.uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return without_login(self.uri)
 
     def runs(self, search_id: str) -> dict[str, str]:
         """Key -> run id of every run of a search. Of runs with one key the first is kept and the others are deleted.

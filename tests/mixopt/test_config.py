@@ -176,3 +176,20 @@ def test_the_schema_is_valid_and_describes_every_key() -> None:
     Draft202012Validator.check_schema(schema)
     assert {"name", "domains", "budget_tokens", "output"} <= set(schema["required"])
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("uri", "resolved"), [("sqlite:///runs.db", "sqlite:////data/runs.db"), ("sqlite:////x/runs.db", "sqlite:////x/runs.db")]
+)
+def test_a_tracking_database_is_relative_to_the_file_as_everything_is(uri: str, resolved: str) -> None:
+    assert parse_experiment(changed("tracking.uri", uri), Path("/data")).tracking.uri == resolved
+
+
+def test_a_password_of_the_tracking_server_is_not_kept_with_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PASSWORD", "hunter2")
+    raw = changed("tracking.uri", "https://ann:${MLFLOW_PASSWORD}@tracking.example:8443/base")
+    experiment = parse_experiment(raw, Path("/data"))
+    assert experiment.tracking.uri == "https://ann:hunter2@tracking.example:8443/base"
+    kept = yaml.safe_load(experiment.to_yaml())
+    assert kept["tracking"]["uri"] == "https://tracking.example:8443/base"
+    assert "hunter2" not in experiment.to_yaml()
