@@ -101,6 +101,9 @@ def run(
 def _walk(
     search: Search, history: History, reporter: Reporter, observers: Sequence[SearchObserver], stop: threading.Event | None
 ) -> Finished:
+    if history.search(search.search_id).state == "running":
+        # Its driver died without a word. What made it give up trials, a full disk say, may be mended, as when a search failed.
+        history.retry_abandoned(search.search_id)
     before, work = history.completed_trials(), _TakenUp()
     observers = (*observers, work)
     answer = _recorded_answer(search, history)

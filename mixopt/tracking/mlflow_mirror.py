@@ -28,6 +28,8 @@ from mixopt.tracking.note import answer_markdown
 from mixopt.trial import content_digest
 
 TABLE_NAME = "trials.json"
+# A failed sync that took longer met a server that does not answer (a request waits ten seconds), not one that is away.
+HUNG_SECONDS = 5.0
 
 
 class MlflowMirror:
@@ -185,8 +187,11 @@ class MirrorThread:
         last = False
         while True:
             last = self._stopping.is_set()
+            began = time.monotonic()
             mirrored = self._step(mirrored)
-            if last:
+            # A server that hung while the search came to its end would be waited for twice.
+            hung = mirrored is None and time.monotonic() - began > HUNG_SECONDS
+            if last or (hung and self._stopping.is_set()):
                 return
             self._stopping.wait(self._interval_seconds)
 

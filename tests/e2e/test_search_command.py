@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -188,6 +189,21 @@ def test_another_objective_and_a_later_target_use_the_same_trials(corpus: Path) 
     assert line_of(later.stdout, "Trials: ") == f"Trials: 0 trained now, {TRIALS} already in the record."
     for record in records(corpus, "later"):
         assert work_done(corpus)[record.trial.trial_id] == [*before[record.trial.trial_id], "scoring"]
+
+
+@pytest.mark.usefixtures("first")
+def test_after_a_driver_that_died_abandoned_trials_are_tried_again(corpus: Path) -> None:
+    """As a full disk leaves a record: trials given up, and nothing that says that the search failed."""
+    gone = next(record.trial.trial_id for record in records(corpus, "first") if record.stage == "verification")
+    search_id = records_search_id(corpus, "first")
+    with sqlite3.connect(record_location(corpus / "run")) as connection:
+        failure = json.dumps({"kind": "error", "message": "No space left on device", "tokens": 0})
+        connection.execute("update trials set state = 'abandoned', attempts = 1, failure = ? where trial_id = ?", (failure, gone))
+        connection.execute("delete from outcomes where trial_id = ?", (gone,))
+        connection.execute("update searches set state = 'running' where search_id = ?", (search_id,))
+    connection.close()
+    mixopt("search", corpus / "first.yaml")
+    assert {record.state for record in records(corpus, "first")} == {TrialState.COMPLETED}
 
 
 def wait_for(look: Callable[[], bool], process: subprocess.Popen[str]) -> None:

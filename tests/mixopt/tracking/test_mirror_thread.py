@@ -117,6 +117,22 @@ def test_stop_returns_although_a_call_never_does() -> None:
     answer.set()
 
 
+def test_a_server_that_hangs_is_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixopt.tracking.mlflow_mirror.HUNG_SECONDS", 0.0)
+    answer = threading.Event()
+
+    def act() -> None:
+        answer.wait()
+        raise RunError("MLflow does not answer.")
+
+    mirror = FakeMirror(act)
+    thread = MirrorThread(mirror, 3600)
+    assert not thread.stop(timeout_seconds=0.05)
+    answer.set()
+    assert not thread.stop(timeout_seconds=30)
+    assert mirror.syncs == 1
+
+
 def test_a_sync_past_its_deadline_is_not_complete() -> None:
     mirror = FakeMirror()
     thread = MirrorThread(mirror, 3600)
