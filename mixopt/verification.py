@@ -238,7 +238,7 @@ def _losses(
     if not finished[PROPOSAL]:
         raise DataError(
             "No verification run of the proposal finished.",
-            "See why in the failures that MLflow shows, or in trials/ID/error.txt, then run the same command again.",
+            "See why with `mixopt show`, or in trials/ID/error.txt, then run the same command again.",
         )
     natural = [rows[trial.trial_id] for trial in finished.get("natural", ())]
     if natural:  # without it the objective stays relative to natural at the search's source, which cancels in most differences

@@ -86,8 +86,8 @@ class RayRunner(PackRunner[Any]):
     ) -> None:
         self._temporary: Path | None = None
         self._owned = False
-        self._ray = self._connect(address, cpus)
         try:
+            self._ray = self._connect(address, cpus)
             device, slots = self._resources()
             super().__init__(store, catalog, evaluations, pack_size, slots, device, checkpoint_seconds)
         except BaseException:
@@ -174,7 +174,9 @@ class RayRunner(PackRunner[Any]):
     def _shut_down(self) -> None:
         """Leaves or ends what `_connect` joined or started; never `ray stop`, which ends every Ray of the machine."""
         if self._owned:
-            self._ray.shutdown()
+            import ray  # not `self._ray`, which an interrupted start never set
+
+            ray.shutdown()
             self._owned = False
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,26 @@ def test_a_handler_of_sigterm_survives_the_start_of_a_cluster() -> None:
         command = [sys.executable, "-c", PROGRAM, f"{folder}/store"]
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert (ended.returncode, ended.stdout.split()) == (0, ["interrupted"]), ended.stderr[-2000:]
+
+
+@pytest.mark.ray
+def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from workers.ray_runner import RayRunner
+
+    ended = []
+
+    def interrupted(**_: object) -> None:
+        assert list((tmp_path / "temporary").iterdir()), "Ray's folder is made before"
+        raise KeyboardInterrupt
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", interrupted)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        RayRunner(tmp_path / "store", {}, {}, cpus=1)
+    assert ended
+    assert list((tmp_path / "temporary").iterdir()) == []
