@@ -101,11 +101,13 @@ def prepare(file: ExperimentFile) -> None:
     check_experiment(experiment)
     reporter = RichReporter()
     manifest = prepare_corpus(experiment, reporter)
+    parts = [(f"{name} (train)", files.train, True) for name, files in manifest.domains.items()]
+    parts += [(f"{name} (valid)", files.valid, True) for name, files in manifest.domains.items()]
+    # Completion targets count the bytes of completions and the tokens of prompts too: their ratio says nothing.
+    parts += [(f"{name} (target)", target.file, target.kind == "text") for name, target in manifest.targets.items()]
     rows = [
-        [name, f"{part.documents:,}", quantity(part.tokens), f"{part.bytes / max(part.tokens, 1):.2f}"]
-        for name, part in [(f"{name} (train)", files.train) for name, files in manifest.domains.items()]
-        + [(f"{name} (valid)", files.valid) for name, files in manifest.domains.items()]
-        + [(f"{name} (target)", target.file) for name, target in manifest.targets.items()]
+        [name, f"{part.documents:,}", quantity(part.tokens), f"{part.bytes / max(part.tokens, 1):.2f}" if comparable else ""]
+        for name, part, comparable in parts
     ]
     reporter.output.print(rows_table(f"Tokens in {manifest.root}", ["file", "documents", "tokens", "bytes per token"], rows))
 
