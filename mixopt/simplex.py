@@ -1,4 +1,4 @@
-"""Geometry of mixtures: draws, projection, divergence, whole counts and coordinates, all over rows of shape (..., domains).
+"""Geometry of mixtures: draws, projection, divergence and whole counts, all over rows of shape (..., domains).
 
 Everything here is plain arrays without names; names, caps and their reasons live in `space`. Draws are made in log space, because a Dirichlet
 with a small concentration underflows to 0/0 otherwise. The main trade-off: the projection sorts the breakpoints of all rows at once instead
@@ -19,8 +19,6 @@ from mixopt.mixture import FloatArray
 REGMIX_TEMPERATURE = 0.5
 REGMIX_STRENGTHS: tuple[float, ...] = tuple(np.geomspace(0.1, 5.0, 15).tolist())
 REGMIX_ZERO_BELOW = 2e-4
-# Offset of the log feature; measured best on public swarms (log(p + 1e-3), log-ratio coordinates do much worse because of exact zeros).
-LOG_OFFSET = 1e-3
 # A row within this distance of the simplex is on it: sums of some dozen float64 weights differ from 1 by less.
 ON_SIMPLEX = 1e-12
 
@@ -139,13 +137,3 @@ def round_counts(weights: FloatArray, total: int) -> np.ndarray[tuple[int, ...],
     missing = total - floors.sum(axis=-1, keepdims=True)
     rank = np.argsort(np.argsort(-remainder, axis=-1, kind="stable"), axis=-1, kind="stable")
     return np.asarray(floors + (rank < missing), dtype=np.int64)
-
-
-def sqrt_features(weights: FloatArray) -> FloatArray:
-    """sqrt(p): Euclidean distance between features is the Hellinger distance between mixtures (times sqrt 2)."""
-    return np.asarray(np.sqrt(weights))
-
-
-def log_features(weights: FloatArray, offset: float = LOG_OFFSET) -> FloatArray:
-    """log(p + offset): returns diminish on a log scale, and exact zeros stay finite."""
-    return np.asarray(np.log(weights + offset))

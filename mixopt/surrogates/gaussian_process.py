@@ -11,13 +11,15 @@ and their number would change the last digits. Repeats of a mixture stay separat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from mixopt.mixture import FloatArray
 from mixopt.surrogates.features import root_and_log
@@ -37,6 +39,17 @@ MINIMUM_RELATIVE_SCALE = 1e-8
 MINIMUM_VARIANCE = 1e-10
 # Rows per block of a cross-covariance, so that a block against a few hundred trials stays in the processor's cache.
 BLOCK_ROWS = 512
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Finds the loaded libraries once: looking takes about 2 ms, and an optimizer asks for predictions hundreds of times."""
+    return ThreadpoolController()
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    limited: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    return limited
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class GaussianProcess:
         """
         observations = Observations.of(swarm, metrics)
         features_NF = root_and_log(observations.schedules)
-        with threadpool_limits(limits=1, user_api="blas"):
+        with _one_blas_thread():
             linear_NN = features_NF @ features_NF.T / features_NF.shape[1]
             fits = tuple(fit_metric(features_NF, linear_NN, outputs_N) for outputs_N in observations.values.T)
         return FittedGaussianProcess(observations, features_NF, fits)
@@ -127,7 +140,7 @@ class FittedGaussianProcess:
         """Means and stds of shape (M, metrics), bits per byte; stds stay zero when not wanted: each block costs a triangular solve."""
         means_MK = np.empty((len(features_MF), len(self.fits)))
         stds_MK = np.zeros_like(means_MK)
-        with threadpool_limits(limits=1, user_api="blas"):
+        with _one_blas_thread():
             for start in range(0, len(features_MF), BLOCK_ROWS):
                 rows = slice(start, start + BLOCK_ROWS)
                 for column, fit in enumerate(self.fits):

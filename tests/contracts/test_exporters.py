@@ -194,7 +194,7 @@ class TestContract:
 
     def test_a_mixture_at_its_cap_is_exported(self, name: str) -> None:
         weights = {"web": 16 / 30 + 1e-9, "code": 14 / 30 - 1e-9}
-        export(name, make_request(weights, context=make_context(list(weights), target_tokens=4e9, max_epochs=4.0)))
+        assert export(name, make_request(weights, context=make_context(list(weights), target_tokens=4e9, max_epochs=4.0)))
 
     def test_several_phases_are_expressed_or_refused(self, name: str) -> None:
         schedule = Schedule((Mixture.of({"web": 0.7, "code": 0.3}), Mixture.of({"web": 0.2, "code": 0.8})), (0.75, 0.25))

@@ -13,12 +13,10 @@ from scipy.special import rel_entr
 from mixopt.errors import ConfigError
 from mixopt.simplex import (
     kl_divergence,
-    log_features,
     project,
     round_counts,
     sample_dirichlet,
     sample_uniform,
-    sqrt_features,
     temper,
 )
 
@@ -182,13 +180,3 @@ def test_counts_of_whole_shares_are_those() -> None:
     assert round_counts(np.array([1 / 3, 1 / 3, 1 / 3]), 4).tolist() == [2, 1, 1]
     with pytest.raises(ConfigError):
         round_counts(np.array([1.0]), -1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(SEEDS)
-def test_features_have_the_geometry_they_claim(seed: int) -> None:
-    a, b = np.random.default_rng(seed).dirichlet(np.ones(5), size=2)
-    hellinger = np.sqrt(1 - np.sqrt(a * b).sum())
-    assert np.isclose(np.linalg.norm(sqrt_features(a) - sqrt_features(b)), np.sqrt(2) * hellinger, atol=1e-7)
-    assert np.allclose(np.exp(log_features(a)) - 1e-3, a)
-    assert np.isfinite(log_features(np.zeros(2))).all()
