@@ -1,0 +1,46 @@
+"""What several commands take: an experiment file, an output folder with its record, one of its searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixopt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from mixopt.history import History, SearchRecord
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).", show_default=False)]
+OutputFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a search.", show_default=False)]
+SearchOption = Annotated[str | None, typer.Option("--search", help="Search id or its first digits; default: the newest search in DIR.")]
+
+
+def open_record(folder: Path) -> History:
+    from mixopt.history import History
+    from workers.compose import record_location
+
+    location = record_location(folder)
+    if not location.exists():
+        raise DataError(f"{folder} holds no record of a search.", "Name the `output` folder of an experiment file that was searched.")
+    return History.open(location)
+
+
+def find_search(history: History, folder: Path, search_id: str | None) -> SearchRecord:
+    searches = history.searches()
+    if search_id is not None:
+        searches = [record for record in searches if record.search_id.startswith(search_id)]
+        if len(searches) > 1:
+            raise ConfigError(f"--search {search_id} fits {len(searches)} searches in {folder}.", "Give more digits.")
+    if not searches:
+        raise DataError(f"{folder} holds no search{'' if search_id is None else ' ' + search_id}.", "Run `mixopt search FILE` first.")
+    return searches[-1]
+
+
+def stored_experiment(record: SearchRecord) -> Any:
+    import yaml
+
+    from mixopt.config import parse_experiment
+
+    return parse_experiment(yaml.safe_load(record.experiment_yaml), Path("/"))

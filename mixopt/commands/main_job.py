@@ -1,0 +1,133 @@
+"""The main job: `demo`, `corpus demo`, `prepare`, `search`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixopt.commands.arguments import ExperimentFile
+from mixopt.commands.review import export_mixture
+
+if TYPE_CHECKING:
+    from workers.run import Finished
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo's corpus, record and results.")] = Path("runs/demo"),
+    trials: Annotated[int | None, typer.Option("--trials", min=4, help="Trials of the search; default: as in the demo's file.")] = None,
+) -> None:
+    """Runs the main job on a corpus built from this installation: prepare, search, verify, export."""
+    from mixopt.corpus.demo import build_demo_corpus
+    from mixopt.terminal import RichReporter, print_line
+
+    started = time.perf_counter()
+    reporter = RichReporter()
+    file = out / "experiment.yaml"
+    if not file.exists():
+        _print_corpus(build_demo_corpus(out, reporter), reporter)
+    finished = _search(file, reporter, trials)
+    written = export_mixture(finished.search.store, "yaml", None, None, finished.search.search_id, {})
+    _print_answer(finished, reporter)
+    for path in written:
+        print_line(reporter.output, f"Exported: {path}")
+    reporter.note(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
+
+
+def corpus_demo(out: Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)]) -> None:
+    """Builds real domains from what this installation already holds; offline and deterministic."""
+    from mixopt.corpus.demo import build_demo_corpus
+    from mixopt.terminal import RichReporter
+
+    reporter = RichReporter()
+    _print_corpus(build_demo_corpus(out, reporter), reporter)
+
+
+def prepare(file: ExperimentFile) -> None:
+    """Turns documents into token files; does only what is missing."""
+    from mixopt.config import load_experiment
+    from mixopt.terminal import RichReporter, quantity, rows_table
+    from workers.compose import check_experiment
+    from workers.tokenize import prepare as prepare_corpus
+
+    experiment = load_experiment(file)
+    check_experiment(experiment)
+    reporter = RichReporter()
+    manifest = prepare_corpus(experiment, reporter)
+    parts = [(f"{name} (train)", files.train, True) for name, files in manifest.domains.items()]
+    parts += [(f"{name} (valid)", files.valid, True) for name, files in manifest.domains.items()]
+    # Completion targets count the bytes of completions and the tokens of prompts too: their ratio says nothing.
+    parts += [(f"{name} (target)", target.file, target.kind == "text") for name, target in manifest.targets.items()]
+    rows = [
+        [name, f"{part.documents:,}", quantity(part.tokens), f"{part.bytes / max(part.tokens, 1):.2f}" if comparable else ""]
+        for name, part, comparable in parts
+    ]
+    reporter.output.print(rows_table(f"Tokens in {manifest.root}", ["file", "documents", "tokens", "bytes per token"], rows))
+
+
+def search(
+    file: ExperimentFile,
+    trials: Annotated[int | None, typer.Option("--trials", min=4, help="Overrides search.trials; raising it continues the search.")] = None,
+) -> None:
+    """Searches, proposes and verifies; the same command goes on after an interruption and trains nothing twice."""
+    from mixopt.terminal import RichReporter
+
+    reporter = RichReporter()
+    _print_answer(_search(file, reporter, trials), reporter)
+
+
+def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
+    from mixopt.config import load_experiment
+
+    experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
+    from mixopt.terminal import SearchProgress
+    from workers.run import run
+
+    if trials is not None:
+        experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
+    with SearchProgress(reporter.console) as progress:
+        return run(experiment, reporter, observers=(progress,))
+
+
+def _print_corpus(corpus: Any, reporter: Any) -> None:
+    from mixopt.terminal import quantity, rows_table
+
+    rows = [[part.name, f"{part.documents:,}", quantity(part.bytes), part.taken_from] for part in corpus.parts]
+    reporter.output.print(rows_table("Embedded corpus", ["part", "documents", "bytes", "taken from"], rows))
+
+
+def _print_answer(finished: Finished, reporter: Any) -> None:
+    from mixopt.config import without_login
+    from mixopt.terminal import answer_table, print_line
+    from workers.compose import tracking_uri
+
+    output = reporter.output
+    proposal, domains = finished.proposal, finished.search.domains
+    baselines = {"natural": domains.natural(), "uniform": domains.uniform(), "UniMax": domains.unimax()}
+    output.print(
+        answer_table(
+            proposal.mixture.as_dict(),
+            {name: mixture.as_dict() for name, mixture in baselines.items()},
+            proposal.epochs,
+            proposal.near_optimal,
+            {domain.name: domain.max_epochs for domain in domains.domains},
+        )
+    )
+    for sentence in proposal.binding:
+        print_line(output, f"Binding: {sentence}")
+    if finished.verification is not None:
+        output.print(finished.verification.conclusion, highlight=False, markup=False, soft_wrap=not output.is_terminal)
+    print_line(output, f"Trials: {finished.trained} trained now, {finished.reused} already in the record.")
+    print_line(output, f"Figures: {finished.search.folder / 'figures'}")
+    print_line(output, f"Answer: {finished.search.folder / 'answer.md'}")
+    experiment = finished.search.experiment
+    if experiment.tracking.enabled:
+        uri = without_login(tracking_uri(experiment))
+        if uri.startswith("http"):
+            print_line(output, f"Review: {uri}/?workflowType=machine_learning")
+        else:
+            print_line(output, f"Review: {sys.executable} -m mlflow ui --backend-store-uri {uri} --port 5000")
+            print_line(output, "        then open http://127.0.0.1:5000/?workflowType=machine_learning")

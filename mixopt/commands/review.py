@@ -1,0 +1,92 @@
+"""What a search found: `show`, `mirror`, `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixopt.commands.arguments import OutputFolder, SearchOption, find_search, open_record, stored_experiment
+from mixopt.errors import ConfigError
+
+
+def show(folder: OutputFolder, search_id: SearchOption = None) -> None:
+    """Prints the trials of a search and its answer."""
+    from rich.markdown import Markdown
+
+    from mixopt.terminal import make_console, print_line, rows_table
+    from mixopt.tracking.findings import read_findings
+    from mixopt.tracking.note import answer_markdown
+
+    with open_record(folder) as history:
+        record = find_search(history, folder, search_id)
+        rows, failures = [], []
+        for trial in history.trials(record.search_id):
+            source = trial.trial.source
+            seconds = f"{trial.outcome.seconds:.1f}" if trial.outcome else ""
+            rows.append([trial.trial.trial_id[:8], trial.trial.label, source.key, str(trial.trial.seed), trial.state.value, seconds])
+            if trial.failure is not None:
+                failures.append(f"Trial {trial.trial.trial_id[:8]} {trial.state.value} ({trial.failure.kind}): {trial.failure.message}")
+        console = make_console()
+        console.print(
+            rows_table(f"{record.name} {record.search_id} ({record.state})", ["trial", "label", "source", "seed", "state", "s"], rows)
+        )
+        for line in failures:
+            print_line(console, line)
+        console.print(Markdown(answer_markdown(read_findings(history, record.search_id))))
+
+
+def mirror(
+    folder: OutputFolder,
+    uri: Annotated[str | None, typer.Option("--uri", help="Tracking server or database; default: as in the experiment file.")] = None,
+    search_id: SearchOption = None,
+) -> None:
+    """Completes the MLflow mirror of a search from its record."""
+    from mixopt.tracking.mlflow_mirror import MlflowMirror
+    from workers.compose import tracking_uri
+
+    with open_record(folder) as history:
+        record = find_search(history, folder, search_id)
+        experiment = stored_experiment(record)
+        target = uri or tracking_uri(experiment)
+        figures = folder / "searches" / f"{record.name}-{record.search_id[:8]}"
+        mirrored = MlflowMirror(history, record.search_id, target, experiment.tracking.experiment, figures)
+        mirrored.sync()
+        typer.echo(f"MLflow at {mirrored.shown_uri} holds {len(history.trials(record.search_id))} trials of search {record.search_id[:8]}.")
+
+
+def export(
+    folder: OutputFolder,
+    to: Annotated[str, typer.Option("--to", help="Format; `mixopt list` names them.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: exports/ in the search's folder.")] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option("--arm", help="proposal, best_measured, natural, uniform or unimax; default: what verification recommends."),
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="NAME=VALUE for the format, as prefix=/data/{domain}.")] = None,
+    search_id: SearchOption = None,
+) -> None:
+    """Writes the mixture in the syntax of the trainer that runs the full-scale job, with provenance."""
+    for path in export_mixture(folder, to, out, arm, search_id, _pairs(option or [])):
+        typer.echo(str(path))
+
+
+def export_mixture(folder: Path, to: str, out: Path | None, arm: str | None, search_id: str | None, options: dict[str, str]) -> list[Path]:
+    from mixopt.export import export_search, get_exporter
+
+    get_exporter(to)  # a slip in the name is answered before the record is opened
+    with open_record(folder) as history:
+        record = find_search(history, folder, search_id)
+        target = out or folder / "searches" / f"{record.name}-{record.search_id[:8]}" / "exports"
+        return export_search(history, record.search_id, to, target, arm=arm, options=options)
+
+
+def _pairs(options: list[str]) -> dict[str, str]:
+    pairs = {}
+    for item in options:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {item} is not NAME=VALUE.", "Write it as --option prefix=/data/{domain}.")
+        pairs[name] = value
+    return pairs
