@@ -11,6 +11,9 @@ from typing import Any
 
 from mixopt.tracking.findings import Findings
 
+# Texts longer than this may wrap in their cell.
+WRAPPED_LETTERS = 28
+
 
 @dataclass(frozen=True)
 class Prose:
@@ -64,7 +67,8 @@ class Table:
     def kind(self, column: int, cell: str) -> str:
         """Class of a cell: verdicts have colours."""
         verdict = cell if cell in ("better", "worse", "unclear") else "unclear" if cell == "undecided" else ""
-        return " ".join(part for part in ("word" if self.is_word(column) else "", verdict) if part)
+        word = "" if not self.is_word(column) else "word long" if len(cell) > WRAPPED_LETTERS else "word"
+        return " ".join(part for part in (word, verdict) if part)
 
 
 @dataclass(frozen=True)

@@ -91,14 +91,20 @@ def add_axes(figure: Any, place: tuple[float, float, float, float]) -> Any:
     return axes
 
 
-def domain_rows(axes: Any, names: Sequence[str]) -> None:
+def name_room(names: Sequence[str], layout: Layout, most: float) -> float:
+    """Inches left of the axes that the names of rows need, `most` at most, or what a phone has."""
+    letters = max(len(line) for name in names for line in name.split("\n"))
+    return min(0.25 + LETTER_INCHES * (letters + 1), 1.25 if layout.narrow else most)
+
+
+def domain_rows(axes: Any, names: Sequence[str], guides: bool = True) -> None:
     """One row per name, the first on top, with a faint guide for the eye; names are cut to the room left of the axes."""
     room = axes.get_position().x0 * axes.figure.get_size_inches()[0] - 0.15
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(range(len(names)), [cut(name, room) for name in names])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    for row in range(len(names)):
+    for row in range(len(names) if guides else 0):
         axes.axhline(row, color=FAINT, linewidth=0.6, zorder=0)
 
 

@@ -15,6 +15,7 @@ from mixopt.tracking.canvas import (
     GREEN,
     INK,
     MUTED,
+    PAPER,
     VERMILION,
     WIDE,
     Layout,
@@ -22,6 +23,7 @@ from mixopt.tracking.canvas import (
     domain_rows,
     legend_above,
     mark,
+    name_room,
     new_axes,
     spread,
 )
@@ -162,7 +164,7 @@ def objective_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         (dot,) = axes.plot(numbers[index], high, "^", color=colours[index], markersize=6, clip_on=False, zorder=3)
         mark(dot, trial_title(numbers[index], trials[index]), f"measured {values[index]:+.2f}, above what is drawn")
         place = (numbers[index], high)
-        axes.annotate(f"{values[index]:.0f}", place, (0, 6), textcoords="offset points", ha="center", fontsize=7, color=MUTED)
+        axes.annotate(f"{values[index]:.0f}", place, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=MUTED)
     axes.set_ylim(low, high)
     if layout.narrow:
         lines = [_line_handle(text, colour, linestyle="-" if colour == GREEN else (0, (4, 3))) for text, _, colour in ends[:-1]]
@@ -203,17 +205,18 @@ def verification_figure(findings: Findings, layout: Layout = WIDE) -> Any | None
     if verification is None or not rows:
         return None
     source = verification.source
+    titles = [[ARM_TITLES.get(name, name) for name in verification.rivals[row.baseline]] for row in rows]
+    separators = [" =\n" if layout.narrow or len(" = ".join(title)) > 20 else " = " for title in titles]
+    labels = [separator.join(title) for separator, title in zip(separators, titles, strict=True)]
     figure, axes = new_axes(
         "Verification: the proposal at a larger source",
         f"Objective of the proposal minus each other mixture's, seed by seed (ticks), {verification.confidence:.0%} intervals. "
         f"Size {source.size}, {quantity(source.tokens)} tokens.",
         layout,
         (0.62 if layout.narrow else 0.45) * len(rows) + 0.1,
-        {"left": 1.2 if layout.narrow else 1.9, "right": 0.15 if layout.narrow else 2.2, "bottom": 0.65},
+        {"left": name_room(labels, WIDE, 1.9), "right": 0.15 if layout.narrow else 2.2, "bottom": 0.6},
     )
-    titles = [[ARM_TITLES.get(name, name) for name in verification.rivals[row.baseline]] for row in rows]
-    separators = [" =\n" if layout.narrow or len(" = ".join(title)) > 20 else " = " for title in titles]
-    domain_rows(axes, [separator.join(title) for separator, title in zip(separators, titles, strict=True)])
+    domain_rows(axes, labels)
     axes.axvline(0, color=INK, linewidth=1)
     for position, (row, title) in enumerate(zip(rows, titles, strict=True)):
         colour = VERDICT_COLOURS[row.verdict]
@@ -225,9 +228,9 @@ def verification_figure(findings: Findings, layout: Layout = WIDE) -> Any | None
         mark(dot, f"proposal minus {' = '.join(title)}", f"{number}: {row.verdict}", f"by seed {seeds}")
         axes.plot(row.values, [position + 0.25] * len(row.values), "|", color=colour, markersize=7, alpha=0.8, zorder=2)
         if layout.narrow:
-            axes.text(
-                0.5, position - 0.28, number, transform=axes.get_yaxis_transform(), color=colour, fontsize=8.5, va="center", ha="center"
-            )
+            place = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "center"}
+            paper = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+            axes.text(0.5, position - 0.3, number, color=colour, fontsize=8.5, bbox=paper, **place)
         else:
             axes.annotate(number, (1.02, position), xycoords=("axes fraction", "data"), color=colour, fontsize=9, va="center")
     ends = [0.0, *(value for row in rows for value in (row.low, row.high, *row.values))]
@@ -252,7 +255,8 @@ def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     strengths = sorted(abs(effects.mean[row][effects.metrics.index(metric)] / scale) for row in rows for metric, scale in columns)
     largest = strengths[math.ceil(0.95 * len(strengths)) - 1] or 1.0
     numbers = not layout.narrow and len(columns) <= 14
-    left = 1.15 if layout.narrow else 1.6
+    left = name_room(effects.domains, layout, 1.6)
+    widest = 0.9 * len(columns)  # a cell wider than this is a bar
     titles = [cut("objective" if metric == OBJECTIVE else short_metric(metric), 1.3) for metric, _ in columns]
     head = (0.075 if numbers else 0.082) * max(map(len, titles)) + 0.15
     figure, axes = new_axes(
@@ -261,10 +265,10 @@ def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         "grey: unclear.",
         layout,
         0.27 * len(rows),
-        {"left": left, "right": 0.25, "top": head, "bottom": 0.1},
+        {"left": left, "right": max(0.25, layout.width - left - widest), "top": head, "bottom": 0.1},
         legend=3,
     )
-    domain_rows(axes, [effects.domains[row] for row in rows])
+    domain_rows(axes, [effects.domains[row] for row in rows], guides=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.spines["bottom"].set_visible(False)
@@ -288,7 +292,7 @@ def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
                 *([] if metric == OBJECTIVE else [f"{mean / scale:+.2f} standard deviations of a seed"]),
             )
             if numbers:
-                text = f"{mean / scale:+.1f}".replace("-", "\N{MINUS SIGN}")
+                text = f"{mean / scale:+.{1 if abs(mean / scale) >= 0.95 else 2}f}".replace("-", "\N{MINUS SIGN}")
                 axes.text(column, line, text, ha="center", va="center", fontsize=7.5, color=INK if clear else MUTED, zorder=2)
     handles = [_square(BLUE, 0.6, "helps (lower loss)"), _square(VERMILION, 0.6, "hurts"), _square(FAINT, 0.35, "unclear")]
     legend_above(axes, handles, layout)

@@ -17,6 +17,7 @@ from mixopt.tracking.canvas import (
     domain_rows,
     legend_above,
     mark,
+    name_room,
     new_axes,
 )
 from mixopt.tracking.findings import ARM_TITLES, Findings
@@ -48,7 +49,7 @@ def mixture_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         "Share of training tokens. Bars: how far a weight can move before the prediction is clearly worse.",
         layout,
         (0.4 if layout.narrow else 0.36) * len(names) + 0.1,
-        _margins(layout),
+        _margins(names, layout),
         legend=1 + len(arms) + any(cap <= limit for cap in upper),
     )
     domain_rows(axes, names)
@@ -119,7 +120,7 @@ def epochs_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         f"Epochs over the domain's own tokens in a run of {quantity(budget_tokens)} tokens.",
         layout,
         0.32 * len(names) + 0.1,
-        _margins(layout),
+        _margins(names, layout),
         legend=2 + any(cap <= limit * 1.25 for cap in allowed),
     )
     domain_rows(axes, names)
@@ -142,11 +143,9 @@ def epochs_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     return figure
 
 
-def _margins(layout: Layout) -> dict[str, float]:
+def _margins(names: Sequence[str], layout: Layout) -> dict[str, float]:
     """Room for names of domains at the left, one or two columns of numbers at the right, and the columns' titles."""
-    if layout.narrow:
-        return {"left": 1.15, "right": 0.72, "top": 0.22, "bottom": 0.55}
-    return {"left": 1.7, "right": 1.35, "top": 0.22, "bottom": 0.55}
+    return {"left": name_room(names, layout, 1.7), "right": 0.72 if layout.narrow else 1.35, "top": 0.22, "bottom": 0.5}
 
 
 def _draw_caps(axes: Any, caps: Sequence[float], limit: float) -> list[float]:

@@ -25,6 +25,7 @@ from mixopt.tracking.canvas import (
     legend_above,
     legend_rows,
     mark,
+    name_room,
     new_axes,
     new_figure,
 )
@@ -105,9 +106,9 @@ def _panel(axes: Any, metric: str, found: Sequence[Curve], arms: Sequence[str], 
     axes.autoscale_view()
     axes.set_xscale("log", base=2)
     _limit(axes, found, ends)
-    axes.set_xticks([ends[0], ends[-1]], [quantity(ends[0]), quantity(ends[-1])], fontsize=7.5)
+    axes.set_xticks([ends[0], ends[-1]], [quantity(ends[0]), quantity(ends[-1])], fontsize=8)
     axes.minorticks_off()
-    axes.tick_params(labelsize=7.5, length=2)
+    axes.tick_params(labelsize=8, length=2)
     axes.locator_params(axis="y", nbins=4)
 
 
@@ -143,17 +144,19 @@ def noise_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     if not rows:
         return None
     first = rows[0]
+    names = [short_metric(row.metric) for row in rows]
     figure, axes = new_axes(
         "Noise: what a target can tell apart",
         f"Standard deviations in bits per byte: over {first.mixtures} mixtures, and over seeds of one mixture "
         f"({first.degrees_of_freedom} degrees of freedom).",
         layout,
         0.3 * len(rows) + 0.1,
-        {"left": 1.15 if layout.narrow else 1.7, "right": 0.72 if layout.narrow else 1.5, "top": 0.22, "bottom": 0.55},
+        {"left": name_room(names, layout, 1.7), "right": 0.85 if layout.narrow else 1.5, "top": 0.22, "bottom": 0.5},
         legend=3,
     )
-    domain_rows(axes, [short_metric(row.metric) for row in rows])
+    domain_rows(axes, names)
     axes.set_xscale("log")
+    x = 1 + 0.78 / (axes.get_position().width * layout.width)
     for position, row in enumerate(rows):
         colour = MUTED if row.screened or row.ratio <= 1 else GREEN
         lines = [f"spread over mixtures {row.spread_std:.4f}", f"seed noise {row.noise_std:.4f}", f"signal to noise {row.ratio:.1f}"]
@@ -166,14 +169,20 @@ def noise_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         mark(dot, f"{short_metric(row.metric)}: seed noise {row.noise_std:.4f} bits per byte", *runs)
         (dot,) = axes.plot(shown, position, "o", color=colour, markersize=7, zorder=4)
         mark(dot, short_metric(row.metric), *lines, *([f"left out: {row.screened}"] if row.screened else []))
-        x = 1 + (0.6 if layout.narrow else 0.75) / (axes.get_position().width * layout.width)
-        text = f"{row.ratio:.1f}" + (" out" if row.screened and not layout.narrow else "")
-        place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
-        axes.text(x, position, text, fontsize=9, fontweight="bold", color=colour, **place)
-    axes.text(1.0, -0.85, " signal/noise", fontsize=8, color=MUTED, transform=axes.get_yaxis_transform(), ha="left", va="center")
+        place = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour, "fontsize": 9}
+        axes.text(x, position, f"{row.ratio:.1f}", fontweight="bold", ha="right", **place)
+        if row.screened and not layout.narrow:
+            axes.text(x, position, "  left out", ha="left", **place)
+    title = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    axes.text(x, -0.85, "signal/noise", fontsize=8, color=MUTED, **title)
+    low, high = axes.get_xlim()
+    steps = [float(f"{digit}e{power}") for power in range(-7, 3) for digit in (1, 2, 5)]
+    ticks = [step for step in steps if low <= step <= high]
+    # At most one label for each inch or so.
+    axes.set_xticks(ticks if len(ticks) <= (4 if layout.narrow else 8) else ticks[:: 3 if layout.narrow else 2])
+    axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("bits per byte", color=INK, fontsize=9)
-    axes.minorticks_off()
     legend_above(
         axes,
         [

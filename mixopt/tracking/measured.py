@@ -81,7 +81,7 @@ def noise_by_metric(findings: Findings, metrics: Sequence[str]) -> list[MetricNo
     if not len(swarm):
         return []
     losses, groups = swarm.values(metrics), mixture_groups(swarm)
-    scored = ~np.isnan(losses).any(axis=0)
+    scored: list[bool] = np.asarray(np.isfinite(losses).all(axis=0)).tolist()
     try:
         noise = measure_noise(losses, groups)
     except DataError:
@@ -90,7 +90,7 @@ def noise_by_metric(findings: Findings, metrics: Sequence[str]) -> list[MetricNo
     means = np.array([losses[groups == number].mean(axis=0) for number in numbers])
     spread = np.sqrt(np.maximum(means.var(axis=0, ddof=1) - noise.std**2, 0.0)) if len(means) > 1 else np.zeros(len(metrics))
     repeated = [
-        (_name(findings, groups == number), groups == number, int(count))
+        (_name(findings, int(np.argmax(groups == number))), groups == number, int(count))
         for number, count in zip(numbers, counts, strict=True)
         if count > 1
     ]
@@ -110,10 +110,9 @@ def noise_by_metric(findings: Findings, metrics: Sequence[str]) -> list[MetricNo
     ]
 
 
-def _name(findings: Findings, rows: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> str:
+def _name(findings: Findings, row: int) -> str:
     """A repeated mixture by its label; a corner by the domain it is a corner of."""
     trials = findings.swarm.trials()
-    row = int(np.flatnonzero(rows)[0])
     label = str(trials["label"][row])
     if label in ARM_TITLES:
         return ARM_TITLES[label]

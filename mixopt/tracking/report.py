@@ -36,6 +36,8 @@ from mixopt.tracking.report_sections import (
 )
 from mixopt.tracking.svg import inline_svg
 
+REPORT_NAME = "report.html"
+
 
 def write_report(path: Path, history: History, search_id: str, figures: Path | None = None, folder: Path | None = None) -> Path:
     """Writes the report of a search as HTML, whole or not at all; returns its path.
@@ -102,12 +104,12 @@ def _drawn(findings: Findings, section: Section) -> Section:
     for block in section.blocks:
         if not isinstance(block, Drawing):
             blocks.append(block)
-        elif (drawing := _drawing(findings, block)) is not None:
+        elif (drawing := _drawing(findings, block, section.title)) is not None:
             blocks.append(drawing)
     return dataclasses.replace(section, blocks=blocks)
 
 
-def _drawing(findings: Findings, block: Drawing) -> dict[str, Any] | None:
+def _drawing(findings: Findings, block: Drawing, heading: str) -> dict[str, Any] | None:
     from markupsafe import Markup
 
     draw = FIGURES[block.name]
@@ -118,7 +120,7 @@ def _drawing(findings: Findings, block: Drawing) -> dict[str, Any] | None:
     return {
         "block": "drawing",
         "name": block.name,
-        "title": words["title"],
+        "title": "" if words["title"] == heading else words["title"],
         "subtitle": words["subtitle"],
         "wide": Markup(inline_svg(wide, f"{block.name}-wide", block.alt)),
         "narrow": Markup(inline_svg(narrow, f"{block.name}-narrow", block.alt)),

@@ -18,7 +18,7 @@ from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
 from mixopt.tracking.measured import STAGES, cost_by_stage, curves, noise_by_metric
 from mixopt.tracking.note import recommended_mixture
 from mixopt.tracking.report_sections import metric_title
-from mixopt.verification import MEAN_BITS_PER_BYTE
+from mixopt.verification import MEAN_BITS_PER_BYTE, spoken
 
 
 def epochs_section(findings: Findings) -> Section:
@@ -72,7 +72,6 @@ def curves_section(findings: Findings) -> Section:
     for stage in STAGES:
         found = curves(findings, stage, findings.shown_metrics)
         name = "curves" if stage == "search" else "curves-verification"
-        blocks.append(Heading("Search" if stage == "search" else "Verification"))
         if not any(len(curve.tokens) > 1 for curve in found):
             none = "no trial of it has finished" if not found else "losses were measured at one token count only"
             blocks.append(missing(f"No curves of the {stage}: {none}."))
@@ -188,13 +187,15 @@ def export_section(findings: Findings, folder: Path | None) -> Section:
     arm, _ = recommended_mixture(findings, findings.proposal)
     blocks: list[Any] = [
         Prose(
-            f"Each command writes {ARM_TITLES.get(arm, arm)}, which is what this search recommends, with its provenance. `--arm NAME` takes another mixture."
+            f"Each command writes {spoken(arm)}, which is what this search recommends, with its provenance. Add `--arm NAME` for another mixture."
         )
     ]
     for name in exporter_names():
         exporter = get_exporter(name)
-        options = "".join(f"; --option {option}=…: {meaning}" for option, meaning in exporter.options.items())
-        blocks.append(Command(f"{name}: {exporter.description}{options}", f"mixopt export {place} --search {search} --to {name}"))
+        options = "".join(f" Takes `--option {option}=…`: {meaning.rstrip('.')}." for option, meaning in exporter.options.items())
+        blocks.append(
+            Command(f"`{name}`: {exporter.description.rstrip('.')}.{options}", f"mixopt export {place} --search {search} --to {name}")
+        )
     return Section("export", "How to export", blocks)
 
 

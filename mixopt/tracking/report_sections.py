@@ -75,7 +75,8 @@ def mixture_section(findings: Findings) -> Section:
     alt = "Share of tokens proposed for each domain, with natural's: " + "; ".join(
         f"{name} {weight:.1%}, natural {findings.context['natural'][name]:.1%}" for name, weight in _sorted(weights)
     )
-    blocks: list[Any] = [Drawing("mixture", alt), _mixture_table(findings, proposal), _near_optimal(findings, proposal)]
+    hint = Prose("Point at a mark, tap it, or reach a figure with Tab and move with the arrow keys.", kind="hint")
+    blocks: list[Any] = [Drawing("mixture", alt), hint, _mixture_table(findings, proposal), _near_optimal(findings, proposal)]
     groups = _group_table(findings, proposal)
     if groups is not None:
         blocks += [Heading("By group"), groups]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
@@ -136,10 +137,10 @@ def _theme(root: ElementTree.Element) -> None:
             continue
         # Words need more contrast than dots do, so they have shades of their own.
         kind = "-text" if element.tag == "text" else ""
-        themed = _FONT_FAMILY.sub("", _COLOUR.sub(lambda colour: _variable(colour[0], kind), style))
+        themed = _FONT_FAMILY.sub("", _COLOUR.sub(partial(_variable, kind), style))
         element.attrib["style"] = _LONG_NUMBER.sub(r"\1", themed).replace(": ", ":").replace("; ", ";")
 
 
-def _variable(colour: str, kind: str) -> str:
-    name = VARIABLES.get(colour.lower())
-    return colour if name is None else f"var(--{name}{kind})"
+def _variable(kind: str, colour: re.Match[str]) -> str:
+    name = VARIABLES.get(colour[0].lower())
+    return colour[0] if name is None else f"var(--{name}{kind})"

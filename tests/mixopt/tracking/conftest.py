@@ -215,8 +215,14 @@ class RecordedSearch:
         natural, metrics = self.domains.natural().array(), (*self.metrics.values(), "objective")
         gains = [objective(raised(natural, index)) - objective(natural) for index in range(len(natural))]
         mean = [[gain / (1 if metric == "objective" else 1000) for metric in metrics] for gain in gains]
-        doubt = [[abs(value) * (1.5 if column % 3 == 0 else 0.5) for column, value in enumerate(row)] for row in mean]
-        low, high = (tuple(tuple(m + sign * d for m, d in zip(*pair)) for pair in zip(mean, doubt)) for sign in (-1, 1))
+        ends = [
+            [
+                (value - 1.5 * abs(value), value + 1.5 * abs(value)) if column % 3 == 0 else (value, value)
+                for column, value in enumerate(row)
+            ]
+            for row in mean
+        ]
+        low, high = (tuple(tuple(pair[end] for pair in row) for row in ends) for end in (0, 1))
         return DomainEffects("natural", 0.01, self.domains.names, metrics, tuple(map(tuple, mean)), low, high)
 
     def verify(self, proposal: Proposal, seeds: int = 3) -> Verification:
