@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mixopt.terminal import quantity
 from mixopt.tracking.canvas import (
@@ -36,6 +36,8 @@ from mixopt.verification import OBJECTIVE, Comparison
 NINETY_PERCENT = 1.645
 # Marks that can be pointed at make a page large; of a search of thousands the arms and the best stay reachable, the others are dots.
 MOST_MARKS = 400
+# Opacity of cells of the heat map whose sign is likely, and of those where it is unclear.
+PALE, GREY = 0.14, 0.35
 VERDICT_COLOURS = {"better": BLUE, "worse": VERMILION, "undecided": MUTED}
 
 
@@ -157,6 +159,7 @@ def objective_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     mark(dot, "proposal (predicted, not measured)", f"{effect.mean:+.2f} (90% interval {effect.low:+.2f} to {effect.high:+.2f})")
     ends.append(("proposal (predicted)", effect.mean, BLUE))
     axes.set_xlim(0.3, len(values) + 1.7)
+    axes.locator_params(axis="x", integer=True, nbins=6 if layout.narrow else 10)
     axes.set_xlabel("trial, in the order asked", color=INK, fontsize=9)
     axes.set_ylabel("measured objective", color=INK, fontsize=9)
     low, high = axes.get_ylim()
@@ -262,11 +265,11 @@ def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     figure, axes = new_axes(
         "What one more point of a domain does for each target",
         f"Predicted change when a domain gains {effects.step:.0%} of all tokens, from {effects.base}, in standard deviations of a seed; "
-        "grey: unclear.",
+        "pale: likely.",
         layout,
         0.27 * len(rows),
         {"left": left, "right": max(0.25, layout.width - left - widest), "top": head, "bottom": 0.1},
-        legend=3,
+        legend=5,
     )
     domain_rows(axes, [effects.domains[row] for row in rows], guides=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -279,12 +282,16 @@ def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         for column, (metric, scale) in enumerate(columns):
             where = effects.metrics.index(metric)
             mean, low, high = (table[row][where] for table in (effects.mean, effects.low, effects.high))
-            clear = low > 0 or high < 0
-            colour, alpha = (BLUE if mean < 0 else VERMILION, 0.12 + 0.55 * min(abs(mean / scale) / largest, 1)) if clear else (FAINT, 0.35)
+            certainty = effect_certainty(mean, low, high)
+            colour = FAINT if certainty == "unclear" else BLUE if mean < 0 else VERMILION
+            strength = min(abs(mean / scale) / largest, 1)
+            alpha = {"clear": 0.3 + 0.4 * strength, "likely": PALE, "unclear": GREY}[certainty]
             cell = Rectangle((column - 0.47, line - 0.45), 0.94, 0.9, facecolor=colour, alpha=alpha, edgecolor="none", zorder=1)
             axes.add_patch(cell)
             unit = findings.objective_unit if metric == OBJECTIVE else "bits per byte"
-            verdict = "better" if high < 0 else "worse" if low > 0 else "unclear"
+            verdict = (
+                "unclear" if certainty == "unclear" else f"{'' if certainty == 'clear' else 'likely '}{'better' if mean < 0 else 'worse'}"
+            )
             mark(
                 cell,
                 f"{effects.domains[row]} on {'the objective' if metric == OBJECTIVE else short_metric(metric)}",
@@ -293,10 +300,20 @@ def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
             )
             if numbers:
                 text = f"{mean / scale:+.{1 if abs(mean / scale) >= 0.95 else 2}f}".replace("-", "\N{MINUS SIGN}")
-                axes.text(column, line, text, ha="center", va="center", fontsize=7.5, color=INK if clear else MUTED, zorder=2)
-    handles = [_square(BLUE, 0.6, "helps (lower loss)"), _square(VERMILION, 0.6, "hurts"), _square(FAINT, 0.35, "unclear")]
+                axes.text(
+                    column, line, text, ha="center", va="center", fontsize=7.5, color=MUTED if certainty == "unclear" else INK, zorder=2
+                )
+    handles = [_square(BLUE, 0.6, "helps"), _square(VERMILION, 0.6, "hurts"), _square(BLUE, PALE, "likely helps")]
+    handles += [_square(VERMILION, PALE, "likely hurts"), _square(FAINT, GREY, "unclear")]
     legend_above(axes, handles, layout)
     return figure
+
+
+def effect_certainty(mean: float, low: float, high: float) -> Literal["clear", "likely", "unclear"]:
+    """Clear: the 90% interval excludes zero. Likely: the mean is a standard deviation from it, so that the sign is wrong one time in six."""
+    if low > 0 or high < 0:
+        return "clear"
+    return "likely" if abs(mean) > (high - low) / (2 * NINETY_PERCENT) else "unclear"
 
 
 def _square(colour: str, alpha: float, label: str) -> Any:

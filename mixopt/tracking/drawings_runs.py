@@ -196,7 +196,7 @@ def noise_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
 
 
 def cost_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
-    """Trials, tokens, FLOPs and core seconds: how each is shared by the stages."""
+    """Trials, tokens, FLOPs and seconds: how each is shared by the stages."""
     from matplotlib.patches import Patch
 
     stages = [stage for stage in cost_by_stage(findings) if stage.tokens]
@@ -204,7 +204,7 @@ def cost_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         return None
     figure, axes = new_axes(
         "What the search has cost",
-        "Completed trials of each stage; seconds are of one core.",
+        "Completed trials of each stage; seconds are those of one worker.",
         layout,
         0.36 * 4,
         {"left": 0.9 if layout.narrow else 1.3, "right": 0.8 if layout.narrow else 1.3, "top": 0.12, "bottom": 0.45},

@@ -65,7 +65,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage has spent: sums over its completed trials. `seconds` are of one core: a pack's time over its members, summed."""
+    """What one stage has spent: sums over its completed trials. `seconds` are of one worker: a pack's time over its members, summed."""
 
     stage: str
     asked: int

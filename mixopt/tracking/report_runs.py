@@ -154,9 +154,9 @@ def cost_section(findings: Findings) -> Section:
     totals = [quantity(sum(s.tokens for s in stages)), amount("FLOPs", math.fsum(s.flops for s in stages))]
     seconds = math.fsum(s.seconds for s in stages)
     rows.append(["both" if len(stages) > 1 else "total", "", f"{sum(s.asked for s in stages)} asked for", *totals, f"{seconds:,.0f}", ""])
-    head = ["stage", "each trial", "trials", "tokens", "FLOPs", "core seconds", "seconds per trial"]
+    head = ["stage", "each trial", "trials", "tokens", "FLOPs", "seconds", "seconds per trial"]
     blocks: list[Any] = [
-        Drawing("cost", f"{seconds:,.0f} core seconds: " + "; ".join(f"{s.stage} {s.seconds:,.0f}" for s in stages)),
+        Drawing("cost", f"{seconds:,.0f} seconds of a worker: " + "; ".join(f"{s.stage} {s.seconds:,.0f}" for s in stages)),
         Table("Completed trials; seconds are a pack's time over its members. FLOPs are those of training", head, rows, words=[1, 2]),
     ]
     failures = [

@@ -8,7 +8,7 @@ from typing import Any
 from mixopt.proposal import Proposal
 from mixopt.terminal import quantity
 from mixopt.tracking.blocks import Drawing, Fact, Facts, Heading, Notes, Prose, Section, Table, missing, percent, waiting
-from mixopt.tracking.drawings_evidence import compared_rows, effect_columns, effect_rows, objective_trials
+from mixopt.tracking.drawings_evidence import compared_rows, effect_certainty, effect_columns, effect_rows, objective_trials
 from mixopt.tracking.drawings_mixture import compared_arms
 from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
 from mixopt.tracking.note import answer_sentence, progress_sentence, recommended_mixture, signed
@@ -281,13 +281,15 @@ def effects_section(findings: Findings) -> Section:
         return Section("effects", title, [missing("Not known: the record holds no surrogate's effects, and none could be fitted again.")])
     where = [effects.metrics.index(metric) for metric, _ in columns]
     names = ["objective" if metric == OBJECTIVE else short_metric(metric) for metric, _ in columns]
-    clear, rows = [], []
+    clear, likely, rows = [], 0, []
     for row in effect_rows(findings):
         cells = []
         for name, column in zip(names, where, strict=True):
             mean, low, high = (table[row][column] for table in (effects.mean, effects.low, effects.high))
             cells.append(f"{signed(mean)} ({signed(low)} to {signed(high)})")
-            if low > 0 or high < 0:
+            certainty = effect_certainty(mean, low, high)
+            likely += certainty == "likely"
+            if certainty == "clear":
                 clear.append(f"{effects.domains[row]} {'helps' if mean < 0 else 'hurts'} {name}")
         rows.append([effects.domains[row], *cells])
     total = len(rows) * len(names)
@@ -296,7 +298,7 @@ def effects_section(findings: Findings) -> Section:
     blocks = [
         Prose(
             f"What the surrogate expects when a domain gains {effects.step:.0%} of all tokens and all others shrink in proportion, starting from the "
-            f"{effects.base} mixture. {len(clear)} of {total} effects are clear: their 90% interval excludes zero. For a domain of next to "
+            f"{effects.base} mixture. {len(clear)} of {total} effects are clear: their 90% interval excludes zero; {likely} more are likely: more than a standard deviation from it. For a domain of next to "
             "nothing, a point is a large change. These are slopes at one mixture, not the answer."
         ),
         Drawing("effects", alt),

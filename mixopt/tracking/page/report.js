@@ -23,6 +23,13 @@
     shown = null;
     tip.hidden = true;
   }
+  // When the pointer is on nothing, what the keyboard is on goes on speaking, unless it was told to be silent.
+  let silenced = null;
+  function rest() {
+    const focused = document.activeElement;
+    if (focused && focused !== silenced && focused.classList.contains("mark")) show(focused);
+    else hide();
+  }
   // The mark under the pointer, or the nearest within reach; of several under it the smallest.
   function nearest(svg, x, y) {
     let best = null, least = REACH, area = Infinity;
@@ -39,17 +46,16 @@
     const point = (event) => {
       const mark = nearest(svg, event.clientX, event.clientY);
       if (mark) show(mark);
-      else hide();
+      else rest();
     };
     svg.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") point(event); });
     svg.addEventListener("pointerdown", point);
     svg.addEventListener("pointerleave", (event) => {
-      if (event.pointerType === "touch") return;
-      if (document.activeElement && document.activeElement.classList.contains("mark")) show(document.activeElement);
-      else hide();
+      if (event.pointerType !== "touch") rest();
     });
     svg.addEventListener("focusin", (event) => {
       for (const mark of marks) mark.tabIndex = mark === event.target ? 0 : -1;
+      silenced = null;
       show(event.target);
     });
     svg.addEventListener("focusout", hide);
@@ -61,12 +67,13 @@
       marks[Math.min(Math.max(to, 0), last)].focus();
     });
   }
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    silenced = document.activeElement;
+    hide();
+  });
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest("svg")) hide(); });
-  addEventListener("scroll", () => {
-    if (shown && shown === document.activeElement) show(shown);
-    else hide();
-  }, { passive: true });
+  addEventListener("scroll", rest, { passive: true });
 
   // The scheme asked for, else the system's. A page inside another may not store anything: then the choice lasts as long as the page.
   const KEY = "mixopt-theme", SCHEMES = ["system", "light", "dark"], button = document.getElementById("theme");
