@@ -7,6 +7,7 @@ is fastened to the mark where it is drawn.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -28,8 +29,9 @@ HEAD_INCHES = 0.66
 LEGEND_ROW_INCHES = 0.22
 # Inches of one letter of 9 points, DejaVu Sans, on average; titles of rows are cut to what fits.
 LETTER_INCHES = 0.078
-# What a mark says is the id of its group in the SVG, after this word. The separator is a character that XML keeps and names do not hold.
+# What a mark says is the id of its group in the SVG, after this word and its place in the order of marks. The separator is a character that XML keeps and names do not hold.
 MARK, LINE_BREAK = "mark:", "\u2028"
+_ORDER = itertools.count()
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -115,8 +117,8 @@ def cut(name: str, inches: float) -> str:
 
 
 def mark(artist: Any, *lines: str) -> Any:
-    """Fastens what the page says when this artist is pointed at; returns the artist."""
-    artist.set_gid(MARK + LINE_BREAK.join(_NOT_XML.sub("", " ".join(line.split())) for line in lines))
+    """Fastens what the page says when this artist is pointed at; returns the artist. By keyboard, marks follow in the order of the calls."""
+    artist.set_gid(f"{MARK}{next(_ORDER)}:" + LINE_BREAK.join(_NOT_XML.sub("", " ".join(line.split())) for line in lines))
     return artist
 
 

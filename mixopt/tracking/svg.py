@@ -96,15 +96,19 @@ def _remove(root: ElementTree.Element) -> None:
 
 def _fasten_marks(root: ElementTree.Element) -> int:
     """Makes groups that were marked reachable: the first by Tab, from there the others by arrow keys (the page's script)."""
-    marked = [element for element in root.iter("g") if element.attrib.get("id", "").startswith(MARK)]
-    for number, element in enumerate(marked):
-        lines = element.attrib.pop("id")[len(MARK) :].split(LINE_BREAK)
+    marked = []
+    for element in root.iter("g"):
+        if element.attrib.get("id", "").startswith(MARK):
+            order, _, text = element.attrib.pop("id")[len(MARK) :].partition(":")
+            marked.append((int(order), element, text.split(LINE_BREAK)))
+    for number, (_, element, lines) in enumerate(sorted(marked, key=lambda found: found[0])):
         element.attrib |= {
             "class": "mark",
             "role": "img",
             "tabindex": "-1" if number else "0",
             "aria-label": "; ".join(lines),
             "data-tip": LINE_BREAK.join(lines),
+            "data-at": str(number),
         }
     return len(marked)
 

@@ -25,15 +25,18 @@
   }
   // When the pointer is on nothing, what the keyboard is on goes on speaking, unless it was told to be silent.
   let silenced = null;
+  function focused() {
+    const here = document.activeElement;
+    return here && here !== silenced && here.classList.contains("mark") ? here : null;
+  }
   function rest() {
-    const focused = document.activeElement;
-    if (focused && focused !== silenced && focused.classList.contains("mark")) show(focused);
+    if (focused()) show(focused());
     else hide();
   }
   // The mark under the pointer, or the nearest within reach; of several under it the smallest.
-  function nearest(svg, x, y) {
+  function nearest(drawing, x, y) {
     let best = null, least = REACH, area = Infinity;
-    for (const mark of svg.querySelectorAll(".mark")) {
+    for (const mark of drawing.querySelectorAll(".mark")) {
       const box = mark.getBoundingClientRect();
       const away = Math.hypot(Math.max(box.left - x, 0, x - box.right), Math.max(box.top - y, 0, y - box.bottom));
       const size = box.width * box.height;
@@ -41,25 +44,27 @@
     }
     return best;
   }
-  for (const svg of document.querySelectorAll("figure svg")) {
-    const marks = [...svg.querySelectorAll(".mark")];
+  // Listeners stand on the box around a drawing: a drawing that listens for focus itself becomes a stop of the Tab key (Chromium).
+  for (const drawing of document.querySelectorAll("figure .wide, figure .narrow")) {
+    const marks = [...drawing.querySelectorAll(".mark")].sort((one, other) => one.dataset.at - other.dataset.at);
     const point = (event) => {
-      const mark = nearest(svg, event.clientX, event.clientY);
+      const mark = nearest(drawing, event.clientX, event.clientY);
       if (mark) show(mark);
       else rest();
     };
-    svg.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") point(event); });
-    svg.addEventListener("pointerdown", point);
-    svg.addEventListener("pointerleave", (event) => {
+    drawing.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") point(event); });
+    drawing.addEventListener("pointerdown", point);
+    drawing.addEventListener("pointerleave", (event) => {
       if (event.pointerType !== "touch") rest();
     });
-    svg.addEventListener("focusin", (event) => {
+    drawing.addEventListener("focusin", (event) => {
+      if (!marks.includes(event.target)) return;
       for (const mark of marks) mark.tabIndex = mark === event.target ? 0 : -1;
       silenced = null;
       show(event.target);
     });
-    svg.addEventListener("focusout", hide);
-    svg.addEventListener("keydown", (event) => {
+    drawing.addEventListener("focusout", hide);
+    drawing.addEventListener("keydown", (event) => {
       const at = marks.indexOf(document.activeElement), last = marks.length - 1;
       const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last }[event.key];
       if (to === undefined || at < 0) return;
@@ -73,7 +78,14 @@
     hide();
   });
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest("svg")) hide(); });
-  addEventListener("scroll", rest, { passive: true });
+  // What is scrolled away from takes its words along; a pointer that has lost its mark says so itself.
+  addEventListener("scroll", () => {
+    const about = shown || focused();
+    if (!about) return;
+    const box = about.getBoundingClientRect();
+    if (box.bottom > 0 && box.top < innerHeight) show(about);
+    else tip.hidden = true;
+  }, { passive: true });
 
   // The scheme asked for, else the system's. A page inside another may not store anything: then the choice lasts as long as the page.
   const KEY = "mixopt-theme", SCHEMES = ["system", "light", "dark"], button = document.getElementById("theme");
