@@ -35,6 +35,7 @@ for command in (
     main_job.prepare,
     main_job.search,
     review.show,
+    review.report,
     review.mirror,
     review.export,
     names.schema,

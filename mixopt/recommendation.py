@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixopt.domains import DomainSet
+from mixopt.effects import domain_effects
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray, Mixture, Schedule
 from mixopt.objective import Objective, ObjectiveKind, fit_objective, measure_noise, rows_at
@@ -114,6 +115,7 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
             "optimizer": {"method": optimum.method, "status": optimum.status},
             "baselines": _baselines(prediction, measured, space, domains),
             "guard": _guard(prediction, optimum.weights, best, indistinct),
+            "domain_effects": domain_effects(prediction, "natural", natural).to_json(),
             **_out_of_fold(prediction, objective, measured),
         },
     )

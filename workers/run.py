@@ -119,8 +119,8 @@ def _walk(
     else:
         proposal, verification = answer
         reporter.note(f"Search {search.search_id[:8]} is finished; nothing is left to train.")
-    write_results(search.folder, history, search.search_id)
     history.set_search_state(search.search_id, "finished")
+    write_results(search.folder, history, search.search_id, reporter)  # after the state, which it shows
     finished = {record.trial.trial_id for record in history.trials(search.search_id) if record.outcome is not None}
     trained = len(finished & work.trial_ids - before)
     return Finished(search, proposal, verification, trained, len(finished) - trained)
@@ -257,14 +257,16 @@ def _verify(
     return verification
 
 
-def write_results(folder: Path, history: History, search_id: str) -> list[Path]:
-    """Figures and `answer.md` of a search, from the record alone; returns the figures."""
-    from mixopt.tracking.figures import write_figures
+def write_results(folder: Path, history: History, search_id: str, reporter: Reporter) -> None:
+    """`answer.md`, figures and report of a search, from the record alone. What cannot be drawn is said; it fails no search."""
     from mixopt.tracking.note import write_answer
+    from mixopt.tracking.report import REPORT_NAME, write_report
 
-    figures = write_figures(folder / "figures", history, search_id)
     write_answer(folder / "answer.md", history, search_id)
-    return figures
+    try:
+        write_report(folder / REPORT_NAME, history, search_id, folder / "figures")
+    except Exception as error:  # noqa: BLE001 - the search is done and recorded; whatever a drawing trips over must not undo that
+        reporter.note(f"The report could not be written ({type(error).__name__}: {error}); `mixopt report DIR` tries again.")
 
 
 @contextmanager

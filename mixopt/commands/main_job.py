@@ -123,6 +123,7 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
     print_line(output, f"Trials: {finished.trained} trained now, {finished.reused} already in the record.")
     print_line(output, f"Figures: {finished.search.folder / 'figures'}")
     print_line(output, f"Answer: {finished.search.folder / 'answer.md'}")
+    print_line(output, f"Report: {finished.search.folder / 'report.html'}")
     experiment = finished.search.experiment
     if experiment.tracking.enabled:
         uri = without_login(tracking_uri(experiment))

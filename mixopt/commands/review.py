@@ -1,4 +1,4 @@
-"""What a search found: `show`, `mirror`, `export`."""
+"""What a search found: `show`, `report`, `mirror`, `export`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,25 @@ def show(folder: OutputFolder, search_id: SearchOption = None) -> None:
         for line in failures:
             print_line(console, line)
         console.print(Markdown(answer_markdown(read_findings(history, record.search_id))))
+
+
+def report(
+    folder: OutputFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default: report.html in the search's folder, figures beside it.")
+    ] = None,
+    search_id: SearchOption = None,
+) -> None:
+    """Writes the report of a search as one HTML file, with its figures as PNG; also of one that is not finished."""
+    from mixopt.tracking.report import REPORT_NAME, write_report
+
+    with open_record(folder) as history:
+        record = find_search(history, folder, search_id)
+        place = folder / "searches" / f"{record.name}-{record.search_id[:8]}"
+        target = out or place / REPORT_NAME
+        if target.is_dir():
+            raise ConfigError(f"--out {target} is a folder.", f"Name a file in it, as {target / REPORT_NAME}.")
+        typer.echo(str(write_report(target, history, record.search_id, target.parent / "figures", folder)))
 
 
 def mirror(

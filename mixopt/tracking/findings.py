@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixopt.effects import DomainEffects
 from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
+from mixopt.objective import Objective
 from mixopt.proposal import Proposal
 from mixopt.swarm import Swarm
 from mixopt.verification import Verification
@@ -51,6 +53,30 @@ class Findings:
             return str(self.proposal.evidence["objective_unit"])
         kind = (self.context.get("objective") or {}).get("kind")
         return "bits per byte" if kind == "mean" else "standard deviations of a seed"
+
+    @property
+    def objective(self) -> Objective | None:
+        """The objective that the proposal was made for; None before there is one."""
+        body = self.proposal.evidence.get("objective") if self.proposal else None
+        return Objective.from_json(body) if body else None
+
+    @property
+    def effects(self) -> DomainEffects | None:
+        """What each domain does for each target; None where no proposal has asked."""
+        body = self.proposal.evidence.get("domain_effects") if self.proposal else None
+        return DomainEffects.from_json(body) if body else None
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """The metrics that a reader asks about first, in a stable order: the targets, or the held-out text of the domains if there are none."""
+        names = sorted(set(self.context["metrics"].values()))
+        return tuple(name for name in names if name.startswith("target/")) or tuple(names)
+
+
+def short_metric(metric: str) -> str:
+    """A metric as tables and figures call it: targets by their own name, held-out text of a domain as "text of web"."""
+    kind, _, name = metric.partition("/")
+    return name if kind == "target" and name else f"text of {name}" if kind == "valid" and name else metric.replace("_", " ")
 
 
 def read_findings(history: History, search_id: str) -> Findings:

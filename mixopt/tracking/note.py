@@ -55,8 +55,8 @@ def answer_sentence(findings: Findings) -> str:
     """What to train on, which mixture that is, and what is predicted of the proposal; or the state of the search."""
     proposal = findings.proposal
     if proposal is None:
-        return f"No proposal yet: {_progress(findings)}."
-    weights = sorted(_recommended(findings, proposal)[1].items(), key=lambda item: (-item[1], item[0]))
+        return f"No proposal yet: {progress_sentence(findings)}."
+    weights = sorted(recommended_mixture(findings, proposal)[1].items(), key=lambda item: (-item[1], item[0]))
     named = ", ".join(f"{weight:.1%} {name}" for name, weight in weights[:NAMED_DOMAINS])
     rest = len(weights) - NAMED_DOMAINS
     others = f", {sum(weight for _, weight in weights[NAMED_DOMAINS:]):.1%} in {rest} other domain{'s' * (rest > 1)}" if rest > 0 else ""
@@ -64,11 +64,11 @@ def answer_sentence(findings: Findings) -> str:
     how = "better than" if effect.high < 0 else "worse than" if effect.low > 0 else "not clearly different from"
     return (
         f"**Train on {named}{others}.** {_standing(findings, proposal)} Predicted {how} the natural mixture: the proposal's objective is "
-        f"{_number(effect.mean)} {findings.objective_unit} (90% interval {_number(effect.low)} to {_number(effect.high)}; negative is better)."
+        f"{signed(effect.mean)} {findings.objective_unit} (90% interval {signed(effect.low)} to {signed(effect.high)}; negative is better)."
     )
 
 
-def _recommended(findings: Findings, proposal: Proposal) -> tuple[str, Mapping[str, float]]:
+def recommended_mixture(findings: Findings, proposal: Proposal) -> tuple[str, Mapping[str, float]]:
     """Arm to use and its weights: what verification recommends, else the proposal."""
     verification = findings.verification
     if verification is None or verification.recommended not in verification.arms:
@@ -87,7 +87,7 @@ def _standing(findings: Findings, proposal: Proposal) -> str:
 
 def _mixture_table(findings: Findings, proposal: Proposal) -> str:
     """Weights of the mixture to use, next to the proposal where that is another one."""
-    arm, weights = _recommended(findings, proposal)
+    arm, weights = recommended_mixture(findings, proposal)
     proposed, natural = proposal.mixture.as_dict(), findings.context["natural"]
     domains = {domain["name"]: domain for domain in findings.context["domains"]}
     budget_tokens = float(findings.context["budget_tokens"])
@@ -182,7 +182,7 @@ def _verification_by_metric(findings: Findings) -> str:
         return ""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     columns = {row.baseline: _rival(verification, row) for row in rows}
-    cells = {(row.metric, row.baseline): f"{_number(row.mean)} ({_number(row.low)} to {_number(row.high)})" for row in rows}
+    cells = {(row.metric, row.baseline): f"{signed(row.mean)} ({signed(row.low)} to {signed(row.high)})" for row in rows}
     body = [[_cell(_METRIC_TITLES.get(metric, metric)), *(cells.get((metric, name), "") for name in columns)] for metric in metrics]
     table = _table(["metric", *(f"against {title}" for title in columns.values())], body)
     interval = f"mean over seeds and its {verification.confidence:.0%} interval"
@@ -191,18 +191,18 @@ def _verification_by_metric(findings: Findings) -> str:
 
 def _comparison(row: Comparison) -> list[str]:
     """Mean, interval, differences per seed."""
-    return [_number(row.mean), f"{_number(row.low)} to {_number(row.high)}", ", ".join(_number(value) for value in row.values)]
+    return [signed(row.mean), f"{signed(row.low)} to {signed(row.high)}", ", ".join(signed(value) for value in row.values)]
 
 
 def _evidence(findings: Findings) -> str:
-    lines = [f"- {_progress(findings)}"]
+    lines = [f"- {progress_sentence(findings)}"]
     if findings.proposal is not None:
         evidence: Mapping[str, Any] = findings.proposal.evidence
         best = findings.proposal.best_measured
         if "objective" in best:
             runs = f", mean of {best['runs']} runs" if best.get("runs", 1) > 1 else ""
             label = _cell(str(best.get("label") or best.get("trial_id", "")))
-            lines.append(f"- best measured mixture: {label}, {_number(best['objective'])} {findings.objective_unit}{runs}")
+            lines.append(f"- best measured mixture: {label}, {signed(best['objective'])} {findings.objective_unit}{runs}")
         ranks = {name: value for name, value in sorted((evidence.get("spearman") or {}).items()) if not name.startswith("valid/")}
         if ranks:
             listed = ", ".join(f"{_cell(name)} {value:.2f}" for name, value in ranks.items())
@@ -230,7 +230,7 @@ def _next_steps(findings: Findings) -> str:
     )
 
 
-def _progress(findings: Findings) -> str:
+def progress_sentence(findings: Findings) -> str:
     counts = Counter((record.stage, record.state.value) for record in findings.trials)
     stages = []
     for stage in ("search", "verification"):
@@ -246,10 +246,10 @@ def _source(findings: Findings, stage: str) -> str:
 
 
 def _effect(effect: Effect) -> list[str]:
-    return [_number(effect.mean), f"{_number(effect.low)} to {_number(effect.high)}"]
+    return [signed(effect.mean), f"{signed(effect.low)} to {signed(effect.high)}"]
 
 
-def _number(value: float) -> str:
+def signed(value: float) -> str:
     """Three digits, and no more than four after the point: a difference of less is nothing."""
     size = abs(value)
     decimals = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4

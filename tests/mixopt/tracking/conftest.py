@@ -11,11 +11,13 @@ import pytest
 
 from mixopt.config import parse_experiment
 from mixopt.domains import Domain, DomainSet
+from mixopt.effects import DomainEffects, raised
 from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
 from mixopt.objective import fit_objective
 from mixopt.proposal import Effect, Proposal
+from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial
 from mixopt.verification import Verification, plan_verification, summarize
 
@@ -41,6 +43,7 @@ NAMES = [
     "email",
     "tables",
 ]
+TARGETS = {"target/functions": 1.0, "target/questions": 1.0}
 SEARCH_ID = "5ea7c4" + "0" * 14
 BUDGET_TOKENS = 30e9
 SOURCE, LARGER = Source("trained", "nano", 1_000_000), Source("trained", "micro", 1_500_000)
@@ -196,10 +199,31 @@ class RecordedSearch:
                     "uniform": {"mean": objective(self.domains.uniform().array()), "low": -2.0, "high": 1.0, "measured": None},
                 },
                 "predicted": predicted,
+                "objective_noise_std": 0.7,
+                "objective": fit_objective("noise_scaled", TARGETS, self.swarm(), natural).to_json(),
+                "domain_effects": self.effects(objective).to_json(),
             },
         )
         self.history.save_document(SEARCH_ID, "proposal", proposal.to_json())
         return proposal
+
+    def swarm(self) -> Swarm:
+        return self.history.swarm(SEARCH_ID, self.domains.names, self.metrics)
+
+    def effects(self, objective: Callable[[np.ndarray], float]) -> DomainEffects:
+        """Of one point of each domain on the objective; on every metric a thousandth of it, give or take as much in every third column."""
+        natural, metrics = self.domains.natural().array(), (*self.metrics.values(), "objective")
+        gains = [objective(raised(natural, index)) - objective(natural) for index in range(len(natural))]
+        mean = [[gain / (1 if metric == "objective" else 1000) for metric in metrics] for gain in gains]
+        ends = [
+            [
+                (value - 1.5 * abs(value), value + 1.5 * abs(value)) if column % 3 == 0 else (value, value)
+                for column, value in enumerate(row)
+            ]
+            for row in mean
+        ]
+        low, high = (tuple(tuple(pair[end] for pair in row) for row in ends) for end in (0, 1))
+        return DomainEffects("natural", 0.01, self.domains.names, metrics, tuple(map(tuple, mean)), low, high)
 
     def verify(self, proposal: Proposal, seeds: int = 3) -> Verification:
         """All arms at the larger source; the last seed of UniMax diverges."""
@@ -208,8 +232,7 @@ class RecordedSearch:
         self.history.add_trials(SEARCH_ID, plan, "verification")
         self.complete(plan[:-1])
         self.diverge(plan[-1])
-        targets = {"target/functions": 1.0, "target/questions": 1.0}
-        objective = fit_objective("noise_scaled", targets, self.history.swarm(SEARCH_ID, domains.names, self.metrics), domains.natural())
+        objective = fit_objective("noise_scaled", TARGETS, self.history.swarm(SEARCH_ID, domains.names, self.metrics), domains.natural())
         verification = summarize(self.history.swarm(SEARCH_ID, domains.names, self.metrics, "verification"), plan, objective)
         self.history.save_document(SEARCH_ID, "verification", verification.to_json())
         return verification

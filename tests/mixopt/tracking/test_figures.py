@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixopt.tracking.canvas import spread
+from mixopt.swarm import Swarm
+from mixopt.tracking.canvas import NARROW, WIDE, Layout, spread
 from mixopt.tracking.figures import (
     FIGURES,
     draw_figures,
@@ -40,9 +42,12 @@ def test_every_figure_is_written(findings: Findings, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
-def test_nothing_sticks_out_of_a_figure(findings: Findings) -> None:
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_nothing_sticks_out_of_a_figure(findings: Findings, layout: Layout) -> None:
     for name, draw in FIGURES.items():
-        figure = draw(findings)
+        figure = draw(findings, layout)
+        for text in figure.texts if layout.narrow else ():  # the page writes title and subtitle itself
+            text.set_visible(False)
         width, height = figure.get_size_inches()
         box = figure.get_tightbbox()  # inches; of everything that is drawn
         assert min(box.x0, box.y0) >= 0, name
@@ -50,13 +55,16 @@ def test_nothing_sticks_out_of_a_figure(findings: Findings) -> None:
         assert box.y1 <= height, name
 
 
-def test_the_numbers_beside_the_rows_do_not_touch(findings: Findings) -> None:
-    """Legend, column titles and numbers of the row figures."""
-    for name in ("mixture", "epochs"):
-        figure = FIGURES[name](findings)
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_the_numbers_beside_the_rows_do_not_touch(findings: Findings, layout: Layout) -> None:
+    """Legend, column titles, numbers and ticks of the figures with one pair of axes."""
+    for name in ("mixture", "epochs", "noise", "cost", "effects", "verification"):
+        figure = FIGURES[name](findings, layout)
         figure.canvas.draw()
         (axes,) = figure.axes
-        boxes = [(text.get_text(), text.get_window_extent()) for text in (*axes.texts, *axes.get_legend().get_texts()) if text.get_text()]
+        legend = axes.get_legend().get_texts() if axes.get_legend() else []
+        texts = [*axes.texts, *legend, *axes.get_yticklabels(), *(axes.get_xticklabels() if name != "effects" else ())]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
         for index, (first, box) in enumerate(boxes):
             for second, other in boxes[index + 1 :]:
                 assert not box.overlaps(other), (name, first, second)
@@ -81,6 +89,12 @@ def test_the_running_best_is_the_least_so_far(findings: Findings) -> None:
     assert list(drawn.get_ydata()) == [min(values[: count + 1]) for count in range(len(values))]
 
 
+def drawn_dots(axes: Any) -> list[Any]:
+    from matplotlib.collections import PathCollection
+
+    return [artist for artist in axes.collections if isinstance(artist, PathCollection)]
+
+
 def test_one_bad_mixture_does_not_flatten_the_others(findings: Findings) -> None:
     """It is an arrow at the edge with its value; nothing that was measured is left out."""
     assert findings.proposal is not None
@@ -88,9 +102,8 @@ def test_one_bad_mixture_does_not_flatten_the_others(findings: Findings) -> None
     pairs[3]["measured"] = 1000.0
     shown = replace(findings, proposal=replace(findings.proposal, evidence={"predicted": pairs}))
     (axes,) = objective_figure(shown).axes
-    dots = axes.collections[0]
     assert axes.get_ylim()[1] < 500
-    assert len(dots.get_offsets()) + sum(line.get_marker() == "^" for line in axes.lines) == len(pairs)
+    assert len(drawn_dots(axes)) + sum(line.get_marker() == "^" for line in axes.lines) == len(pairs)
     assert "1000" in {text.get_text() for text in axes.texts}
 
 
@@ -100,7 +113,7 @@ def test_what_lies_below_the_top_of_the_axis_is_no_arrow(findings: Findings) -> 
     pairs = [dict(pair) for pair in wide.evidence["predicted"]]
     pairs[3]["measured"] = 1000.0
     (axes,) = objective_figure(replace(findings, proposal=replace(wide, evidence={"predicted": pairs}))).axes
-    assert len(axes.collections[0].get_offsets()) == len(pairs)
+    assert len(drawn_dots(axes)) == len(pairs)
 
 
 def test_a_mixture_of_two_names_is_one_row_of_the_verification(findings: Findings) -> None:
@@ -111,7 +124,7 @@ def test_a_mixture_of_two_names_is_one_row_of_the_verification(findings: Finding
     (axes,) = verification_figure(replace(findings, verification=replace(verification, arms=arms))).axes
     rows = [label.get_text() for label in axes.get_yticklabels()]
     names = {ARM_TITLES[name] for name in (*verification.rivals[first], *verification.rivals[second])}
-    assert set(rows[0].split(" = ")) == names
+    assert set(re.split(r" =\s", rows[0])) == names
     assert len(rows) == 1 + len(others)
 
 
@@ -120,8 +133,8 @@ def test_figures_without_evidence_are_left_out(findings: Findings, tmp_path: Pat
     bare = replace(findings, proposal=replace(findings.proposal, evidence={}, near_optimal={}, best_measured={}), verification=None)
     assert predicted_figure(bare) is None
     assert objective_figure(bare) is None
-    assert [path.stem for path in draw_figures(tmp_path, bare)] == ["mixture", "epochs"]
-    assert draw_figures(tmp_path / "none", replace(bare, proposal=None)) == []
+    assert [path.stem for path in draw_figures(tmp_path, bare)] == ["mixture", "epochs", "curves", "curves-verification", "noise", "cost"]
+    assert draw_figures(tmp_path / "none", replace(bare, proposal=None, trials=(), swarm=Swarm.empty(findings.domains))) == []
 
 
 def test_the_same_findings_give_the_same_bytes(findings: Findings, tmp_path: Path) -> None:

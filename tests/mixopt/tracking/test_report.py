@@ -1,0 +1,318 @@
+"""The report: whole at every stage of a search, true to the record, safe to open, and small."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mixopt.history import History
+from mixopt.swarm import Swarm
+from mixopt.tracking.blocks import Drawing, Prose, Section, Table
+from mixopt.tracking.canvas import LINE_BREAK, NARROW, WIDE
+from mixopt.tracking.figures import FIGURES
+from mixopt.tracking.findings import Findings, read_findings
+from mixopt.tracking.measured import cost_by_stage, curves, noise_by_metric
+from mixopt.tracking.report import report_html, report_sections, write_report
+from mixopt.tracking.svg import VARIABLES, inline_svg
+
+SEARCH_ID = "5ea7c4" + "0" * 14
+MEGABYTES = 1_000_000
+# Elements without an end tag.
+VOID = {"meta", "link", "br", "hr", "img", "input", "col", "wbr", "base", "area", "embed", "source", "track"}
+
+
+class Page(HTMLParser):
+    """Reads a page: its elements in order, and whether every end tag closes what was opened last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def finished(recorded: Callable[..., Any]) -> History:
+    history = recorded(6).finish(16).history
+    assert isinstance(history, History)
+    return history
+
+
+@pytest.fixture(scope="module")
+def findings(finished: History) -> Findings:
+    return read_findings(finished, SEARCH_ID)
+
+
+@pytest.fixture(scope="module")
+def page(findings: Findings) -> str:
+    return report_html(findings)
+
+
+def words_of(section: Section) -> str:
+    return " ".join(f"{block.strong} {block.text}" for block in section.blocks if isinstance(block, Prose))
+
+
+def section(findings: Findings, anchor: str) -> Section:
+    return next(section for section in report_sections(findings) if section.anchor == anchor)
+
+
+def tables(section: Section) -> list[Table]:
+    return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(page: str) -> None:
+    read = Page(page)
+    assert page.startswith("<!DOCTYPE html>")
+    assert read.open == []
+    names = {tag for tag, _ in read.elements}
+    assert not names & {"img", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in read.elements:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), attributes
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in read.elements
+
+
+def test_only_its_own_script_may_run(page: str) -> None:
+    import base64
+    import hashlib
+
+    policy = next(a["content"] for tag, a in Page(page).elements if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    script = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert len(script) == 1
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_it_is_small(page: str) -> None:
+    assert len(page.encode()) < 3 * MEGABYTES
+
+
+def test_a_large_search_is_small_too(recorded: Callable[..., Any]) -> None:
+    large = recorded(20)
+    trials = large.begin().ask(600)
+    large.complete(trials)
+    large.verify(large.propose(trials))
+    page = report_html(read_findings(large.history, SEARCH_ID))
+    assert len(page.encode()) < 3 * MEGABYTES
+
+
+def test_what_users_wrote_is_text(finished: History) -> None:
+    evil = '<script>alert("1")</script><img src=x onerror=alert(2)>`</code>&amp;'
+    findings = read_findings(finished, SEARCH_ID)
+    proposal = findings.proposal
+    assert proposal is not None
+    domains = [{**domain, "group": evil} for domain in findings.context["domains"]]
+    pairs = [{**pair, "label": evil} for pair in proposal.evidence["predicted"]]
+    failed = next(record for record in findings.trials if record.failure is not None)
+    assert failed.failure is not None
+    shown = replace(
+        findings,
+        search=replace(findings.search, name=evil, experiment_yaml=f"output: '{evil}'\n# {evil}\n"),
+        context={**findings.context, "domains": domains, "versions": {evil: evil}, "strategy": evil},
+        proposal=replace(proposal, binding=(evil,), screened={"valid/web": evil}, evidence={**proposal.evidence, "predicted": pairs}),
+        trials=(*findings.trials, replace(failed, failure=replace(failed.failure, message=evil))),
+    )
+    page = report_html(shown)
+    read = Page(page)
+    assert [tag for tag, _ in read.elements].count("script") == 1
+    assert not [tag for tag, attributes in read.elements if tag == "img" or "onerror" in attributes]
+    assert html.escape(evil, quote=False)[:20] in page
+    assert "".join(read.words).count(evil.replace("`", "")) + "".join(read.words).count(evil) >= 8
+    assert read.open == []
+
+
+def test_numbers_are_those_of_the_record(findings: Findings) -> None:
+    proposal, verification = findings.proposal, findings.verification
+    assert proposal is not None
+    assert verification is not None
+    weights = proposal.mixture.as_dict()
+    (shares, *_) = tables(section(findings, "mixture"))
+    column = list(shares.head).index("proposal")
+    assert {row[0]: row[column] for row in shares.rows} == {name: f"{weight:.1%}" for name, weight in weights.items()}
+    (differences, *_) = tables(section(findings, "verification"))
+    verdicts = {
+        row.baseline: row.verdict for row in verification.comparisons if row.metric == "objective" and row.baseline in verification.rivals
+    }
+    assert sorted(row[-1] for row in differences.rows) == sorted(verdicts.values())
+    assert verification.conclusion in words_of(section(findings, "verification"))
+    (epochs,) = tables(section(findings, "epochs"))
+    column = list(epochs.head).index("proposal")
+    assert {row[0]: row[column] for row in epochs.rows} == {name: f"{value:.2f}" for name, value in proposal.epochs.items()}
+
+
+def test_groups_are_summed(findings: Findings) -> None:
+    assert findings.proposal is not None
+    assert "By group" not in str(section(findings, "mixture"))
+    domains = [{**domain, "group": "scarce" if index > 2 else "rest"} for index, domain in enumerate(findings.context["domains"])]
+    grouped = replace(findings, context={**findings.context, "domains": domains})
+    table = tables(section(grouped, "mixture"))[-1]
+    weights = findings.proposal.mixture.as_dict()
+    scarce = sum(weights[domain["name"]] for domain in domains[3:])
+    assert {row[0]: row[2] for row in table.rows} == {"scarce": f"{scarce:.1%}", "rest": f"{1 - scarce:.1%}"}
+
+
+def test_noise_is_pooled_over_repeats_and_split_by_mixture(findings: Findings) -> None:
+    swarm = findings.swarm
+    rows = {row.metric: row for row in noise_by_metric(findings, findings.shown_metrics)}
+    assert set(rows) == {"target/functions", "target/questions"}
+    labels, values = swarm.trials()["label"].to_list(), swarm.values(["target/functions"])[:, 0]
+    row = rows["target/functions"]
+    stds = {}
+    for name, title in (("natural", "natural"), ("uniform", "uniform"), ("unimax", "UniMax")):
+        stds[title] = float(np.std(values[[label == name for label in labels]], ddof=1))
+    assert {name: std for name, _, std in row.by_mixture} == pytest.approx(stds)
+    assert row.noise_std == pytest.approx(np.sqrt(np.mean(np.square(list(stds.values())))))
+    assert row.degrees_of_freedom == 6
+
+
+def test_curves_end_where_the_swarm_does(findings: Findings) -> None:
+    found = [curve for curve in curves(findings, "search", findings.shown_metrics) if curve.metric == "target/questions"]
+    ends = dict(zip(findings.swarm.trial_ids, findings.swarm.values(["target/questions"])[:, 0], strict=True))
+    assert {curve.trial_id: curve.bits_per_byte[-1] for curve in found} == pytest.approx(ends)
+    assert {curve.tokens for curve in found} == {(250_000, 500_000, 1_000_000)}
+    named = {curve.label for curve in found if curve.arms}
+    assert named == {"natural", "uniform", "unimax"}
+    mean = next(curve for curve in curves(findings, "search", findings.shown_metrics) if curve.metric == "bits_per_byte")
+    parts = [
+        c for c in curves(findings, "search", findings.shown_metrics) if c.trial_id == mean.trial_id and c.metric.startswith("target/")
+    ]
+    assert mean.bits_per_byte == pytest.approx(np.mean([part.bits_per_byte for part in parts], axis=0))
+
+
+def test_cost_counts_completed_trials_only(findings: Findings) -> None:
+    search, verification = cost_by_stage(findings)
+    assert (search.asked, search.states) == (16, {"completed": 15, "abandoned": 1})
+    assert search.tokens == 15 * 1_000_000
+    assert search.seconds == pytest.approx(15 * 21.5)
+    assert verification.tokens == verification.states["completed"] * 1_500_000
+
+
+def test_the_commands_name_folder_and_search(findings: Findings) -> None:
+    text = str(report_sections(findings, Path("/data/my runs"))[-2].blocks)
+    assert "mixopt export '/data/my runs' --search 5ea7c400 --to megatron" in text
+    assert "mixopt export /corpus/out --search" in str(section(findings, "export"))  # as the experiment file has it
+
+
+def test_every_drawing_of_a_section_is_a_figure(findings: Findings) -> None:
+    drawings = [block for part in report_sections(findings) for block in part.blocks if isinstance(block, Drawing)]
+    assert {block.name for block in drawings} == set(FIGURES)
+    assert all(len(block.alt) > 20 for block in drawings)
+
+
+class TestUnfinished:
+    """The same page at every stage: each section is there and says what has not been measured."""
+
+    def stages(self, recorded: Callable[..., Any]) -> list[tuple[str, Any]]:
+        asked = recorded(3).begin()
+        begun = recorded(3).begin()
+        begun.complete(begun.ask(6)[:4])
+        proposed = recorded(3).begin()
+        trials = proposed.ask(10)
+        proposed.complete(trials)
+        proposed.propose(trials)
+        return [("asked", asked), ("begun", begun), ("proposed", proposed)]
+
+    def test_all_sections_stand_at_every_stage(self, recorded: Callable[..., Any], findings: Findings) -> None:
+        anchors = [part.anchor for part in report_sections(findings)]
+        for name, search in self.stages(recorded):
+            early = read_findings(search.history, SEARCH_ID)
+            assert [part.anchor for part in report_sections(early)] == anchors, name
+            read = Page(report_html(early))
+            assert read.open == []
+            if early.proposal is None:
+                assert "No proposal yet" in words_of(section(early, "answer")), name
+                assert "mixopt search FILE" in words_of(section(early, "answer"))
+            assert "Not verified" in words_of(section(early, "verification")), name
+            for part in report_sections(early):
+                assert part.blocks, (name, part.anchor)
+
+    def test_without_targets_the_domains_are_shown(self, findings: Findings) -> None:
+        metrics = {key: metric for key, metric in findings.context["metrics"].items() if metric.startswith("valid/")}
+        bare = replace(findings, context={**findings.context, "metrics": metrics})
+        assert bare.shown_metrics == tuple(sorted(metrics.values()))
+        assert Page(report_html(bare)).open == []
+
+    def test_a_proposal_of_an_earlier_version_is_shown(self, findings: Findings) -> None:
+        assert findings.proposal is not None
+        old = replace(findings, proposal=replace(findings.proposal, evidence={}, near_optimal={}, best_measured={}))
+        assert Page(report_html(old)).open == []
+        assert "Not known" in words_of(section(old, "effects"))
+
+    def test_an_empty_swarm_has_no_noise(self, findings: Findings) -> None:
+        assert noise_by_metric(replace(findings, swarm=Swarm.empty(findings.domains)), findings.shown_metrics) == []
+
+
+def test_writing_it_writes_the_figures_and_the_same_page_again(finished: History, tmp_path: Path) -> None:
+    path = write_report(tmp_path / "new" / "report.html", finished, SEARCH_ID, tmp_path / "figures")
+    first = path.read_bytes()
+    assert sorted(file.stem for file in (tmp_path / "figures").iterdir()) == sorted(FIGURES)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.html"]
+    assert write_report(path, finished, SEARCH_ID).read_bytes() == first
+
+
+def test_effects_are_fitted_again_where_the_record_has_none(recorded: Callable[..., Any]) -> None:
+    from mixopt.tracking.refit import with_effects
+
+    findings = read_findings(recorded(3).finish(16).history, SEARCH_ID)
+    assert findings.proposal is not None
+    assert with_effects(findings) is findings  # stored with the proposal: nothing is fitted
+    evidence = {key: value for key, value in findings.proposal.evidence.items() if key != "domain_effects"}
+    old = replace(findings, proposal=replace(findings.proposal, evidence=evidence))
+    effects = with_effects(old).effects
+    assert effects is not None
+    assert set(effects.domains) == set(findings.domains)
+    assert {"target/functions", "target/questions", "objective"} <= set(effects.metrics)
+    assert np.isfinite([effects.mean, effects.low, effects.high]).all()
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_a_drawing_in_the_page_has_only_colours_of_the_page(findings: Findings, name: str, layout: Any) -> None:
+    svg = inline_svg(FIGURES[name](findings, layout), "p", "what it shows & more")
+    assert re.findall(r"(?:fill|stroke):\s*(?!none|var\()[^;\"]+", svg) == []
+    assert set(re.findall(r"var\(--([a-z]+)", svg)) <= set(VARIABLES.values())
+    assert "font-family" not in svg
+    assert 'aria-label="what it shows &amp; more"' in svg
+    assert "<text" in svg  # words stay words
+    ids = re.findall(r' id="([^"]*)"', svg)
+    assert len(ids) == len(set(ids))
+    assert all(known.startswith("p-") for known in ids)
+    assert set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg)) <= set(ids)
+
+
+def test_marks_say_the_numbers_they_stand_for(findings: Findings) -> None:
+    assert findings.proposal is not None
+    svg = html.unescape(inline_svg(FIGURES["mixture"](findings, WIDE), "p", "alt"))
+    for name, weight in findings.proposal.mixture.as_dict().items():
+        assert f'data-tip="{name}{LINE_BREAK}proposal {weight:.1%}{LINE_BREAK}near-optimal' in svg
+    assert svg.count('tabindex="0"') == 1
+    orders = sorted(int(order) for order in re.findall(r'data-at="(\d+)"', svg))
+    assert orders == list(range(svg.count('class="mark"')))
