@@ -300,7 +300,7 @@ def context(search: Search) -> dict[str, Any]:
         "natural": search.domains.natural().as_dict(),
         "uniform": search.domains.uniform().as_dict(),
         "unimax": search.domains.unimax().as_dict(),
-        "upper": dict(zip(search.domains.names, search.space.upper.tolist(), strict=True)),
+        "upper": dict(zip(search.domains.names, search.space.units.expand(search.space.unit_reach[1]).tolist(), strict=True)),
         "metrics": search.metrics(factory.source),
         "metrics_verification": search.metrics(search.verification_factory.source),
         "sources": {

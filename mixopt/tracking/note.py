@@ -195,6 +195,9 @@ def _verification(findings: Findings) -> str:
     if rows:
         text += f"\n\nObjective of the proposal minus the other's, in {verification.objective_unit}; negative is better.\n\n"
         text += _table(["against", "difference", f"{verification.confidence:.0%} interval", "per seed"], rows)
+    if verification.infeasible:
+        outside = ", ".join(ARM_TITLES.get(name, name) for name in verification.infeasible)
+        text += f"\n\nNever recommended, because outside the bounds, epoch caps or given splits: {outside}."
     return text
 
 
