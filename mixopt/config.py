@@ -114,6 +114,19 @@ class GroupConfig(Model):
     )
     bounds: Bounds = Field((0.0, 1.0), description="Least and largest weight of the whole group.")
 
+    @field_validator("shares", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> Any:
+        """Said in one sentence, instead of one per kind that it could be."""
+        if value is None or value == "natural":
+            return value
+        if not isinstance(value, dict):
+            raise ValueError("write `natural`, or a share for every child, as {high: 0.7, low: 0.3}")
+        for child, share in value.items():
+            if isinstance(share, bool) or not isinstance(share, int | float):
+                raise ValueError(f"the share of '{child}' is {share!r}; write a number, all of them sum to 1")
+        return {str(child): float(share) for child, share in value.items()}
+
 
 class TargetConfig(Model):
     """Held-out text, or prompts with completions, that the mixture should serve."""

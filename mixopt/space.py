@@ -97,7 +97,9 @@ class MixtureSpace:
             nearest = project_nested(points, self.unit_lower, self.unit_upper, self._tree)
         else:
             nearest = project(points, self.unit_lower, self.unit_upper)
-        return np.where(self.contains(weights, ROUNDING)[:, None], weights, self.units.expand(nearest))
+        # A weight of -1e-17 is within rounding of the set, but no mixture.
+        exact = np.all((weights >= self.lower) & (weights <= self.upper), axis=1)
+        return np.where((exact & self.contains(weights, ROUNDING))[:, None], weights, self.units.expand(nearest))
 
     def project_with(self, weights: FloatArray, unit: int, value: float) -> FloatArray:
         """The feasible mixture nearest to `weights` (domains,) in which one unit weighs `value`, which must lie in `unit_reach`."""

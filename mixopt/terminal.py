@@ -201,9 +201,8 @@ def answer_table(
 
 def levels_table(rows: Sequence[LevelWeight], names: Sequence[str] = ()) -> Table:
     """The weight of each group, sub-groups under their group; `names` are those of the levels, where the experiment file gives them."""
-    levels = f" ({' / '.join(names)})" if names else ""
-    table = Table(title=f"Weights per level{levels} (share of tokens, %)", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("group", overflow="fold")
+    table = Table(title="Weights per level (share of tokens, %)", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(" / ".join(names) or "group", overflow="fold")
     for title in ("weight", "of its parent", "natural"):
         table.add_column(title, justify="right", style="bold" if title == "weight" else "", no_wrap=True)
     for row in rows:

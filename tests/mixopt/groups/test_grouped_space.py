@@ -77,7 +77,10 @@ def test_samples_and_projections_keep_caps_splits_and_group_bounds(seed: int) ->
             if rule.shares == "natural":
                 split = set_.target_tokens[inside] / set_.target_tokens[inside].sum()
                 assert np.allclose(points[:, inside], total[:, None] * split, atol=1e-9)
+        assert np.all(points >= 0), "a weight of -1e-17 has no square root"
     assert np.allclose(space.project(projected), projected, atol=1e-12)
+    moved = projected + rng.uniform(-1e-15, 1e-15, projected.shape)
+    assert np.all(space.project(moved) >= 0)
 
 
 def test_a_unit_is_capped_by_its_tightest_member() -> None:
