@@ -17,9 +17,20 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mixopt.errors import ConfigError
+from mixopt.groups import GroupRule, ancestors, check_rules
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -46,6 +57,15 @@ Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan
 # Below 2^53 a count is exact as a float, and fits the integers of every database.
 WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1] <= 1:
+        raise ValueError(f"{list(value)} must be two numbers with 0 <= least <= largest <= 1")
+    return value
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_check_bounds)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
 
 
@@ -66,20 +86,46 @@ class DomainConfig(Model):
 
     name: Name
     path: Paths = Field(description="Training documents: file or glob (jsonl, jsonl.gz, Parquet, txt), or a list of them.")
-    group: str = Field("", description="A label such as code or web; shown in tables and figures.")
+    group: str = Field(
+        "", description="Path of levels such as web, web/science or web/science/high; weights are shown per level, see `groups`."
+    )
     text_column: str = Field("text", description="Column of jsonl and Parquet files that holds the document.")
     valid: Paths | None = Field(None, description="Held-out documents; default: a share of `path`, split by hash.")
     held_out: float = Field(0.02, gt=0, lt=0.5, description="Share of documents held out when `valid` is not given.")
     tokens: Count = Field(description="Tokens of this domain in the target corpus, as 3e9 or 3B.")
     max_epochs: float = Field(4.0, gt=0, description="How often the target run may repeat this domain.")
-    bounds: tuple[float, float] = Field((0.0, 1.0), description="Least and largest weight.")
+    bounds: Bounds = Field((0.0, 1.0), description="Least and largest weight.")
 
-    @field_validator("bounds")
+    @field_validator("group")
     @classmethod
-    def _bounds(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] <= value[1] <= 1:
-            raise ValueError(f"{list(value)} must be two numbers with 0 <= least <= largest <= 1")
+    def _path(cls, value: str) -> str:
+        if value and not all(part.strip() for part in value.split("/")):
+            raise ValueError("a level has no name; write levels as web/science/high, without a slash at either end")
         return value
+
+
+class GroupConfig(Model):
+    """Rules on a group of domains."""
+
+    shares: Literal["natural"] | dict[str, float] | None = Field(
+        None,
+        description="The split inside the group, which is then searched as one unit: natural (by tokens), or a share for every child "
+        "(sub-groups by their last level, and domains), summing to 1. Below, levels split by their own shares, or naturally.",
+    )
+    bounds: Bounds = Field((0.0, 1.0), description="Least and largest weight of the whole group.")
+
+    @field_validator("shares", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> Any:
+        """Said in one sentence, instead of one per kind that it could be."""
+        if value is None or value == "natural":
+            return value
+        if not isinstance(value, dict):
+            raise ValueError("write `natural`, or a share for every child, as {high: 0.7, low: 0.3}")
+        for child, share in value.items():
+            if isinstance(share, bool) or not isinstance(share, int | float):
+                raise ValueError(f"the share of '{child}' is {share!r}; write a number, all of them sum to 1")
+        return {str(child): float(share) for child, share in value.items()}
 
 
 class TargetConfig(Model):
@@ -203,6 +249,8 @@ class Experiment(Model):
     output: str = Field(description="Folder of tokens, record, proxies and results. Searches that share it share their trials.")
     budget_tokens: Count = Field(description="Training tokens of the target run, as 30e9 or 30B.")
     domains: tuple[DomainConfig, ...] = Field(min_length=2)
+    levels: tuple[Name, ...] = Field((), description="Names of the levels of groups, outermost first, as source, topic, quality.")
+    groups: dict[str, GroupConfig] = Field({}, description="Rules on groups, by path: a given split, bounds on the group's weight.")
     targets: tuple[TargetConfig, ...] = ()
     objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -223,6 +271,18 @@ class Experiment(Model):
         return self
 
     @model_validator(mode="after")
+    def _groups_fit(self) -> Experiment:
+        for domain in self.domains:
+            depth = len(ancestors(domain.group))
+            if self.levels and depth > len(self.levels):
+                raise ConfigError(
+                    f"Group '{domain.group}' of domain '{domain.name}' has {depth} levels, but `levels` names {len(self.levels)}.",
+                    "Name every level, or shorten the path.",
+                )
+        check_rules({domain.name: domain.group for domain in self.domains}, self.group_rules)
+        return self
+
+    @model_validator(mode="after")
     def _verification_trains(self) -> Experiment:
         """Found here, not after the search has been paid for."""
         check, step = self.verification, self.proxy.tokens_per_step
@@ -235,6 +295,14 @@ class Experiment(Model):
     @property
     def objective_over(self) -> Literal["targets", "domains", "all"]:
         return self.objective.over or ("targets" if self.targets else "domains")
+
+    @property
+    def group_rules(self) -> tuple[GroupRule, ...]:
+        """What `groups` says; groups without a rule are labels."""
+        return tuple(
+            GroupRule(path, tuple(group.shares.items()) if isinstance(group.shares, dict) else group.shares, group.bounds)
+            for path, group in self.groups.items()
+        )
 
     @property
     def output_dir(self) -> Path:
@@ -365,7 +433,10 @@ def _unknown_keys(value: Any, model: type[BaseModel], location: str) -> Iterator
         inner = _model_of(field.annotation)
         if inner is None or key not in value:
             continue
-        if isinstance(value[key], list):
+        if typing.get_origin(field.annotation) is dict:
+            for name, item in value[key].items() if isinstance(value[key], dict) else ():
+                yield from _unknown_keys(item, inner, f"{location}{key}.{name}.")
+        elif isinstance(value[key], list):
             for index, item in enumerate(value[key]):
                 yield from _unknown_keys(item, inner, f"{location}{key}[{index}].")
         else:
@@ -375,7 +446,7 @@ def _unknown_keys(value: Any, model: type[BaseModel], location: str) -> Iterator
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if typing.get_origin(annotation) in (tuple, list, typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (tuple, list, dict, typing.Union, types.UnionType):
         return next((model for model in map(_model_of, typing.get_args(annotation)) if model is not None), None)
     return None
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from mixopt.errors import ConfigError, InfeasibleError
+from mixopt.groups import GroupRule, Units, check_rules, units_of
 from mixopt.mixture import FloatArray, Mixture
 
 # Below this many unique windows a proxy memorizes the domain within a few steps; such domains are floored, and listed as floored.
@@ -29,6 +31,7 @@ class Domain:
         content_hash: of the prepared training text.
         prepared_tokens: tokens at hand for proxies.
         target_tokens: tokens of this domain in the target corpus.
+        group: path of levels as `web/science`, empty for none.
         max_epochs: how often the target run may repeat the domain.
         bounds: least and largest weight asked for by the user.
     """
@@ -57,20 +60,41 @@ class DomainSet:
     Attributes:
         domains: in the order of the experiment file; names are distinct.
         budget_tokens: tokens of the target run.
+        rules: on groups of the domains; see `mixopt.groups`.
+
+    Raises:
+        ConfigError: fewer than two domains, names repeat, or a rule does not fit the groups.
     """
 
     domains: tuple[Domain, ...]
     budget_tokens: float
+    rules: tuple[GroupRule, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.domains) < 2:
             raise ConfigError(f"A mixture needs at least two domains, got {len(self.domains)}.", "List them under `domains:`.")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"Domain names repeat: {', '.join(self.names)}.", "Give every domain its own name.")
+        check_rules(self.group_paths, self.rules)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(domain.name for domain in self.domains)
+
+    @property
+    def group_paths(self) -> dict[str, str]:
+        """Domain -> path of its group."""
+        return {domain.name: domain.group for domain in self.domains}
+
+    @cached_property
+    def units(self) -> Units:
+        """What a search moves: domains, and groups of given shares.
+
+        Raises:
+            ConfigError: all domains lie in one such group.
+        """
+        tokens = {domain.name: domain.target_tokens for domain in self.domains}
+        return units_of(self.group_paths, tokens, self.rules)
 
     @property
     def target_tokens(self) -> FloatArray:

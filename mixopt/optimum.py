@@ -2,7 +2,7 @@
 
 Functions come from surrogates, which answer for thousands of points at once but give no derivatives. Candidates spread over the space find
 the basin; SLSQP with batched finite differences finds its floor. Differences are taken toward the corners of the simplex, so that a surrogate
-is only ever asked about mixtures. A piecewise constant function (boosted trees) has no floor to find: there the mean of the best hundred
+is only ever asked about mixtures, and in the space of units, so that a group of given shares stays as it is. A piecewise constant function (boosted trees) has no floor to find: there the mean of the best hundred
 candidates is taken, as RegMix does (arXiv 2407.01492), which also averages out the luck of the single best. The main trade-off: the answer is a
 good local optimum, not a certified global one.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -125,23 +126,30 @@ def near_optimal_range(
     scale = rng.uniform(0.0, 1.0, (candidates, 1)) ** 2
     cloud = optimum + scale * (space.sample(candidates, rng) - optimum)
     good = np.concatenate([optimum[None], cloud[evaluate(function, cloud) <= threshold]])
-    extremes = np.concatenate([good[good.argmin(axis=0)], good[good.argmax(axis=0)]])
+    moving = space.units.collapse(good)
+    extremes = np.concatenate([good[moving.argmin(axis=0)], good[moving.argmax(axis=0)]])
     for origins in (np.repeat(optimum[None], len(extremes), axis=0), extremes):
         good = np.concatenate([good, _last_good(function, origins, _toward_ends(space, origins), threshold)])
     return good.min(axis=0), good.max(axis=0)
 
 
 def _toward_ends(space: MixtureSpace, origins: FloatArray) -> FloatArray:
-    """Row i of `origins` (2 * domains, domains) with least, in the second half with most, of domain i; the others in proportion."""
-    dimension = len(space.domains)
-    ends = origins.copy()
+    """Row i of `origins` (2 * units, domains) with least, in the second half with most, of unit i; the others in proportion."""
+    dimension = len(space.units.names)
+    least, most = space.unit_reach
+    ends = space.units.collapse(origins).copy()
     for row in range(2 * dimension):
         index = row % dimension
-        ends[row, index] = space.lower[index] if row < dimension else space.upper[index]
+        ends[row, index] = least[index] if row < dimension else most[index]
         others = np.arange(dimension) != index
-        total = origins[row, others].sum()
+        total = ends[row, others].sum()
         ends[row, others] *= (1 - ends[row, index]) / total if total > 0 else 0.0
-    return space.project(ends)
+    ends = space.units.expand(ends)
+    if not space.sums:
+        return space.project(ends)
+    # Where groups are bounded, projecting could take the weight away from its end.
+    values = [(least if row < dimension else most)[row % dimension] for row in range(2 * dimension)]
+    return np.stack([space.project_with(end, row % dimension, value) for row, (end, value) in enumerate(zip(ends, values, strict=True))])
 
 
 def _last_good(function: BatchFunction, origins: FloatArray, ends: FloatArray, threshold: float, halvings: int = 12) -> FloatArray:
@@ -185,10 +193,16 @@ def _slsqp(function: BatchFunction, space: MixtureSpace, start: FloatArray) -> t
     """Local minimum from `start`, projected, and the solver's message."""
     from scipy.optimize import minimize as scipy_minimize
 
-    dimension = len(start)
+    units = space.units
+    dimension = len(units.names)
     corners = np.eye(dimension)
+    origin = units.collapse(start)
+
+    def over_units(points: FloatArray) -> FloatArray:
+        return function(units.expand(points))
+
     # Values of a surrogate may span 1e-3 or 1e3; SLSQP's tolerance is absolute.
-    spread = np.ptp(function(start + 0.01 * (corners - start))) or 1.0
+    spread = np.ptp(over_units(origin + 0.01 * (corners - origin))) or 1.0
 
     def on_simplex(point: FloatArray) -> FloatArray:
         positive = np.maximum(point, 0.0)
@@ -196,21 +210,34 @@ def _slsqp(function: BatchFunction, space: MixtureSpace, start: FloatArray) -> t
 
     def value_and_slopes(point: FloatArray) -> tuple[float, FloatArray]:
         centre = on_simplex(point)
-        values = function(np.concatenate([centre[None], centre + STEP * (corners - centre)]))
+        values = over_units(np.concatenate([centre[None], centre + STEP * (corners - centre)]))
         # Slopes toward the corners are the gradient minus the same number everywhere, which the sum constraint cannot see.
         return float(values[0] / spread), np.asarray((values[1:] - values[0]) / STEP / spread)
 
     answer = scipy_minimize(
         value_and_slopes,
-        start,
+        origin,
         jac=True,
         method="SLSQP",
-        bounds=list(zip(space.lower.tolist(), space.upper.tolist(), strict=True)),
-        constraints={"type": "eq", "fun": lambda point: point.sum() - 1, "jac": lambda point: np.ones(dimension)},
+        bounds=list(zip(space.unit_lower.tolist(), space.unit_upper.tolist(), strict=True)),
+        constraints=_constraints(space),
         options={"maxiter": 50, "ftol": 1e-6},
     )
     if not np.isfinite(answer.x).all():
         return start, f"failed: {answer.message}"
     # The solver stops within rounding of a bound; a weight of 1e-9 would read as a domain that is wanted.
-    snapped = np.where(answer.x < space.lower + SNAP, space.lower, np.where(answer.x > space.upper - SNAP, space.upper, answer.x))
-    return space.project(snapped[None])[0], f"{'converged' if answer.success else 'stopped'}: {answer.message}"
+    lower, upper = space.unit_lower, space.unit_upper
+    snapped = np.where(answer.x < lower + SNAP, lower, np.where(answer.x > upper - SNAP, upper, answer.x))
+    return space.project(units.expand(snapped)[None])[0], f"{'converged' if answer.success else 'stopped'}: {answer.message}"
+
+
+def _constraints(space: MixtureSpace) -> list[dict[str, Any]]:
+    """Sum 1, and where groups are bounded their sums, as SLSQP takes them: functions of the weights of units with their derivatives."""
+    ones = np.ones(len(space.units.names))
+    constraints: list[dict[str, Any]] = [{"type": "eq", "fun": lambda point: point.sum() - 1, "jac": lambda point: ones}]
+    if space.sums:
+        least, largest = space.sum_limits
+        matrix = space.sum_matrix
+        constraints.append({"type": "ineq", "fun": lambda point: matrix @ point - least, "jac": lambda point: matrix})
+        constraints.append({"type": "ineq", "fun": lambda point: largest - matrix @ point, "jac": lambda point: -matrix})
+    return constraints

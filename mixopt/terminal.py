@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
+from mixopt.groups import LevelWeight
 from mixopt.progress import Stage
 from mixopt.runner import Failed, TrialEvent
 from mixopt.runner import Progress as ProgressEvent
@@ -195,6 +196,18 @@ def answer_table(
             *(f"{100 * weights[domain]:.1f}" for weights in baselines.values()),
             f"{epochs[domain]:.2f}{' cap' if at_cap else ''}",
         )
+    return table
+
+
+def levels_table(rows: Sequence[LevelWeight], names: Sequence[str] = ()) -> Table:
+    """The weight of each group, sub-groups under their group; `names` are those of the levels, where the experiment file gives them."""
+    table = Table(title="Weights per level (share of tokens, %)", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(" / ".join(names) or "group", overflow="fold")
+    for title in ("weight", "of its parent", "natural"):
+        table.add_column(title, justify="right", style="bold" if title == "weight" else "", no_wrap=True)
+    for row in rows:
+        shown = "  " * (row.level - 1) + row.path
+        table.add_row(Text(shown), f"{100 * row.weight:.1f}", f"{100 * row.share:.1f}", f"{100 * row.natural:.1f}")
     return table
 
 

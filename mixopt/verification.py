@@ -268,7 +268,8 @@ def _rivals(arms: Mapping[str, Mapping[str, float]], same: Sequence[str]) -> dic
 
 def _recommend(others: Sequence[str], infeasible: Sequence[str], compare: Callable[[str, str], Comparison | None]) -> tuple[str, str]:
     """The arm to use, and why. `compare` gives the objective of the first arm minus the second's."""
-    chosen, reason = PROPOSAL, "no other mixture beats the proposal beyond noise"
+    allowed = "other mixture that may be used" if infeasible else "other mixture"
+    chosen, reason = PROPOSAL, f"no {allowed} beats the proposal beyond noise"
     if not any(compare(PROPOSAL, name) for name in others):
         reason = "too few seeds finished to compare the proposal with any other mixture"
     elif BEST_MEASURED in others and (gain := compare(PROPOSAL, BEST_MEASURED)) is None:

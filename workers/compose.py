@@ -19,6 +19,7 @@ from mixopt.corpus.manifest import Manifest
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
+from mixopt.groups import frozen_paths, group_members, split_of
 from mixopt.runner import Evaluation
 from mixopt.search import search_identity
 from mixopt.space import MixtureSpace
@@ -97,7 +98,7 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
                 "Remove one, or mend its `path`.",
             )
         by_content[domain.content_hash] = domain.name
-    return DomainSet(domains, experiment.budget_tokens)
+    return DomainSet(domains, experiment.budget_tokens, experiment.group_rules)
 
 
 def refuse_twin_evaluations(manifest: Manifest) -> None:
@@ -190,7 +191,9 @@ def check_experiment(experiment: Experiment) -> None:
     # Constraints depend on the target corpus only, not on what is prepared.
     MixtureSpace.from_domains(
         DomainSet(
-            tuple(Domain(d.name, "", 0, d.tokens, d.group, d.max_epochs, d.bounds) for d in experiment.domains), experiment.budget_tokens
+            tuple(Domain(d.name, "", 0, d.tokens, d.group, d.max_epochs, d.bounds) for d in experiment.domains),
+            experiment.budget_tokens,
+            experiment.group_rules,
         )
     )
     try:
@@ -291,11 +294,13 @@ def context(search: Search) -> dict[str, Any]:
             }
             for domain in search.domains.domains
         ],
+        "levels": list(experiment.levels),
+        "groups": groups_json(search.domains),
         "budget_tokens": search.domains.budget_tokens,
         "natural": search.domains.natural().as_dict(),
         "uniform": search.domains.uniform().as_dict(),
         "unimax": search.domains.unimax().as_dict(),
-        "upper": dict(zip(search.domains.names, search.space.upper.tolist(), strict=True)),
+        "upper": dict(zip(search.domains.names, search.space.units.expand(search.space.unit_reach[1]).tolist(), strict=True)),
         "metrics": search.metrics(factory.source),
         "metrics_verification": search.metrics(search.verification_factory.source),
         "sources": {
@@ -318,6 +323,28 @@ def context(search: Search) -> dict[str, Any]:
         "objective": {"kind": experiment.objective.kind, "over": experiment.objective_over, "pull": experiment.objective.pull},
         "unique": {name: [entry.tokens, entry.note] for name, entry in unique.items()},
     }
+
+
+def groups_json(domains: DomainSet) -> list[dict[str, Any]]:
+    """Every group with its domains and the rules on it, a group right before its sub-groups; `level` is 1 for the outermost.
+
+    `shares` is the rule as it was given, `split` what it means for the domains of a group that is searched as one unit.
+    """
+    paths = domains.group_paths
+    tokens = {domain.name: domain.target_tokens for domain in domains.domains}
+    rules, frozen = {rule.path: rule for rule in domains.rules}, frozen_paths(paths, domains.rules)
+    described = []
+    for path, members in group_members(paths).items():
+        entry: dict[str, Any] = {"path": path, "level": path.count("/") + 1, "members": list(members)}
+        rule = rules.get(path)
+        if rule is not None and rule.shares is not None:
+            entry["shares"] = rule.shares if rule.shares == "natural" else dict(rule.shares)
+        if path in frozen:
+            entry["split"] = split_of(path, paths, tokens, domains.rules)
+        if rule is not None and rule.bounds != (0.0, 1.0):
+            entry["bounds"] = list(rule.bounds)
+        described.append(entry)
+    return described
 
 
 def record_location(output: Path) -> Path:

@@ -101,7 +101,8 @@ def _print_corpus(corpus: Any, reporter: Any) -> None:
 
 def _print_answer(finished: Finished, reporter: Any) -> None:
     from mixopt.config import without_login
-    from mixopt.terminal import answer_table, print_line
+    from mixopt.groups import weights_per_level
+    from mixopt.terminal import answer_table, levels_table, print_line
     from workers.compose import tracking_uri
 
     output = reporter.output
@@ -116,6 +117,9 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
             {domain.name: domain.max_epochs for domain in domains.domains},
         )
     )
+    levels = weights_per_level(domains.group_paths, proposal.mixture.as_dict(), domains.natural().as_dict())
+    if levels:
+        output.print(levels_table(levels, finished.search.experiment.levels))
     for sentence in proposal.binding:
         print_line(output, f"Binding: {sentence}")
     if finished.verification is not None:

@@ -133,6 +133,29 @@ def check_bounds(context: Mapping[str, Any], mixture: Mixture) -> None:
         )
 
 
+def check_groups(context: Mapping[str, Any], mixture: Mixture) -> None:
+    """The rules on groups hold: bounds on a group's weight, and its given split.
+
+    Raises:
+        InfeasibleError: some do not; every one is named with its numbers.
+    """
+    weights = mixture.as_dict()
+    broken = []
+    for group in context.get("groups", ()):
+        weight = math.fsum(weights[name] for name in group["members"])
+        least, most = group.get("bounds", (0.0, 1.0))
+        if not least - BOUNDS_TOLERANCE <= weight <= most + BOUNDS_TOLERANCE:
+            broken.append(f"group '{group['path']}' weighs {weight:.4g}, its bounds are {least:g} to {most:g}")
+        for name, share in group.get("split", {}).items():
+            if abs(weights[name] - share * weight) > BOUNDS_TOLERANCE:
+                broken.append(f"'{name}' is {weights[name] / weight:.4g} of group '{group['path']}', its given share is {share:.4g}")
+    if broken:
+        raise InfeasibleError(
+            f"The mixture leaves the rules on groups of the experiment file: {'; '.join(broken)}.",
+            "Export a mixture that keeps them, or change `groups` and search again.",
+        )
+
+
 def check_epochs(context: Mapping[str, Any], mixture: Mixture) -> None:
     """No domain is repeated more often than it may be.
 

@@ -7,10 +7,13 @@ holds no time and no path, so that the same mixture always gives the same bytes.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import mixopt
-from mixopt.export.base import ExportInput, decimal_weights, epochs_by_domain
+from mixopt.export.base import WEIGHT_DECIMALS, ExportInput, decimal_weights, epochs_by_domain
+from mixopt.groups import weights_per_level
 
 SIDECAR_NAME = "provenance.json"
 NOT_VERIFIED = "Not verified: no larger proxies were trained on this mixture."
@@ -23,6 +26,7 @@ def provenance(request: ExportInput) -> dict[str, Any]:
     epochs = epochs_by_domain(context, average)
     weights = decimal_weights(average.as_dict())
     tokenizer = context.get("tokenizer") or {}
+    groups = _groups(request, average.as_dict())
     return {
         "search": context.get("name", ""),
         "search_id": request.search_id,
@@ -33,6 +37,7 @@ def provenance(request: ExportInput) -> dict[str, Any]:
         "predicted_objective": _predicted(request),
         "objective": dict(context.get("objective") or {}),
         "budget_tokens": float(context["budget_tokens"]),
+        **({"groups": groups} if groups else {}),
         "tokenizer": {key: tokenizer[key] for key in ("hash", "vocab_size") if key in tokenizer},
         "domains": {
             domain["name"]: {
@@ -56,11 +61,27 @@ def provenance_comment(request: ExportInput) -> str:
     """The provenance as lines that start with `#`; every value is JSON on one line, so no name can break out of its comment."""
     lines = ["Made by mixopt. Weights are shares of tokens."]
     for key, value in provenance(request).items():
-        if key == "domains":
-            lines += [f"domain {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
+        if key in ("domains", "groups"):
+            lines += [f"{key[:-1]} {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()]
         else:
             lines.append(f"{key}: {json.dumps(value)}")
     return "".join(f"# {line}\n" for line in lines)
+
+
+def _groups(request: ExportInput, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Weight of every group, its share of the group around it, and its natural weight; empty without groups."""
+    domains = request.context["domains"]
+    paths = {domain["name"]: domain.get("group", "") for domain in domains}
+    total = math.fsum(float(domain["target_tokens"]) for domain in domains)
+    natural = {domain["name"]: float(domain["target_tokens"]) / total for domain in domains}
+    return {
+        row.path: {
+            "weight": round(row.weight, WEIGHT_DECIMALS),
+            "of_parent": round(row.share, WEIGHT_DECIMALS),
+            "natural": round(row.natural, 6),
+        }
+        for row in weights_per_level(paths, weights, natural)
+    }
 
 
 def _predicted(request: ExportInput) -> dict[str, float] | None:

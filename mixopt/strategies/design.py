@@ -2,7 +2,9 @@
 
 Every point depends on its number and the search's seed only, so that raising 48 trials to 96 keeps the first 48 and replacing a trial moves
 no other. Baselines and repeats come early and are interleaved with the draws, so that a small budget holds some of each. Draws ignore the
-epoch caps: constraints belong to the optimizer, the swarm stays wide (Olmix, arXiv 2602.12237).
+epoch caps and bounds: constraints belong to the optimizer, the swarm stays wide (Olmix, arXiv 2602.12237). But a group of given shares is drawn
+as the one unit that it is: what only its split does is not asked, and the trials are spent on fewer dimensions. The baselines are what they
+are, over domains, whatever the groups: they are what people compare with, and searches with other groups share their trials.
 
 Draws come in three widths, taken in turn. Wide ones have RegMix's strengths, 0.1 to 5, without its rejection of large weights: few domains each,
 many of them nearly pure. Focused ones hold most domains, around the same tempered natural mixture: that is where optima under caps lie, and
@@ -92,7 +94,7 @@ def _anchors(domains: DomainSet, seeds: int) -> Iterator[tuple[str, Mixture, int
     yield "natural", natural, 0
     yield "uniform", uniform, 0
     yield "unimax", domains.unimax(), 0
-    corners = [corner(domains, name) for name in corner_domains(domains)]
+    corners = [corner(domains, name) for name in corner_units(domains)]
     for repeat in range(1, max(seeds, len(corners) + 1)):
         if repeat < seeds:
             yield "natural", natural, repeat
@@ -102,24 +104,26 @@ def _anchors(domains: DomainSet, seeds: int) -> Iterator[tuple[str, Mixture, int
                 yield "corner", corners[repeat - 1], corner_repeat
 
 
-def corner_domains(domains: DomainSet) -> tuple[str, str]:
-    """Where noise may differ most from the baselines': the scarcest domain, and the largest that does not dominate the natural mixture."""
-    shares = domains.natural().as_dict()
-    ranked = sorted(domains.names, key=lambda name: (shares[name], name))
+def corner_units(domains: DomainSet) -> tuple[str, str]:
+    """Where noise may differ most from the baselines': the scarcest unit, and the largest that does not dominate the natural mixture."""
+    shares = domains.units.collapsed(domains.natural()).as_dict()
+    ranked = sorted(domains.units.names, key=lambda name: (shares[name], name))
     scarcest, others = ranked[0], ranked[1:]
     modest = [name for name in others if shares[name] < 0.5]
     return scarcest, (modest or others)[-1]
 
 
 def corner(domains: DomainSet, name: str) -> Mixture:
-    """Mostly one domain, the others evenly."""
-    rest = (1 - CORNER_SHARE) / (len(domains.names) - 1)
-    return Mixture.of({other: CORNER_SHARE if other == name else rest for other in domains.names})
+    """Mostly one unit, the others evenly."""
+    units = domains.units
+    rest = (1 - CORNER_SHARE) / (len(units.names) - 1)
+    return units.expanded(Mixture.of({other: CORNER_SHARE if other == name else rest for other in units.names}))
 
 
 def _draw(domains: DomainSet, seed: int, number: int) -> DesignPoint:
     """Draw `number`. Columns are drawn in the order of names: listing domains in another order permutes the mixture, nothing else."""
-    names = sorted(domains.names)
+    units = domains.units
+    names = sorted(units.names)
     rng = np.random.default_rng([0xDE51, seed, number])
     if number % DENSE_EVERY == DENSE_EVERY - 1:
         prior = np.full(len(names), 1 / len(names))
@@ -127,7 +131,9 @@ def _draw(domains: DomainSet, seed: int, number: int) -> DesignPoint:
     else:
         focused = number % DENSE_EVERY % 2 == 1
         strengths = tuple((FOCUSED_STRENGTHS_PER_DOMAIN * len(names)).tolist()) if focused else REGMIX_STRENGTHS
-        weights = sample_dirichlet(rng, domains.natural().array(names), 1, strengths, zero_below=min(ZERO_BELOW, 0.1 / len(names)))
+        weights = sample_dirichlet(
+            rng, units.collapsed(domains.natural()).array(names), 1, strengths, zero_below=min(ZERO_BELOW, 0.1 / len(names))
+        )
     grained: FloatArray = round_counts(weights[0], GRAIN) / GRAIN
-    mixture = Mixture.from_array(names, grained).reordered(domains.names)
+    mixture = units.expanded(Mixture.from_array(names, grained))
     return DesignPoint("design", mixture, SEEDS_PER_SEARCH * seed + FIRST_DRAW_SEED + number)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixopt.groups import weights_per_level
 from mixopt.history import History
 from mixopt.proposal import Effect, Proposal
 from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings
@@ -43,6 +44,7 @@ def answer_markdown(findings: Findings) -> str:
     if proposal is not None:
         parts += [
             _mixture_table(findings, proposal),
+            _levels(findings, proposal),
             _verification(findings),
             _constraints(findings, proposal),
             _effects(findings, proposal),
@@ -99,6 +101,37 @@ def _mixture_table(findings: Findings, proposal: Proposal) -> str:
         rows.append([_cell(name), f"**{weights[name]:.1%}**", *also, f"{low:.1%} to {high:.1%}", f"{natural[name]:.1%}", epochs])
     head = ["domain", ARM_TITLES.get(arm, arm), *([] if arm == PROPOSAL else ["proposal"]), "near-optimal", "natural", "epochs"]
     return f"## Mixture\n\nShares of tokens. {_near_optimal(findings, proposal)}\n\n{_table(head, rows)}"
+
+
+def _levels(findings: Findings, proposal: Proposal) -> str:
+    """The mixture to use by groups, and how each group was searched where the experiment file says so."""
+    arm, weights = _recommended(findings, proposal)
+    paths = {domain["name"]: domain.get("group", "") for domain in findings.context["domains"]}
+    levels = weights_per_level(paths, weights, findings.context["natural"])
+    if not levels:
+        return ""
+    rules = {group["path"]: _rule(group) for group in findings.context.get("groups", ())}
+    ruled = any(rules.values())
+    rows = []
+    for row in levels:
+        name = "\N{NO-BREAK SPACE}" * 2 * (row.level - 1) + _cell(row.path)
+        cells = [name, f"**{row.weight:.1%}**", f"{row.share:.1%}", f"{row.natural:.1%}"]
+        rows.append([*cells, _cell(rules.get(row.path, ""))] if ruled else cells)
+    head = ["group", ARM_TITLES.get(arm, arm), "of its parent", "natural", *(["rule"] if ruled else [])]
+    names = " / ".join(findings.context.get("levels") or ())
+    return f"## Weights per level\n\nShares of tokens{f', by {_cell(names)}' if names else ''}.\n\n{_table(head, rows, words=int(ruled))}"
+
+
+def _rule(group: Mapping[str, Any]) -> str:
+    """What the experiment file asks of a group."""
+    parts = []
+    if "shares" in group:
+        given = group["shares"]
+        split = "natural shares" if given == "natural" else ", ".join(f"{name} {share:.3g}" for name, share in given.items())
+        parts.append(f"split given: {split}")
+    if "bounds" in group:
+        parts.append("bounds {:g} to {:g}".format(*group["bounds"]))
+    return "; ".join(parts)
 
 
 def _near_optimal(findings: Findings, proposal: Proposal) -> str:
@@ -162,6 +195,9 @@ def _verification(findings: Findings) -> str:
     if rows:
         text += f"\n\nObjective of the proposal minus the other's, in {verification.objective_unit}; negative is better.\n\n"
         text += _table(["against", "difference", f"{verification.confidence:.0%} interval", "per seed"], rows)
+    if verification.infeasible:
+        outside = ", ".join(ARM_TITLES.get(name, name) for name in verification.infeasible)
+        text += f"\n\nNever recommended, because outside the bounds, epoch caps or given splits: {outside}."
     return text
 
 

@@ -145,6 +145,19 @@ READERS: dict[str, Callable[[Files], dict[str, str]]] = {
 ODD_NAMES = ["naïve", "1.5", "yes", "a'b\"c", "#hash", "x:y", "null", "{domain}", "-dash", "%s", "a\\n"]
 
 
+def test_provenance_holds_the_weights_per_level() -> None:
+    context = make_context(list(EXAMPLE))
+    for domain, path in zip(context["domains"], ["web", "stem/code", "stem/math", ""], strict=True):  # type: ignore[call-overload]
+        domain["group"] = path
+    groups = json.loads(export("json", make_request(EXAMPLE, context=context))["mixture.json"])["provenance"]["groups"]
+    assert list(groups) == ["web", "stem", "stem/code", "stem/math"]
+    assert groups["stem"] == pytest.approx({"weight": 0.45, "of_parent": 0.45, "natural": 0.5})
+    assert groups["stem/code"] == pytest.approx({"weight": 0.251234568, "of_parent": 0.55829904, "natural": 0.25})
+    comments = export("yaml", make_request(EXAMPLE, context=context))["mixture.yaml"]
+    assert '# group "stem": {"weight": 0.45, ' in comments
+    assert "groups" not in json.loads(export("json", make_request(EXAMPLE))["mixture.json"])["provenance"]
+
+
 def test_every_exporter_has_a_reader_here() -> None:
     assert set(READERS) == set(exporter_names())
 
@@ -186,6 +199,18 @@ class TestContract:
         context["domains"][0]["bounds"] = [0.6, 1.0]  # type: ignore[index]
         with pytest.raises(InfeasibleError, match=r"'web' weighs 0\.55, its bounds are 0\.6 to 1"):
             export(name, make_request(EXAMPLE, context=context))
+
+    def test_rules_on_groups_are_kept(self, name: str) -> None:
+        context = make_context(list(EXAMPLE))
+        group = {"path": "stem", "level": 1, "members": ["code", "math"]}
+        context["groups"] = [group | {"bounds": [0.5, 1.0]}]
+        with pytest.raises(InfeasibleError, match=r"group 'stem' weighs 0\.45, its bounds are 0\.5 to 1"):
+            export(name, make_request(EXAMPLE, context=context))
+        context["groups"] = [group | {"shares": "natural", "split": {"code": 0.5, "math": 0.5}}]
+        with pytest.raises(InfeasibleError, match=r"'code' is 0\.5583 of group 'stem', its given share is 0\.5"):
+            export(name, make_request(EXAMPLE, context=context))
+        context["groups"] = [group | {"split": {"code": EXAMPLE["code"] / 0.45, "math": EXAMPLE["math"] / 0.45}, "bounds": [0.4, 0.45]}]
+        assert export(name, make_request(EXAMPLE, context=context))
 
     def test_a_broken_epoch_cap_is_refused_with_its_numbers(self, name: str) -> None:
         context = make_context(list(EXAMPLE), target_tokens=4e9, max_epochs=4.0)  # at most 4 * 4 / 30 = 0.5333 each

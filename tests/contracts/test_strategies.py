@@ -1,6 +1,7 @@
 """What every strategy must do. A strategy joins by its line in the registry, and is tested here without a line more.
 
-Trials are answered by a synthetic law with a known optimum, so that no proxy is trained.
+Trials are answered by a synthetic law with a known optimum, so that no proxy is trained. Every test of a search's course and result runs
+twice: over domains alone, and with rules on groups (a given split, bounds on a group), where the optimum is another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError, DataError
 from mixopt.factory import TrialFactory
+from mixopt.groups import GroupRule
 from mixopt.mixture import Schedule
 from mixopt.proposal import Proposal
 from mixopt.space import MixtureSpace
@@ -37,8 +39,13 @@ BLENDS = {
 }
 
 
-def domain_set(order: Sequence[str] = tuple(TOKENS)) -> DomainSet:
-    return DomainSet(tuple(Domain(name, f"hash-{name}", 10_000_000, TOKENS[name]) for name in order), 100.0)
+GROUPS = {"web": "", "code": "stem", "math": "stem", "books": "prose/shelf", "law": "prose"}
+# Books and law move as one unit, though law serves no target; code and math together are kept from what they would like, which is .59.
+RULES = (GroupRule("prose", (("shelf", 0.8), ("law", 0.2))), GroupRule("stem", bounds=(0.1, 0.5)))
+
+
+def domain_set(order: Sequence[str] = tuple(TOKENS), rules: tuple[GroupRule, ...] = ()) -> DomainSet:
+    return DomainSet(tuple(Domain(name, f"hash-{name}", 10_000_000, TOKENS[name], GROUPS[name]) for name in order), 100.0, rules)
 
 
 def law(weights: np.ndarray, order: Sequence[str]) -> np.ndarray:
@@ -93,19 +100,26 @@ class Lab:
         """
         from scipy.optimize import linprog
 
+        space = self.space
         blends = np.array([[BLENDS[metric][name] for name in self.domains.names] for metric in BLENDS])
-        point = self.space.project(self.domains.uniform().array()[None])[0]
-        for _ in range(20_000):
-            slopes = (-0.35 * (blends @ point + 0.03) ** -1.35) @ blends / len(blends)
-            point = self.space.project((point - 0.02 * slopes)[None])[0]
-        bounds = list(zip(self.space.lower, self.space.upper, strict=True))
-        vertex = linprog(slopes, A_eq=np.ones((1, len(point))), b_eq=[1.0], bounds=bounds).x
-        assert slopes @ (point - vertex) < 1e-5
+        corners = space.units.expand(np.eye(len(space.units.names)))
+        bounds = list(zip(space.unit_lower, space.unit_upper, strict=True))
+        sums = {"A_ub": np.concatenate([space.sum_matrix, -space.sum_matrix]), "b_ub": [*space.sum_limits[1], *-space.sum_limits[0]]}
+        point = space.project(self.domains.uniform().array()[None])[0]
+        for step in range(20_001):
+            slopes = corners @ ((-0.35 * (blends @ point + 0.03) ** -1.35) @ blends / len(blends))
+            if step % 1000 == 0:
+                vertex = linprog(slopes, A_eq=np.ones((1, len(corners))), b_eq=[1.0], bounds=bounds, **(sums if space.sums else {})).x
+                if slopes @ (space.units.collapse(point) - vertex) < 1e-5:
+                    break
+            point = space.project((space.units.collapse(point) - 0.02 * slopes)[None] @ corners)[0]
+        else:
+            raise AssertionError("not certified")
         return float(self.objective(point[None])[0])
 
 
-def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), **changes: Any) -> Lab:
-    domains = domain_set(order)
+def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), rules: tuple[GroupRule, ...] = (), **changes: Any) -> Lab:
+    domains = domain_set(order, rules)
     space = MixtureSpace.from_domains(domains)
     factory = TrialFactory(domains, SOURCE, {"window": 512}, "tokenizer", "1")
     arguments: dict[str, Any] = {
@@ -134,21 +148,24 @@ def finish(lab: Lab, batch: int = 7) -> tuple[Swarm, list[Trial]]:
 
 
 strategies = pytest.mark.parametrize("name", strategy_names())
+spaces = pytest.mark.parametrize("rules", [(), RULES], ids=["domains", "groups"])
 
 
 @strategies
-def test_ask_is_pure_and_respects_count(name: str) -> None:
-    a = lab(name)
+@spaces
+def test_ask_is_pure_and_respects_count(name: str, rules: tuple[GroupRule, ...]) -> None:
+    a = lab(name, rules=rules)
     swarm = a.run(a.strategy.ask(9, Swarm.empty(a.domains.names), [], []))
     for count in (0, 1, 5):
         first = a.strategy.ask(count, swarm, [], [])
         assert len(first) == count
-        assert first == a.strategy.ask(count, swarm, [], []) == lab(name).strategy.ask(count, swarm, [], [])
+        assert first == a.strategy.ask(count, swarm, [], []) == lab(name, rules=rules).strategy.ask(count, swarm, [], [])
 
 
 @strategies
-def test_finishes_at_its_budget_and_never_repeats(name: str) -> None:
-    swarm, asked = finish(lab(name))
+@spaces
+def test_finishes_at_its_budget_and_never_repeats(name: str, rules: tuple[GroupRule, ...]) -> None:
+    swarm, asked = finish(lab(name, rules=rules))
     ids = [trial.trial_id for trial in asked]
     assert len(ids) == len(set(ids)) == len(swarm) == 30
 
@@ -207,16 +224,18 @@ def test_ends_when_everything_is_abandoned(name: str) -> None:
 
 
 @strategies
-def test_raising_the_budget_continues_the_search(name: str) -> None:
-    _, short = finish(lab(name, trials=20))
-    _, longer = finish(lab(name, trials=40))
+@spaces
+def test_raising_the_budget_continues_the_search(name: str, rules: tuple[GroupRule, ...]) -> None:
+    _, short = finish(lab(name, rules=rules, trials=20))
+    _, longer = finish(lab(name, rules=rules, trials=40))
     assert longer[:20] == short
 
 
 @strategies
+@spaces
 @pytest.mark.parametrize("kind", ["noise_scaled", "mean", "worst_case"])
-def test_proposal_is_feasible_complete_and_json(name: str, kind: str) -> None:
-    a = lab(name, objective_kind=kind, pull=0.05)
+def test_proposal_is_feasible_complete_and_json(name: str, kind: str, rules: tuple[GroupRule, ...]) -> None:
+    a = lab(name, rules=rules, objective_kind=kind, pull=0.05)
     swarm, _ = finish(a, batch=30)
     proposal = a.strategy.propose(swarm)
     weights = proposal.mixture.array(a.domains.names)
@@ -236,10 +255,11 @@ def test_proposal_is_feasible_complete_and_json(name: str, kind: str) -> None:
 
 
 @strategies
-def test_order_of_domains_permutes_the_proposal(name: str) -> None:
+@spaces
+def test_order_of_domains_permutes_the_proposal(name: str, rules: tuple[GroupRule, ...]) -> None:
     # By design: draws and candidates follow names, so the same trials are asked, and only float error differs.
     order = ("law", "web", "math", "code", "books")
-    a, b = lab(name), lab(name, order=order)
+    a, b = lab(name, rules=rules), lab(name, rules=rules, order=order)
     (swarm_a, asked_a), (swarm_b, asked_b) = finish(a, batch=30), finish(b, batch=30)
     assert [trial.trial_id for trial in asked_a] == [trial.trial_id for trial in asked_b]
     first, second = a.strategy.propose(swarm_a).mixture, b.strategy.propose(swarm_b).mixture
@@ -247,18 +267,19 @@ def test_order_of_domains_permutes_the_proposal(name: str) -> None:
 
 
 @strategies
-def test_finds_the_optimum_of_a_known_law(name: str) -> None:
+@spaces
+def test_finds_the_optimum_of_a_known_law(name: str, rules: tuple[GroupRule, ...]) -> None:
     """Noise of one run has sigma .01 bits per byte; natural lies several sigma above the optimum of the law."""
-    a = lab(name, trials=48)
+    a = lab(name, rules=rules, trials=48)
     swarm, _ = finish(a, batch=48)
     proposal = a.strategy.propose(swarm)
     weights = proposal.mixture.array(a.domains.names)
     natural = a.domains.natural().array()
     best = a.best()
     gap, gain = a.objective(weights[None])[0] - best, a.objective(natural[None])[0] - best
-    assert gain > 10 * NOISE_STD
+    assert gain > 8 * NOISE_STD
     assert gap > -1e-5
-    # Over design seeds 0 to 19 the mean gap was .009, about one sigma, and 19 of 20 were below a quarter of the gain.
+    # Over domains, design seeds 0 to 19: the mean gap was .009, about one sigma, and 19 of 20 were below a quarter of the gain.
     assert gap < gain / 4
     assert proposal.objective.high < 0
     assert proposal.binding
@@ -273,6 +294,26 @@ def test_other_sources_do_not_enter(name: str) -> None:
         for trial in asked[:8]
     ]
     assert a.strategy.propose(a.run([*asked, *larger])).to_json() == a.strategy.propose(swarm).to_json()
+
+
+@strategies
+def test_a_proposal_keeps_the_rules_on_groups(name: str) -> None:
+    """Checked against the rules as they are written, not against the space."""
+    a = lab(name, rules=RULES)
+    swarm, asked = finish(a, batch=30)
+    draws = [trial.schedule.average().as_dict() for trial in asked if trial.label in ("design", "corner")]
+    assert all(abs(weights["books"] - 4 * weights["law"]) < 1e-9 for weights in draws)
+    proposal = a.strategy.propose(swarm)
+    weights = proposal.mixture.as_dict()
+    assert weights["books"] == pytest.approx(4 * weights["law"], abs=1e-9)
+    assert weights["code"] + weights["math"] == pytest.approx(0.5, abs=1e-6)
+    assert "stem: bounds allow the group at most 0.5" in proposal.binding
+    (low, high), (law_low, law_high) = proposal.near_optimal["books"], proposal.near_optimal["law"]
+    assert (low, high) == pytest.approx((4 * law_low, 4 * law_high), abs=1e-9)
+    assert {arm: entry["feasible"] for arm, entry in proposal.evidence["baselines"].items()} == dict.fromkeys(
+        ("natural", "uniform", "unimax"), False
+    )
+    assert a.space.contains(np.array([[proposal.best_measured["weights"][domain] for domain in a.domains.names]]), 1e-6)[0]
 
 
 def test_unknown_strategy_names_the_nearest() -> None:

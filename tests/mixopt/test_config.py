@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from mixopt.config import json_schema, load_experiment, parse_count, parse_experiment
 from mixopt.errors import ConfigError
+from mixopt.groups import GroupRule
 
 VALID: dict[str, Any] = {
     "name": "example",
@@ -193,3 +194,53 @@ def test_a_password_of_the_tracking_server_is_not_kept_with_the_results(monkeypa
     kept = yaml.safe_load(experiment.to_yaml())
     assert kept["tracking"]["uri"] == "https://tracking.example:8443/base"
     assert "hunter2" not in experiment.to_yaml()
+
+
+GROUPED: dict[str, Any] = changed("domains.1.group", "code/python") | {"levels": ["source", "topic"]}
+GROUPED["domains"].append({"name": "c", "path": "c.jsonl", "tokens": "1B", "group": "code/c"})
+
+
+def test_groups_are_read_with_their_rules(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    rules = {"code": {"shares": {"python": 0.7, "c": 0.3}, "bounds": [0.1, 0.4]}, "code/c": {"shares": "natural"}}
+    file.write_text(yaml.safe_dump({**GROUPED, "groups": rules}, sort_keys=False))
+    experiment = load_experiment(file)
+    assert experiment.levels == ("source", "topic")
+    assert experiment.group_rules == (
+        GroupRule("code", (("python", 0.7), ("c", 0.3)), (0.1, 0.4)),
+        GroupRule("code/c", "natural"),
+    )
+    assert parse_experiment(yaml.safe_load(experiment.to_yaml()), Path("/elsewhere")) == experiment
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"coed": {"shares": "natural"}}, "'groups' names 'coed', but no domain is in that group. Did you mean 'code'?"),
+        ({"code": {"share": "natural"}}, "Unknown key 'groups.code.share' in the experiment file. Did you mean 'shares'?"),
+        ({"code": {"shares": "naturally"}}, "'groups.code.shares' is 'naturally': write `natural`, or a share for every child"),
+        ({"code": {"shares": {"python": "half", "c": 0.5}}}, "the share of 'python' is 'half'"),
+        ({"code": {"shares": {"pyton": 0.5, "c": 0.5}}}, "name 'pyton', which is not in it. Did you mean 'python'?"),
+        ({"code": {"shares": {"python": 0.5, "c": 0.4}}}, "The shares of group 'code' sum to 0.9."),
+        (
+            {"code": {"bounds": [0.4, 0.1]}},
+            "'groups.code.bounds' is [0.4, 0.1]: [0.4, 0.1] must be two numbers with 0 <= least <= largest <= 1",
+        ),
+        (["code"], "'groups' is ['code']"),
+    ],
+)
+def test_a_wrong_rule_on_a_group_is_named_with_its_place(groups: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment({**GROUPED, "groups": groups}, Path("/"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/code", "code/", "code//python", " / "])
+def test_every_level_of_a_path_has_a_name(path: str) -> None:
+    with pytest.raises(ConfigError, match="a level has no name; write levels as web/science/high"):
+        parse_experiment(changed("domains.0.group", path), Path("/"))
+
+
+def test_named_levels_are_as_many_as_the_deepest_path() -> None:
+    with pytest.raises(ConfigError, match="Group 'code/python' of domain 'code' has 2 levels, but `levels` names 1"):
+        parse_experiment({**GROUPED, "levels": ["source"]}, Path("/"))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixopt.domains import Domain, DomainSet
-from mixopt.strategies.design import DesignPoint, corner, corner_domains, design_sequence
+from mixopt.strategies.design import DesignPoint, corner, corner_units, design_sequence
 
 TOKENS = {"web": 60.0, "code": 20.0, "books": 10.0, "math": 6.0, "law": 4.0}
 
@@ -86,8 +86,8 @@ def test_draws_are_wide_and_not_cut_at_the_caps() -> None:
 
 
 def test_corners_are_a_scarce_domain_and_an_abundant_one_that_does_not_dominate() -> None:
-    assert corner_domains(domain_set()) == ("law", "code")
-    assert corner_domains(domain_set({"a": 9.0, "b": 1.0})) == ("b", "a")
+    assert corner_units(domain_set()) == ("law", "code")
+    assert corner_units(domain_set({"a": 9.0, "b": 1.0})) == ("b", "a")
     assert corner(domain_set(), "law").as_dict() == pytest.approx({"law": 0.6} | dict.fromkeys(["web", "code", "books", "math"], 0.1))
 
 

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from mixopt.terminal import answer_table, quantity, rows_table
+from mixopt.groups import weights_per_level
+from mixopt.terminal import answer_table, levels_table, quantity, rows_table
 
 
 def shown(table: Table, width: int = 80) -> list[str]:
@@ -51,3 +52,17 @@ def test_rows_keep_every_character_however_narrow() -> None:
 @pytest.mark.parametrize(("value", "text"), [(950, "950"), (12_345, "12.3K"), (4.56e6, "4.56M"), (30e9, "30B"), (0.25, "0.25")])
 def test_quantities_read_as_people_write_them(value: float, text: str) -> None:
     assert quantity(value) == text
+
+
+def test_weights_per_level_stand_under_their_group() -> None:
+    paths = {"news": "web/news/high", "blogs": "web", "law": ""}
+    weights = {"news": 0.3, "blogs": 0.1, "law": 0.6}
+    lines = [line.rstrip() for line in shown(levels_table(weights_per_level(paths, weights, weights), ["source", "topic", "quality"]))]
+    assert lines[0] == "Weights per level (share of tokens, %)"
+    assert "source / topic / quality" in "".join(lines)
+    assert [line.split() for line in lines if "web" in line] == [
+        ["web", "40.0", "40.0", "40.0"],
+        ["web/news", "30.0", "75.0", "30.0"],
+        ["web/news/high", "30.0", "100.0", "30.0"],
+    ]
+    assert [line.index("web") for line in lines if "web" in line] == [1, 3, 5]

@@ -169,3 +169,36 @@ def test_a_note_too_long_for_mlflow_ends_with_a_whole_line() -> None:
     assert text.startswith(body + "\n")
     assert "answer.md" in rest
     assert fitted_note("short") == "short"
+
+
+def test_weights_per_level_follow_the_mixture_to_use(findings: Findings) -> None:
+    assert findings.verification is not None
+    assert "Weights per level" not in answer_markdown(findings)
+    names = findings.domains
+    paths = dict(zip(names, ["web/high", "code", "web/low", "", "code", "web/high"], strict=True))
+    domains = [domain | {"group": paths[domain["name"]]} for domain in findings.context["domains"]]
+    rules = [
+        {"path": "web", "level": 1, "members": [], "bounds": [0.1, 0.5]},
+        {"path": "code", "level": 1, "members": [], "shares": "natural", "split": {}},
+    ]
+    context = {**findings.context, "domains": domains, "groups": rules, "levels": ["source", "quality"]}
+    for arm in ("proposal", "uniform"):
+        weights = findings.verification.arms[arm]
+        part = section(answer_markdown(recommending(replace(findings, context=context), arm)), "Weights per level")
+        assert "by source / quality" in part
+        table = {row[0].strip("\N{NO-BREAK SPACE} "): row[1:] for row in rows(part)}
+        assert set(table) == {"web", "web/high", "web/low", "code"}
+        web = sum(weights[name] for name in names if paths[name].startswith("web"))
+        high = sum(weights[name] for name in names if paths[name] == "web/high")
+        natural = sum(findings.context["natural"][name] for name in names if paths[name] == "web/high")
+        assert table["web"][0] == f"**{web:.1%}**"
+        assert table["web"][-1] == "bounds 0.1 to 0.5"
+        assert table["web/high"] == [f"**{high:.1%}**", f"{high / web:.1%}", f"{natural:.1%}", ""]
+        assert table["code"][-1] == "split given: natural shares"
+
+
+def test_mixtures_that_break_a_rule_are_said_not_to_be_recommended(findings: Findings) -> None:
+    assert findings.verification is not None
+    assert "Never recommended" not in answer_markdown(findings)
+    outside = replace(findings, verification=replace(findings.verification, infeasible=("natural", "unimax")))
+    assert "Never recommended, because outside the bounds, epoch caps or given splits: natural, UniMax." in answer_markdown(outside)
