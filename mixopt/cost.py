@@ -65,6 +65,7 @@ class Stage:
     """One stage: the search, or its verification.
 
     Attributes:
+        what: where its trials come from: mixtures and seeds.
         trials: of the whole stage. `at_most`: fewer where arms of the verification turn out to be one mixture.
         reused: of these, trained already.
         tokens, flops: training, all trials; `flops_left` of those not trained yet.
@@ -79,6 +80,7 @@ class Stage:
 
     name: Literal["search", "verification"]
     source: str
+    what: str
     trials: int
     at_most: bool
     reused: int

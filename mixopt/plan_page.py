@@ -18,12 +18,14 @@ def show_plan(plan: Plan, console: Console) -> None:
     known = f"search {plan.search_id[:8]}, " if plan.search_id else ""
     _say(
         console,
-        f"Plan of {plan.name}: {known}{plan.strategy}, {len(plan.domains)} domains, for a run of {quantity(plan.budget_tokens)} tokens; on "
+        f"Plan of {plan.name}: {known}{len(plan.domains)} domains, for a run of {quantity(plan.budget_tokens)} tokens; on "
         f"{plan.machine.where} with {_counted(plan.machine.slots, 'slot')} ({'GPUs' if plan.machine.device == 'cuda' else 'cores'}).",
     )
     for problem in plan.problems:
         _say(console, f"Problem: {problem.message} {problem.remedy}", style="red")
     console.print(_stages_table(plan))
+    for stage in plan.stages:
+        _say(console, f"{stage.name.capitalize()}: {stage.what}; measuring losses adds {stage.measuring_share:.0%} to the training.")
     _say(console, _time(plan))
     for stage in plan.stages:
         speed = stage.speed
@@ -61,30 +63,33 @@ def size(value: float) -> str:
 def _stages_table(plan: Plan) -> Table:
     table = Table(title="Cost", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
-    for name in ("proxy", "trials", "in the\nrecord", "tokens", "FLOPs", "measuring", "one trial", "packs\nleft", "time\nleft"):
-        table.add_column(name, justify="right", overflow="fold")
+    for name in ("trials", "in the\nrecord", "tokens", "FLOPs", "one\ntrial", "packs\nleft", "time\nleft"):
+        table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
         _, proxy, tokens = stage.source.split("/")
-        most = f"{AT_MOST}" if stage.at_most else ""
-        packs = f"{stage.packs} of {most}{stage.pack_size}" if stage.packs else "none"
+        most = AT_MOST if stage.at_most else ""
         table.add_row(
-            stage.name,
-            f"{proxy} {quantity(int(tokens))}",
+            f"{stage.name}\n  {proxy}, {quantity(int(tokens))}",
             f"{most}{stage.trials}",
             str(stage.reused),
             f"{most}{quantity(stage.tokens)}",
-            f"{most}{stage.flops:.3g}",
-            f"+{stage.measuring_share:.0%}",
+            f"{most}{_flops(stage.flops)}",
             duration(stage.seconds_per_trial),
-            packs,
+            f"{stage.packs} x {most}{stage.pack_size}" if stage.packs else "none",
             duration(stage.seconds),
         )
     if len(plan.stages) > 1:
         most = AT_MOST if any(stage.at_most for stage in plan.stages) else ""
         reused, seconds = sum(stage.reused for stage in plan.stages), sum(stage.seconds for stage in plan.stages)
-        total = ["total", "", f"{most}{plan.trials}", str(reused), f"{most}{quantity(plan.tokens)}", f"{most}{plan.flops:.3g}"]
-        table.add_row(*total, "", "", "", duration(seconds), style="bold")
+        total = ["total", f"{most}{plan.trials}", str(reused), f"{most}{quantity(plan.tokens)}", f"{most}{_flops(plan.flops)}"]
+        table.add_row(*total, "", "", duration(seconds), style="bold")
     return table
+
+
+def _flops(value: float) -> str:
+    """As 1.15e14."""
+    digits, _, exponent = f"{value:.2e}".partition("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def _time(plan: Plan) -> str:
@@ -116,42 +121,28 @@ def _disk(disk: Disk, plan: Plan) -> str:
 
 
 def _epochs_table(domains: tuple[DomainEpochs, ...]) -> Table:
-    table = Table(
-        title="Epochs: how often the target run and a proxy of the search see each domain",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    title = "Epochs of each domain: of the target run / of a proxy of the search"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("domain", overflow="fold")
-    columns = (
-        "target\ntokens",
-        "cap",
-        "largest\nweight",
-        "natural:\ntarget",
-        "\nproxy",
-        "UniMax:\ntarget",
-        "\nproxy",
-        "prepared",
-        "unique\nin proxy",
-        "",
-    )
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+    for name in ("tokens", "cap", "largest\nweight", "natural", "UniMax", "at\nhand", "seen by\na proxy", ""):
+        table.add_column(name, justify="right", no_wrap=True)
     for domain in domains:
         table.add_row(
             domain.name,
             quantity(domain.target_tokens),
             f"{domain.max_epochs:g}",
             f"{100 * domain.largest_weight:.3g}%",
-            f"{domain.natural_epochs:.2f}",
-            f"{domain.proxy_natural_epochs:.2f}",
-            f"{domain.unimax_epochs:.2f}",
-            f"{domain.proxy_unimax_epochs:.2f}",
+            f"{_epochs(domain.natural_epochs)}/{_epochs(domain.proxy_natural_epochs)}",
+            f"{_epochs(domain.unimax_epochs)}/{_epochs(domain.proxy_unimax_epochs)}",
             "?" if domain.prepared_tokens is None else quantity(domain.prepared_tokens),
             quantity(domain.unique_tokens),
             domain.note,
         )
     return table
+
+
+def _epochs(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def _show_noise(noise: NoiseKnown, console: Console) -> None:
@@ -186,7 +177,7 @@ def _show_advice(advice: Advice, plan: Plan, console: Console) -> None:
     for budget in advice.budgets:
         _say(
             console,
-            f"  - with {quantity(budget.tokens)} tokens each ({budget.rule}): {budget.flops:.2g} FLOPs, {duration(budget.seconds_here)} here, "
+            f"  - with {quantity(budget.tokens)} tokens each ({budget.rule}): {_flops(budget.flops)} FLOPs, {duration(budget.seconds_here)} here, "
             f"{duration(budget.seconds_gpu)} on one GPU",
         )
     _say(console, f"  Here: at the speed of {name} on all slots. One GPU: {advice.gpu}.")

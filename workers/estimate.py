@@ -185,7 +185,9 @@ class Planner:
             load = os.getloadavg()[0]
             slots = machine.slots if local else this_machine(experiment).slots
             probed = probe_speed(missing, slots, machine.device, self._reporter)
-            if load > slots / 2:
+            if not probed:
+                self._notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
+            elif load > slots / 2:
                 self._notes.append(
                     f"This machine was busy while its speed was measured (load {load:.1f} on {slots} slots): alone it is faster."
                 )
@@ -213,6 +215,7 @@ class Planner:
         return Stage(
             name="search" if name == "search" else "verification",
             source=one.source.key,
+            what=self._what(name, trials, at_most),
             trials=len(trials),
             at_most=at_most,
             reused=len(trials) - len(left),
@@ -231,6 +234,15 @@ class Planner:
             pack_bytes=cost.memory_bytes(one, size),
             speed=speed,
         )
+
+    def _what(self, name: str, trials: Sequence[Trial], at_most: bool) -> str:
+        experiment = self._experiment
+        if name == "search":
+            seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"
+            return f"{len(trials)} trials of the strategy {experiment.search.strategy}, with {seeds}"
+        seeds_of_arm = experiment.verification.seeds
+        arms = -(-len(trials) // seeds_of_arm)
+        return f"{'at most ' if at_most else ''}{arms} mixtures (proposal, best measured, natural, uniform, UniMax) with {seeds_of_arm} seeds each"
 
     def _pack_size(self, trial: Trial) -> int:
         return self._experiment.ray.pack_size or default_pack_size(int(trial.recipe["tokens_per_step"]), self._machine.device)

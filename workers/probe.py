@@ -34,7 +34,7 @@ LEAST_TRAINING_SECONDS = 2.0
 MOST_TRAINING_SECONDS = 6.0
 START_SECONDS = 30.0
 """After which a process that has not loaded torch is given up: five times what a busy machine took."""
-STEP_SECONDS = 1.0
+STEP_SECONDS = 0.3
 """A pack for the probe is made smaller until one step of it takes about so long; packs gain next to nothing where steps are that long."""
 POLL_SECONDS = 0.02
 UNIQUE_WINDOWS = 64
