@@ -124,14 +124,13 @@ def _epochs_table(domains: tuple[DomainEpochs, ...]) -> Table:
     title = "Epochs of each domain: of the target run / of a proxy of the search"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("domain", overflow="fold")
-    for name in ("tokens", "cap", "largest\nweight", "natural", "UniMax", "at\nhand", "seen by\na proxy", ""):
+    for name in ("tokens", "cap", "natural", "UniMax", "at\nhand", "seen by\na proxy", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for domain in domains:
         table.add_row(
             domain.name,
             quantity(domain.target_tokens),
             f"{domain.max_epochs:g}",
-            f"{100 * domain.largest_weight:.3g}%",
             f"{_epochs(domain.natural_epochs)}/{_epochs(domain.proxy_natural_epochs)}",
             f"{_epochs(domain.unimax_epochs)}/{_epochs(domain.proxy_unimax_epochs)}",
             "?" if domain.prepared_tokens is None else quantity(domain.prepared_tokens),
