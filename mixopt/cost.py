@@ -182,7 +182,7 @@ class NoiseOfTarget:
     """What is known of one metric of the objective, bits per byte. `screened`: why it is noise at this size; "" if it is not."""
 
     metric: str
-    seed_std: float | None
+    seed_std: float
     screened: str
 
 

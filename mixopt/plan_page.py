@@ -146,7 +146,7 @@ def _epochs(value: float) -> str:
 
 def _show_noise(noise: NoiseKnown, console: Console) -> None:
     _say(console, f"Noise: {noise.sentence}")
-    known = [f"{_short(target.metric)} {target.seed_std:.2g}" for target in noise.targets if target.seed_std is not None]
+    known = [f"{_short(target.metric)} {target.seed_std:.2g}" for target in noise.targets if not target.screened]
     for target in noise.targets:
         if target.screened:
             _say(console, f"  {_short(target.metric)}: {target.screened}")

@@ -258,7 +258,7 @@ class Planner:
     def _noise(self) -> NoiseKnown:
         known, experiment = self._known, self._experiment
         if known.swarm is not None:
-            found = known_noise.from_swarm(known.swarm, objective_weights(experiment), self._search.domains.natural())
+            found = known_noise.from_swarm(known.swarm, list(objective_weights(experiment)), "this search")
             if found is not None:
                 return found
         return known.noise or known_noise.from_notes(experiment.proxy.size, experiment.proxy.tokens)

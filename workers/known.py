@@ -9,7 +9,7 @@ from mixopt.history import History, TrialRecord
 from mixopt.proposal import Proposal
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial, TrialState
-from workers.compose import Search, record_location
+from workers.compose import Search, objective_weights, record_location
 from workers.known_noise import from_other_searches
 from workers.speed import trained_here
 
@@ -53,7 +53,9 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
         every = [record for search_id in searches for record in history.trials(search_id)]
         here = every if anywhere else trained_here(search.store, every)
         finished = history.completed_trials()
-        noise = from_other_searches(history, search.search_id, source, search.metrics(source))
+        counted = objective_weights(search.experiment)
+        metrics = {key: name for key, name in search.metrics(source).items() if name in counted}
+        noise = from_other_searches(history, search.search_id, source, metrics)
         if not prepared or search.search_id not in searches:
             return Known(finished=finished, here=tuple(here), noise=noise)
         records = history.trials(search.search_id, "search")

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from mixopt.cost import NoiseKnown, NoiseOfTarget
 from mixopt.errors import DataError
 from mixopt.history import History
-from mixopt.mixture import Mixture
-from mixopt.objective import Objective, fit_objective
+from mixopt.objective import find_noise
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 
@@ -34,35 +33,40 @@ UNKNOWN = (
 )
 
 
-def from_swarm(swarm: Swarm, weights: Mapping[str, float], natural: Mixture) -> NoiseKnown | None:
-    """What the finished trials of this search say; None while they are too few."""
+def from_swarm(swarm: Swarm, metrics: Sequence[str], where: str) -> NoiseKnown | None:
+    """What the finished trials of one source say about `metrics`; None while they are too few.
+
+    Args:
+        where: whose trials these are, as in "8 trials of this search".
+    """
     try:
-        # As noise_scaled whatever the search minimizes: only that kind asks which metrics rise above their noise.
-        objective = fit_objective("noise_scaled", weights, swarm, natural)
+        noise, noisy = find_noise(swarm, tuple(metrics))
     except DataError:
         return None
-    return _of_objective(objective, f"measured by {len(swarm)} trials of this search")
+    targets = tuple(NoiseOfTarget(metric, float(std), noisy.get(metric, "")) for metric, std in zip(metrics, noise.std, strict=True))
+    what = f"{len(noisy) or 'None'} of the {len(targets)} losses in the objective {'are' if len(noisy) > 1 else 'is'} noise"
+    degrees = f"seed noise with {noise.degrees_of_freedom} degrees of freedom"
+    return NoiseKnown("record", f"{what} at this size (measured by {len(swarm)} trials of {where}, {degrees}).", targets)
 
 
 def from_other_searches(history: History, search_id: str, source: Source, metrics: Mapping[str, str]) -> NoiseKnown | None:
-    """What the newest other search found that has a proposal at this source and shares held-out sets with this one; None: there is none.
+    """What the newest other search found at this source about held-out sets that this one has too; None: there is none.
 
     Args:
-        metrics: evaluation key -> name of the metric in this search; keys hold content and subset, so equal keys are equal measurements.
+        metrics: evaluation key -> name in this search, of those that count in the objective; keys hold content and subset, so equal keys are
+            equal measurements.
     """
     for record in reversed(history.searches()):
-        context, body = history.document(record.search_id, "context"), history.document(record.search_id, "proposal")
-        if record.search_id == search_id or context is None or body is None:
+        context = history.document(record.search_id, "context")
+        if record.search_id == search_id or context is None:
             continue
-        if context["sources"]["search"] != [source.evaluator, source.size, source.tokens]:
+        shared = {key: name for key, name in metrics.items() if key in context["metrics"]}
+        if context["sources"]["search"] != [source.evaluator, source.size, source.tokens] or not shared:
             continue
-        here = {context["metrics"][key]: name for key, name in metrics.items() if key in context["metrics"]}
-        objective = Objective.from_json(body["evidence"]["objective"])
-        found = tuple(
-            NoiseOfTarget(here[target.metric], target.seed_std, target.screened) for target in _targets(objective) if target.metric in here
-        )
-        if found:
-            return NoiseKnown("record", _sentence(found, f"measured by search {record.search_id[:8]} at the same source"), found)
+        swarm = history.swarm(record.search_id, [domain["name"] for domain in context["domains"]], shared)
+        found = from_swarm(swarm, list(shared.values()), f"search {record.search_id[:8]} at the same source")
+        if found is not None:
+            return found
     return None
 
 
@@ -78,19 +82,3 @@ def from_notes(size: str, tokens: int) -> NoiseKnown:
         f"text, bits per byte): a seed moves the loss by a standard deviation of {seeds}; a mixture by {mixtures}. Short answers of benchmarks "
         "were not among them. The search measures its own noise and leaves targets out that do not rise above it.",
     )
-
-
-def _of_objective(objective: Objective, where: str) -> NoiseKnown:
-    targets = _targets(objective)
-    return NoiseKnown("record", _sentence(targets, f"{where}, seed noise with {objective.degrees_of_freedom} degrees of freedom"), targets)
-
-
-def _targets(objective: Objective) -> tuple[NoiseOfTarget, ...]:
-    kept = [NoiseOfTarget(metric, noise, "") for metric, noise in zip(objective.metrics, objective.noise_std, strict=True)]
-    return (*kept, *(NoiseOfTarget(metric, None, reason) for metric, reason in objective.screened.items()))
-
-
-def _sentence(targets: Sequence[NoiseOfTarget], where: str) -> str:
-    noisy = [target.metric for target in targets if target.screened]
-    what = f"{len(noisy)} of {len(targets)} are noise" if noisy else f"none of {len(targets)} is noise"
-    return f"{what[0].upper()}{what[1:]} at this size ({where})."

@@ -5,7 +5,7 @@ share caches, memory bandwidth and whatever else runs here. Nothing outlives the
 machine say what it does now; trials of an earlier search say it better, and are preferred where there are any.
 
 Run as a module it is one of these processes. They talk through files in the folder: a process writes `ready-N` once torch is loaded, begins
-when `go` appears, and writes `result-N.json`.
+when `go` appears, and writes one result per shape.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class _Probe:
             training = min(MOST_TRAINING_SECONDS, max(LEAST_TRAINING_SECONDS, left / len(self._shapes)))
             _write(self._folder / "go", {"seconds": training})
             # A shape whose single step takes longer than all of its time is given up: what the others measured is scaled to it.
-            self._wait(lambda number: self._processes[number].poll() is not None, (training + MOST_TRAINING_SECONDS) * len(self._shapes))
+            last = len(self._shapes) - 1
+            self._wait(lambda number: _result(self._folder, number, last).exists(), (training + MOST_TRAINING_SECONDS) * len(self._shapes))
         finally:
             for process in self._processes:
                 if process.poll() is None:
@@ -194,7 +195,11 @@ def main(job: Mapping[str, Any]) -> None:
         wanted = ProbeShape(Shape(**body["shape"]), int(body["members"]))
         flops, taken = train_for_a_while(wanted, folder / f"pack-{number}-{index}", str(job["device"]), seconds)
         result = {"shape": body["shape"], "flops": flops, "seconds": taken}
-        _write(folder / f"result-{number}-{index}.json", result)
+        _write(_result(folder, number, index), result)
+
+
+def _result(folder: Path, number: int, shape: int) -> Path:
+    return folder / f"result-{number}-{shape}.json"
 
 
 def _write(path: Path, body: Mapping[str, Any]) -> None:
