@@ -42,6 +42,9 @@ TOKENIZED_BYTES_PER_SECOND = 8.0e6
 READ_BYTES_PER_SECOND = 47.0e6
 TRAINED_BYTES_PER_SECOND = 7.0e6
 
+PROBE_PROCESS_BYTES = 1e9
+"""Room that a process of the probe gets: about what a pack of micro takes (0.8 GB)."""
+
 
 def make_plan(experiment: Experiment, reporter: Reporter | None = None, may_probe: bool = True) -> Plan:
     """The plan of an experiment that `check_experiment` has passed.
@@ -183,7 +186,10 @@ class Planner:
         local = machine.where == "this machine"
         if missing and may_probe and (local or machine.device == "cpu"):
             load = os.getloadavg()[0]
-            slots = machine.slots if local else this_machine(experiment).slots
+            here = machine if local else this_machine(experiment)
+            # A machine whose memory does not suffice for the search must not be filled by the plan of it.
+            room = here.slots * PROBE_PROCESS_BYTES if here.memory_bytes is None else here.memory_bytes
+            slots = max(1, min(here.slots, int(room / PROBE_PROCESS_BYTES)))
             probed = probe_speed(missing, slots, machine.device, self._reporter)
             if not probed:
                 self._notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
