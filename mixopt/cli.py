@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import main_job, names, review
+from mixopt.commands import main_job, names, planning, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ corpus_app.command("demo")(main_job.corpus_demo)
 for command in (
     main_job.demo,
     main_job.prepare,
+    planning.plan,
     main_job.search,
     review.show,
     review.report,

@@ -147,10 +147,8 @@ def fit_objective(kind: ObjectiveKind, weights: Mapping[str, float], swarm: Swar
         raise ConfigError(f"The objective's weights are {dict(weights)}.", "Give at least one metric a weight above 0.")
     metrics = tuple(weights)
     losses = complete_values(swarm, metrics)
-    groups = mixture_groups(swarm)
-    noise = measure_noise(losses, groups)
-    means = np.array([losses[groups == group].mean(axis=0) for group in np.unique(groups)])
-    screened = {} if kind == "mean" else _screen(metrics, means, noise)
+    noise, noisy = find_noise(swarm, metrics)
+    screened = {} if kind == "mean" or len(noisy) == len(metrics) else noisy
     kept = [index for index, metric in enumerate(metrics) if metric not in screened]
     share = np.array([weights[metrics[index]] for index in kept])
     natural_losses = losses[_natural_rows(swarm, natural)].mean(axis=0)
@@ -163,6 +161,19 @@ def fit_objective(kind: ObjectiveKind, weights: Mapping[str, float], swarm: Swar
         degrees_of_freedom=noise.degrees_of_freedom,
         screened=screened,
     )
+
+
+def find_noise(swarm: Swarm, metrics: tuple[str, ...]) -> tuple[Noise, dict[str, str]]:
+    """Seed noise of `metrics` over a swarm of one source, and which of them do not rise above it: metric -> why, with numbers.
+
+    Raises:
+        DataError: a trial lacks a metric, or no mixture has two seeds.
+    """
+    losses = complete_values(swarm, metrics)
+    groups = mixture_groups(swarm)
+    noise = measure_noise(losses, groups)
+    means = np.array([losses[groups == group].mean(axis=0) for group in np.unique(groups)])
+    return noise, _reasons(metrics, means, noise)
 
 
 def complete_values(swarm: Swarm, metrics: tuple[str, ...]) -> FloatArray:
@@ -196,17 +207,16 @@ def _natural_rows(swarm: Swarm, natural: Mixture | None) -> NDArray[np.bool_]:
     return rows
 
 
-def _screen(metrics: tuple[str, ...], means: FloatArray, noise: Noise) -> dict[str, str]:
-    """Metric -> reason, for those whose signal does not exceed their noise; empty if that were all."""
+def _reasons(metrics: tuple[str, ...], means: FloatArray, noise: Noise) -> dict[str, str]:
+    """Metric -> reason, for those whose signal does not exceed their noise."""
     if len(means) < 2:
         return {}
     # The variance of single runs over mixtures is signal plus noise; means over repeats hold less noise, so this errs toward screening.
     total = means.var(axis=0, ddof=1)
     signal = np.sqrt(np.maximum(total - noise.std**2, 0.0))
-    reasons = {
+    return {
         metric: f"varies by {signal[index]:.2g} bits per byte over {len(means)} mixtures, not above its seed noise of "
         f"{noise.std[index]:.2g} ({noise.degrees_of_freedom} degrees of freedom)"
         for index, metric in enumerate(metrics)
         if signal[index] <= noise.std[index]
     }
-    return {} if len(reasons) == len(metrics) else reasons

@@ -126,7 +126,18 @@ class ProxyConfig:
 
 
 def proxy_config(size: str, vocab_size: int) -> ProxyConfig:
-    """The proxy of a size.
+    """The proxy of a size: that of its width, by the rules of `proxy_of_width`.
+
+    Raises:
+        ValueError: the size is unknown, or the vocabulary has no entries.
+    """
+    if size not in WIDTHS:
+        raise ValueError(f"Unknown proxy size '{size}'; known sizes: {', '.join(SIZES)}.")
+    return proxy_of_width(WIDTHS[size], vocab_size, size)
+
+
+def proxy_of_width(d_model: int, vocab_size: int, size: str) -> ProxyConfig:
+    """The proxy whose residual stream is `d_model` wide; `size` labels it.
 
     The rules, and where they are from:
         depth: 2 log2(width / 32), that is 2, 4, 6 layers. An assumption; loss depends little on the ratio of width to depth (arXiv
@@ -136,11 +147,8 @@ def proxy_config(size: str, vocab_size: int) -> ProxyConfig:
             shared one, are DeepSeekMoE's (arXiv 2401.06066); so few of them is an assumption: on a CPU each expert is one matrix product.
 
     Raises:
-        ValueError: the size is unknown, or the vocabulary has no entries.
+        ValueError: the width does not split into heads, or the vocabulary has no entries.
     """
-    if size not in WIDTHS:
-        raise ValueError(f"Unknown proxy size '{size}'; known sizes: {', '.join(SIZES)}.")
-    d_model = WIDTHS[size]
     return ProxyConfig(
         size=size,
         vocab_size=vocab_size,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixopt.config import ProxyConfig as ProxySettings
+from mixopt.cost import Shape
 from mixopt.errors import ConfigError, DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import WEIGHT_DECIMALS, Failure, FailureKind, JsonValue, Measurement, Outcome, Trial
@@ -87,6 +88,18 @@ def settings_of(trial: Trial, checkpoint_seconds: float = CHECKPOINT_SECONDS) ->
         clip=float(recipe["clip"]),
         checkpoint_seconds=checkpoint_seconds,
     )
+
+
+def trained_tokens(trial: Trial) -> int:
+    """Tokens that `trial` really trains on: whole steps, as `TrainSettings.steps` counts them."""
+    step = int(trial.recipe["tokens_per_step"])
+    return trial.source.tokens // step * step
+
+
+def shape_of(trial: Trial) -> Shape:
+    """What decides how fast `trial` trains."""
+    recipe = trial.recipe
+    return Shape(trial.source.size, int(recipe["vocab_size"]), int(recipe["window"]), int(recipe["tokens_per_step"]))
 
 
 def used_domains(trial: Trial) -> dict[str, tuple[float, ...]]:
@@ -184,8 +197,8 @@ class CostModel:
     flops_per_second: float
 
     def flops(self, trial: Trial) -> float:
-        """Training FLOPs: active experts, causal attention and logits, forward and backward."""
-        return proxy_of(trial).training_flops_per_token(int(trial.recipe["window"])) * trial.source.tokens
+        """Training FLOPs: active experts, causal attention and logits, forward and backward; what the trial will report, exactly."""
+        return trained_tokens(trial) * proxy_of(trial).training_flops_per_token(int(trial.recipe["window"]))
 
     def seconds(self, trial: Trial) -> float:
         """Wall time on one slot; a pack of K trials takes K times as long."""

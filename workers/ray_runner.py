@@ -7,6 +7,7 @@ must share the store.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -57,6 +58,14 @@ OBJECT_STORE_BYTES = 100 * 2**20
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 45.0
 """Ray itself tries for two minutes or more before it gives up on an address, and may end the process."""
+
+
+PROBE_MARK = "resources: "
+PROBE_SCRIPT = f"""
+import json, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print({PROBE_MARK!r} + json.dumps({{**ray.cluster_resources(), "nodes": sum(node["Alive"] for node in ray.nodes())}}))
+"""
 
 
 class RayRunner(PackRunner[Any]):
@@ -206,8 +215,11 @@ def _silence_notices() -> None:
         worker.print_to_stdstream = lambda *_, **__: None
 
 
-def probe(address: str) -> None:
+def probe(address: str) -> dict[str, float]:
     """Makes sure within bounded time that a Ray cluster answers at `address`, by joining it from a process that can be ended.
+
+    Returns:
+        The cluster's resources as Ray names them (CPU, GPU, memory in bytes, ...), and `nodes`, how many machines are alive.
 
     Raises:
         ConfigError: the address is not one.
@@ -222,7 +234,7 @@ def probe(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise RunError(f"No Ray cluster answers at {address}: {error}.", remedy) from error
-    command = [sys.executable, "-c", "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)", address]
+    command = [sys.executable, "-c", PROBE_SCRIPT, address]
     try:
         joined = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
@@ -230,3 +242,6 @@ def probe(address: str) -> None:
     if joined.returncode:
         reason = (joined.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise RunError(f"The Ray cluster at {address} could not be joined: {reason}", remedy)
+    lines = [line for line in joined.stdout.splitlines() if line.startswith(PROBE_MARK)]
+    resources: dict[str, float] = json.loads(lines[-1].removeprefix(PROBE_MARK))
+    return resources

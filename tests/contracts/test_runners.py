@@ -403,7 +403,10 @@ def test_a_running_cluster_is_found_by_those_who_have_its_token(ray_cluster: Non
 
     address = ray.get_runtime_context().gcs_address
     assert address.startswith("127.0.0.1:"), "the cluster listens beyond this machine"
-    probe(address)
+    resources = probe(address)
+    assert resources["CPU"] == ray.cluster_resources()["CPU"]
+    assert resources["nodes"] == 1
+    assert resources["memory"] > 0
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with pytest.raises(RunError):
         probe(address)

@@ -1,0 +1,36 @@
+"""What a search will cost, before it is run: `plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixopt.commands.arguments import ExperimentFile
+
+
+def plan(
+    file: ExperimentFile,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the plan as JSON too.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Measure the speed by 20 seconds of training, if the record has none.")
+    ] = True,
+) -> None:
+    """Says what a search will cost and what it can tell, before anything is spent."""
+    from mixopt.config import load_experiment
+
+    experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
+    from mixopt.plan_page import show_plan
+    from mixopt.terminal import RichReporter
+    from workers.compose import check_experiment
+    from workers.estimate import make_plan
+
+    check_experiment(experiment)
+    reporter = RichReporter()
+    made = make_plan(experiment, reporter, may_probe=probe)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(made.to_json(), indent=2) + "\n", encoding="utf-8")
+    show_plan(made, reporter.output)

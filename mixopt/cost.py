@@ -1,0 +1,316 @@
+"""What an experiment will cost, as plain values: trials, FLOPs, time, memory, disk, epochs, and what is known of noise.
+
+`workers.estimate` fills these in and `mixopt.plan_page` shows them, so neither has to know the other. FLOPs and trials are counted; memory,
+disk and time are estimates, and every speed says where it comes from. The main trade-off: one speed per shape of proxy, although a machine
+that is shared is never twice as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Origin = Literal["record", "probe", "scaled", "assumed"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides how fast a slot trains."""
+
+    size: str
+    vocab_size: int
+    window: int
+    tokens_per_step: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one slot sustains while all slots are busy.
+
+    Attributes:
+        flops_per_second: useful training FLOPs; the time that losses take to be measured is not in it.
+        origin: record: trials trained on this machine; probe: a few seconds of training just now; scaled: that of another shape, as if a
+            FLOP took as long in both; assumed: neither measured here.
+        sentence: the same for people, with numbers.
+    """
+
+    flops_per_second: float
+    origin: Origin
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where trials would run.
+
+    Attributes:
+        where: "this machine" or "the Ray cluster at ...".
+        slots: packs at once.
+        memory_bytes: available now; None: unknown.
+        disk_bytes: free in the output folder; None: unknown.
+        nodes: machines that share the memory.
+    """
+
+    where: str
+    device: Literal["cpu", "cuda"]
+    slots: int
+    memory_bytes: float | None
+    disk_bytes: float | None
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the search, or its verification.
+
+    Attributes:
+        what: where its trials come from: mixtures and seeds.
+        trials: of the whole stage. `at_most`: fewer where arms of the verification turn out to be one mixture.
+        reused: of these, trained already.
+        tokens, flops: training, all trials; `flops_left` of those not trained yet.
+        total_parameters, active_parameters, embedding_parameters: of one proxy, as `proxy_models.config` counts them; the embedding, which is
+            also the output matrix, is part of both other counts.
+        measuring_share: cost of measuring losses as a share of the training.
+        pack_size: trials of the largest pack; `packs`: how many packs are left to train.
+        seconds_per_trial: training and measuring on one slot.
+        seconds: of what is left, with the packs and slots that will run.
+        pack_bytes: memory of the largest pack.
+    """
+
+    name: Literal["search", "verification"]
+    source: str
+    what: str
+    trials: int
+    at_most: bool
+    reused: int
+    tokens: int
+    flops: float
+    flops_left: float
+    total_parameters: int
+    active_parameters: int
+    embedding_parameters: int
+    flops_per_token: float
+    measuring_share: float
+    packs: int
+    pack_size: int
+    seconds_per_trial: float
+    seconds: float
+    pack_bytes: float
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class DomainEpochs:
+    """How often the target run and the proxies of the search see one domain.
+
+    Attributes:
+        largest_weight: that bounds and epoch cap allow.
+        natural_epochs, unimax_epochs: of the target run, under these mixtures.
+        prepared_tokens: at hand for proxies; None: unknown before `mixopt prepare`.
+        unique_tokens: that a proxy may see.
+        note: floored: the proxy sees more unique tokens, and repeats the domain less, than the target run; capped: fewer tokens were
+            prepared than it should see, so it repeats more; "": as often as the target run.
+        proxy_natural_epochs, proxy_unimax_epochs: of a proxy of the search.
+    """
+
+    name: str
+    target_tokens: float
+    max_epochs: float
+    largest_weight: float
+    natural_epochs: float
+    unimax_epochs: float
+    prepared_tokens: int | None
+    unique_tokens: int
+    note: str
+    proxy_natural_epochs: float
+    proxy_unimax_epochs: float
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Documents to tokens.
+
+    Attributes:
+        done: the manifest names every domain and target.
+        text_bytes: to be read; None: unknown (compressed, or not on this machine).
+        seconds: None: unknown. `sentence` says where the rate comes from.
+    """
+
+    done: bool
+    text_bytes: float | None
+    seconds: float | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes in the output folder once all is done, and while trials run.
+
+    Attributes:
+        tokens_bytes: token files; None: unknown.
+        trials_bytes: weights and results of all trials; `checkpoints_bytes`: of the trials under way, removed as they finish.
+        record_bytes, mlflow_bytes, results_bytes: database, mirror (0 where it is elsewhere), answer and figures.
+        needed_bytes: of all these, what is not there yet.
+    """
+
+    tokens_bytes: float | None
+    trials_bytes: float
+    checkpoints_bytes: float
+    record_bytes: float
+    mlflow_bytes: float
+    results_bytes: float
+    needed_bytes: float
+
+    @property
+    def lasting_bytes(self) -> float:
+        """What stays."""
+        return (self.tokens_bytes or 0.0) + self.trials_bytes + self.record_bytes + self.mlflow_bytes + self.results_bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory at the worst moment: all slots hold their largest pack, beside the driver and Ray."""
+
+    pack_bytes: float
+    driver_bytes: float
+    total_bytes: float
+
+
+@dataclass(frozen=True)
+class NoiseOfTarget:
+    """What is known of one metric of the objective, bits per byte. `screened`: why it is noise at this size; "" if it is not."""
+
+    metric: str
+    seed_std: float
+    screened: str
+
+
+@dataclass(frozen=True)
+class NoiseKnown:
+    """Which targets are noise at this size, as far as known.
+
+    Attributes:
+        origin: record: from trials of this source; notes: from an experiment of the same size on another corpus; none.
+        sentence: where it comes from, with numbers.
+    """
+
+    origin: Literal["record", "notes", "none"]
+    sentence: str
+    targets: tuple[NoiseOfTarget, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The search with the proxy that the evidence asks for, at one number of tokens.
+
+    Attributes:
+        rule: where the number of tokens comes from.
+        seconds_here: on the slots of this machine, at the measured FLOPs per second.
+        seconds_gpu: on one GPU; arithmetic, not measurement.
+    """
+
+    rule: str
+    tokens: float
+    flops: float
+    seconds_here: float
+    seconds_gpu: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which proxy the field's evidence asks for, and what it would cost.
+
+    Attributes:
+        evidence: the finding, with its source.
+        enough: the proxy of the search has that many active parameters.
+        asked_active_parameters: by the evidence; `size`, `active_parameters`: the proxy the costs are for, the smallest that has them.
+        counting: how its FLOPs were counted.
+        gpu: what the GPU is assumed to do.
+    """
+
+    evidence: str
+    enough: bool
+    search_active_parameters: int
+    asked_active_parameters: float
+    size: str
+    active_parameters: int
+    flops_per_token: float
+    counting: str
+    gpu: str
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What would not fit or work, and the remedy."""
+
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole answer of `mixopt plan`.
+
+    Attributes:
+        search_id: None before `mixopt prepare`, because identity needs the documents' hashes.
+        problems: what does not fit, worst first; `warnings`: what will make the answer weaker; `notes`: what the numbers rest on.
+    """
+
+    name: str
+    search_id: str | None
+    strategy: str
+    seeds: int
+    budget_tokens: float
+    machine: Machine
+    preparation: Preparation
+    stages: tuple[Stage, ...]
+    memory: Memory
+    disk: Disk
+    domains: tuple[DomainEpochs, ...]
+    noise: NoiseKnown
+    advice: Advice
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def trials(self) -> int:
+        return sum(stage.trials for stage in self.stages)
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Of what is left: preparation where it is known, search and verification."""
+        return (self.preparation.seconds or 0.0) + sum(stage.seconds for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; totals are among them."""
+        body = asdict(self)
+        body["totals"] = {
+            "trials": self.trials,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "flops_left": sum(stage.flops_left for stage in self.stages),
+            "seconds": self.seconds,
+            "disk_bytes": self.disk.lasting_bytes,
+            "disk_needed_bytes": self.disk.needed_bytes,
+            "memory_bytes": self.memory.total_bytes,
+        }
+        plain: dict[str, Any] = _plain(body)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON reads them back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

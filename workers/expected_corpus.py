@@ -1,0 +1,155 @@
+"""The prepared corpus as it is, or as it may be expected to become: what a plan needs before `mixopt prepare` has run.
+
+Expected counts are estimated from the bytes of files on this machine, and said to be estimates; where compression or distance hides the bytes,
+nothing is guessed. The trade-off: a manifest of an older version of the experiment file is believed as long as it names every domain and
+target, because finding out what changed is the work of `prepare`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixopt.config import DomainConfig, Experiment, TargetConfig
+from mixopt.corpus.documents import estimated_text_bytes, resolve_files
+from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
+from mixopt.corpus.tokenizer import load_tokenizer
+from mixopt.errors import DataError
+
+BYTES_PER_TOKEN = 2.8
+"""Mean over 14 domains of real text (2.1 for Chinese to 3.3 for dialogue) with a trained vocabulary of 4,096; larger vocabularies give more."""
+UNKNOWN_TOKENS = 2**52
+"""Stands for a count that is not known, where more tokens than this change nothing."""
+HASH_LETTERS = "not prepared: "
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What trials would train on.
+
+    Attributes:
+        manifest: real, or expected: then hashes are placeholders, and counts estimates.
+        prepared: the manifest is real.
+        text_bytes: of all documents; None: hidden by compression, or not on this machine.
+        unknown: domains and targets whose size is not known.
+    """
+
+    manifest: Manifest
+    prepared: bool
+    text_bytes: float | None
+    unknown: tuple[str, ...] = ()
+
+
+def corpus_of(experiment: Experiment) -> Corpus:
+    """The prepared corpus of an experiment, or what to expect of it.
+
+    Raises:
+        DataError, ConfigError: a file of the experiment is missing or of an unknown kind.
+    """
+    expected = _expected(experiment)
+    try:
+        manifest = Manifest.load(experiment.output_dir / "tokens")
+    except DataError:  # missing or damaged, which `prepare` mends
+        return expected
+    named = {domain.name for domain in experiment.domains} <= set(manifest.domains)
+    named = named and {target.name for target in experiment.targets} <= set(manifest.targets)
+    if not named or not all(path.exists() for path in _token_files(manifest)):
+        return expected
+    domains = {domain.name: manifest.domains[domain.name] for domain in experiment.domains}
+    targets = {target.name: manifest.targets[target.name] for target in experiment.targets}
+    real = Manifest(manifest.root, manifest.tokenizer_path, manifest.tokenizer_hash, manifest.vocab_size, domains, targets)
+    return Corpus(real, True, expected.text_bytes)
+
+
+def token_file_bytes(manifest: Manifest) -> float:
+    """Bytes of all token files: as they lie on disk, or two per expected token (no vocabulary here needs four)."""
+    total = 0.0
+    for path, file in ((manifest.absolute(file), file) for file in _files(manifest)):
+        total += path.stat().st_size if path.exists() else 2.0 * file.tokens if file.tokens < UNKNOWN_TOKENS else 0.0
+    return total
+
+
+def tokens_of(manifest: Manifest) -> dict[Path, int]:
+    """Path of every held-out set -> its tokens."""
+    held_out = [files.valid for files in manifest.domains.values()] + [target.file for target in manifest.targets.values()]
+    return {manifest.absolute(file): file.tokens for file in held_out}
+
+
+def _files(manifest: Manifest) -> list[TokenFile]:
+    sides = [file for files in manifest.domains.values() for file in (files.train, files.valid)]
+    return sides + [target.file for target in manifest.targets.values()]
+
+
+def _token_files(manifest: Manifest) -> list[Path]:
+    return [manifest.absolute(file) for file in _files(manifest)]
+
+
+def _expected(experiment: Experiment) -> Corpus:
+    domains: dict[str, DomainFiles] = {}
+    targets: dict[str, TargetFile] = {}
+    total: float | None = 0.0
+    unknown = []
+    for domain in experiment.domains:
+        train, valid, text_bytes = _domain_bytes(domain)
+        domains[domain.name] = DomainFiles(_file(f"{domain.name}.train", train), _file(f"{domain.name}.valid", valid))
+        total = None if total is None or text_bytes is None else total + text_bytes
+        if train is None or valid is None:
+            unknown.append(f"domain '{domain.name}'")
+    for target in experiment.targets:
+        size = _target_bytes(target)
+        targets[target.name] = TargetFile(target.kind, _file(f"target-{target.name}", size))
+        total = None if total is None or size is None else total + size
+        if size is None:
+            unknown.append(f"target '{target.name}'")
+    manifest = Manifest(
+        root=experiment.output_dir / "tokens",
+        tokenizer_path="tokenizer.json",
+        tokenizer_hash="",
+        vocab_size=_vocabulary(experiment),
+        domains=domains,
+        targets=targets,
+    )
+    return Corpus(manifest, False, total, tuple(unknown))
+
+
+def _vocabulary(experiment: Experiment) -> int:
+    path = experiment.tokenizer.path
+    if path is not None and Path(path).is_file():
+        return load_tokenizer(Path(path)).vocab_size
+    return experiment.tokenizer.vocab_size
+
+
+def _domain_bytes(domain: DomainConfig) -> tuple[float | None, float | None, float | None]:
+    """Bytes of the training side, of the held-out side, and of all that is read."""
+    owner = f"domain '{domain.name}'"
+    text = _local_bytes(domain.path, domain.text_column, owner)
+    if domain.valid is not None:
+        valid = _local_bytes(domain.valid, domain.text_column, f"held-out set of {owner}")
+        return text, valid, None if text is None or valid is None else text + valid
+    if text is None:
+        return None, None, None
+    return text * (1 - domain.held_out), text * domain.held_out, text
+
+
+def _target_bytes(target: TargetConfig) -> float | None:
+    owner = f"target '{target.name}'"
+    if target.prompt_column is None or target.completion_column is None:
+        return _local_bytes(target.path, target.text_column or "text", owner)
+    sizes = [_local_bytes(target.path, column, owner) for column in (target.prompt_column, target.completion_column)]
+    if any(size is None for size in sizes):
+        return None
+    if all(path.lower().endswith(".parquet") for path in target.path):
+        return sum(size or 0.0 for size in sizes)
+    return sizes[0]  # rows of text hold both columns: their file was measured twice
+
+
+def _local_bytes(patterns: tuple[str, ...], column: str, owner: str) -> float | None:
+    """Bytes of text in files of this machine; None where they cannot be told without reading, or lie elsewhere."""
+    if any("://" in pattern for pattern in patterns):
+        return None
+    return estimated_text_bytes(resolve_files(patterns, owner), column)
+
+
+def _file(name: str, text_bytes: float | None) -> TokenFile:
+    tokens = UNKNOWN_TOKENS if text_bytes is None else max(1, int(text_bytes / BYTES_PER_TOKEN))
+    return TokenFile(f"{name}.tokens", f"{HASH_LETTERS}{name}", tokens, int(text_bytes or 0), 0)
