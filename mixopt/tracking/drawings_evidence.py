@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from mixopt.terminal import quantity
 from mixopt.tracking.canvas import (
@@ -19,7 +19,6 @@ from mixopt.tracking.canvas import (
     VERMILION,
     WIDE,
     Layout,
-    cut,
     domain_rows,
     legend_above,
     mark,
@@ -28,16 +27,13 @@ from mixopt.tracking.canvas import (
     spread,
 )
 from mixopt.tracking.drawings_mixture import BASELINES
-from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
-from mixopt.tracking.measured import noise_by_metric
+from mixopt.tracking.findings import ARM_TITLES, Findings
 from mixopt.verification import OBJECTIVE, Comparison
 
 # Half the width of a central 90% interval of a normal distribution, in standard deviations.
 NINETY_PERCENT = 1.645
 # Marks that can be pointed at make a page large; of a search of thousands the arms and the best stay reachable, the others are dots.
 MOST_MARKS = 400
-# Opacity of cells of the heat map whose sign is likely, and of those where it is unclear.
-PALE, GREY = 0.14, 0.35
 VERDICT_COLOURS = {"better": BLUE, "worse": VERMILION, "undecided": MUTED}
 
 
@@ -242,102 +238,3 @@ def verification_figure(findings: Findings, layout: Layout = WIDE) -> Any | None
     label = "left of 0: better" if layout.narrow else f"left of 0: the proposal is better ({verification.objective_unit})"
     axes.set_xlabel(label, color=INK, fontsize=9)
     return figure
-
-
-def effects_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
-    """Heat map: what one more point of a domain's share does for each target, in standard deviations of a seed; grey where unclear."""
-    from matplotlib.patches import Rectangle
-
-    effects = findings.effects
-    if effects is None:
-        return None
-    columns = effect_columns(findings)
-    if not columns:
-        return None
-    rows = effect_rows(findings)
-    strengths = sorted(abs(effects.mean[row][effects.metrics.index(metric)] / scale) for row in rows for metric, scale in columns)
-    largest = strengths[math.ceil(0.95 * len(strengths)) - 1] or 1.0
-    numbers = not layout.narrow and len(columns) <= 14
-    left = name_room(effects.domains, layout, 1.6)
-    widest = 0.9 * len(columns)  # a cell wider than this is a bar
-    titles = [cut("objective" if metric == OBJECTIVE else short_metric(metric), 1.3) for metric, _ in columns]
-    head = (0.075 if numbers else 0.082) * max(map(len, titles)) + 0.15
-    figure, axes = new_axes(
-        "What one more point of a domain does for each target",
-        f"Predicted change when a domain gains {effects.step:.0%} of all tokens, from {effects.base}, in standard deviations of a seed; "
-        "pale: likely.",
-        layout,
-        0.27 * len(rows),
-        {"left": left, "right": max(0.25, layout.width - left - widest), "top": head, "bottom": 0.1},
-        legend=5,
-    )
-    domain_rows(axes, [effects.domains[row] for row in rows], guides=False)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.spines["bottom"].set_visible(False)
-    axes.xaxis.tick_top()
-    axes.set_xticks(range(len(columns)), titles, rotation=90 if layout.narrow else 55, ha="center" if layout.narrow else "left")
-    axes.tick_params(axis="x", length=0, pad=2)
-    for line, row in enumerate(rows):
-        for column, (metric, scale) in enumerate(columns):
-            where = effects.metrics.index(metric)
-            mean, low, high = (table[row][where] for table in (effects.mean, effects.low, effects.high))
-            certainty = effect_certainty(mean, low, high)
-            colour = FAINT if certainty == "unclear" else BLUE if mean < 0 else VERMILION
-            strength = min(abs(mean / scale) / largest, 1)
-            alpha = {"clear": 0.3 + 0.4 * strength, "likely": PALE, "unclear": GREY}[certainty]
-            cell = Rectangle((column - 0.47, line - 0.45), 0.94, 0.9, facecolor=colour, alpha=alpha, edgecolor="none", zorder=1)
-            axes.add_patch(cell)
-            unit = findings.objective_unit if metric == OBJECTIVE else "bits per byte"
-            verdict = (
-                "unclear" if certainty == "unclear" else f"{'' if certainty == 'clear' else 'likely '}{'better' if mean < 0 else 'worse'}"
-            )
-            mark(
-                cell,
-                f"{effects.domains[row]} on {'the objective' if metric == OBJECTIVE else short_metric(metric)}",
-                f"{mean:+.3g} {unit} ({low:+.3g} to {high:+.3g}): {verdict}",
-                *([] if metric == OBJECTIVE else [f"{mean / scale:+.2f} standard deviations of a seed"]),
-            )
-            if numbers:
-                text = f"{mean / scale:+.{1 if abs(mean / scale) >= 0.95 else 2}f}".replace("-", "\N{MINUS SIGN}")
-                axes.text(
-                    column, line, text, ha="center", va="center", fontsize=7.5, color=MUTED if certainty == "unclear" else INK, zorder=2
-                )
-    handles = [_square(BLUE, 0.6, "helps"), _square(VERMILION, 0.6, "hurts"), _square(BLUE, PALE, "likely helps")]
-    handles += [_square(VERMILION, PALE, "likely hurts"), _square(FAINT, GREY, "unclear")]
-    legend_above(axes, handles, layout)
-    return figure
-
-
-def effect_certainty(mean: float, low: float, high: float) -> Literal["clear", "likely", "unclear"]:
-    """Clear: the 90% interval excludes zero. Likely: the mean is a standard deviation from it, so that the sign is wrong one time in six."""
-    if low > 0 or high < 0:
-        return "clear"
-    return "likely" if abs(mean) > (high - low) / (2 * NINETY_PERCENT) else "unclear"
-
-
-def _square(colour: str, alpha: float, label: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=colour, alpha=alpha, edgecolor="none", label=label)
-
-
-def effect_columns(findings: Findings) -> list[tuple[str, float]]:
-    """The objective and the shown metrics, each with the noise that its column is divided by."""
-    effects = findings.effects
-    if effects is None:
-        return []
-    scales = {row.metric: row.noise_std for row in noise_by_metric(findings, findings.shown_metrics)}
-    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal else {}
-    noise = float(evidence.get("objective_noise_std") or 1.0)
-    columns = [(metric, scales[metric]) for metric in findings.shown_metrics if metric in scales and metric in effects.metrics]
-    return [(OBJECTIVE, noise), *columns] if columns else []
-
-
-def effect_rows(findings: Findings) -> list[int]:
-    """Rows of the effects: the domain that helps the objective most comes first."""
-    effects = findings.effects
-    if effects is None:
-        return []
-    column = effects.metrics.index(OBJECTIVE)
-    return sorted(range(len(effects.domains)), key=lambda row: (effects.mean[row][column], effects.domains[row]))

@@ -14,7 +14,8 @@ from typing import Any
 
 from mixopt.history import History
 from mixopt.tracking.canvas import WIDE, Layout, save_png
-from mixopt.tracking.drawings_evidence import effects_figure, objective_figure, predicted_figure, verification_figure
+from mixopt.tracking.drawings_effects import effects_figure
+from mixopt.tracking.drawings_evidence import objective_figure, predicted_figure, verification_figure
 from mixopt.tracking.drawings_mixture import epochs_figure, mixture_figure
 from mixopt.tracking.drawings_runs import cost_figure, curves_figure, noise_figure
 from mixopt.tracking.findings import Findings, read_findings

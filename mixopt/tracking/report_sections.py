@@ -8,7 +8,8 @@ from typing import Any
 from mixopt.proposal import Proposal
 from mixopt.terminal import quantity
 from mixopt.tracking.blocks import Drawing, Fact, Facts, Heading, Notes, Prose, Section, Table, missing, percent, waiting
-from mixopt.tracking.drawings_evidence import compared_rows, effect_certainty, effect_columns, effect_rows, objective_trials
+from mixopt.tracking.drawings_effects import effect_cells
+from mixopt.tracking.drawings_evidence import compared_rows, objective_trials
 from mixopt.tracking.drawings_mixture import compared_arms
 from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
 from mixopt.tracking.note import answer_sentence, progress_sentence, recommended_mixture, signed
@@ -276,32 +277,23 @@ def effects_section(findings: Findings) -> Section:
     title, effects = "Effects of domains on targets", findings.effects
     if findings.proposal is None:
         return Section("effects", title, [waiting(findings, "The map of effects")])
-    columns = effect_columns(findings)
-    if effects is None or not columns:
+    cells = effect_cells(findings)
+    if effects is None or not cells:
         return Section("effects", title, [missing("Not known: the record holds no surrogate's effects, and none could be fitted again.")])
-    where = [effects.metrics.index(metric) for metric, _ in columns]
-    names = ["objective" if metric == OBJECTIVE else short_metric(metric) for metric, _ in columns]
-    clear, likely, rows = [], 0, []
-    for row in effect_rows(findings):
-        cells = []
-        for name, column in zip(names, where, strict=True):
-            mean, low, high = (table[row][column] for table in (effects.mean, effects.low, effects.high))
-            cells.append(f"{signed(mean)} ({signed(low)} to {signed(high)})")
-            certainty = effect_certainty(mean, low, high)
-            likely += certainty == "likely"
-            if certainty == "clear":
-                clear.append(f"{effects.domains[row]} {'helps' if mean < 0 else 'hurts'} {name}")
-        rows.append([effects.domains[row], *cells])
-    total = len(rows) * len(names)
-    alt = f"{len(clear)} of {total} effects are clear of the surrogate's doubt: {'; '.join(clear) or 'none'}"
+    everything = [cell for row in cells for cell in row]
+    clear = [f"{cell.domain} {'helps' if cell.mean < 0 else 'hurts'} {cell.metric}" for cell in everything if cell.certainty == "clear"]
+    likely = sum(cell.certainty == "likely" for cell in everything)
+    alt = f"{len(clear)} of {len(everything)} effects are clear of the surrogate's doubt: {'; '.join(clear) or 'none'}"
+    rows = [[row[0].domain, *(f"{signed(cell.mean)} ({signed(cell.low)} to {signed(cell.high)})" for cell in row)] for row in cells]
     caption = f"Predicted change, bits per byte (objective: {findings.objective_unit}), with 90% intervals; negative is better"
     blocks = [
         Prose(
             f"What the surrogate expects when a domain gains {effects.step:.0%} of all tokens and all others shrink in proportion, starting from the "
-            f"{effects.base} mixture. {len(clear)} of {total} effects are clear: their 90% interval excludes zero; {likely} more are likely: more than a standard deviation from it. For a domain of next to "
-            "nothing, a point is a large change. These are slopes at one mixture, not the answer."
+            f"{effects.base} mixture. {len(clear)} of {len(everything)} effects are clear: their 90% interval excludes zero; {likely} more are "
+            "likely: more than a standard deviation from it. For a domain of next to nothing, a point is a large change. These are slopes at one "
+            "mixture, not the answer."
         ),
         Drawing("effects", alt),
-        Table(caption, ["domain", *names], rows, folded="Every effect with its interval"),
+        Table(caption, ["domain", *(cell.metric for cell in cells[0])], rows, folded="Every effect with its interval"),
     ]
     return Section("effects", title, blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixopt.effects import DomainEffects, domain_effects, raised
@@ -47,6 +47,7 @@ def prediction(doubt: float) -> Prediction:
     return Prediction(DOMAINS, SOURCE, NATURAL, objective, known, other, None, "", np.ones((1, 1)), seed=3)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 1), min_size=2, max_size=12), st.floats(0.0001, 0.05), st.data())
 def test_a_step_keeps_the_sum_and_the_others_proportions(parts: list[float], step: float, data: st.DataObject) -> None:
     weights = np.array(parts) / sum(parts)
