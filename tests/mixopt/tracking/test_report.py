@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mixopt.errors import ConfigError, DataError
 from mixopt.history import History
 from mixopt.swarm import Swarm
 from mixopt.tracking.blocks import Drawing, Prose, Section, Table
@@ -316,3 +317,41 @@ def test_marks_say_the_numbers_they_stand_for(findings: Findings) -> None:
     assert svg.count('tabindex="0"') == 1
     orders = sorted(int(order) for order in re.findall(r'data-at="(\d+)"', svg))
     assert orders == list(range(svg.count('class="mark"')))
+
+
+class TestCommand:
+    """`mixopt report DIR`."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, recorded: Callable[..., Any]) -> Path:
+        kind = type(recorded(3))
+        kind(History.open(tmp_path / "record.sqlite"), 3).finish(8)
+        return tmp_path
+
+    def run(self, *words: str) -> Any:
+        from typer.testing import CliRunner
+
+        from mixopt.cli import app
+
+        return CliRunner().invoke(app, ["report", *words])
+
+    def test_it_writes_beside_the_answer_and_prints_the_path(self, folder: Path) -> None:
+        result = self.run(str(folder))
+        path = folder / "searches" / "demo-5ea7c400" / "report.html"
+        assert result.stdout.strip() == str(path)
+        assert Page(path.read_text(encoding="utf-8")).open == []
+        assert f"mixopt export {folder} --search" in path.read_text(encoding="utf-8")
+        assert {file.stem for file in (path.parent / "figures").glob("*.png")} == set(FIGURES)
+
+    def test_it_writes_where_it_is_told(self, folder: Path) -> None:
+        target = folder / "elsewhere" / "page.html"
+        assert self.run(str(folder), "--out", str(target), "--search", "5ea7").stdout.strip() == str(target)
+        assert target.exists()
+
+    def test_a_folder_is_no_file(self, folder: Path) -> None:
+        result = self.run(str(folder), "--out", str(folder))
+        assert isinstance(result.exception, ConfigError)
+        assert "is a folder" in result.exception.message
+
+    def test_a_folder_without_a_search_is_said(self, tmp_path: Path) -> None:
+        assert isinstance(self.run(str(tmp_path / "nothing")).exception, DataError)
