@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mixopt.groups import Units
 from mixopt.mixture import FloatArray
 from mixopt.prediction import DRAWS, INTERVAL, Prediction
 from mixopt.verification import OBJECTIVE
@@ -28,7 +29,7 @@ class DomainEffects:
     Attributes:
         base: name of the mixture that is changed.
         step: what is added to a domain's share, out of 1.
-        domains: rows; those with room for the step.
+        domains: rows; those with room for the step. A group whose split is given is one row, under its path.
         metrics: columns; bits per byte, but "objective" in its own unit.
         mean, low, high: (domains, metrics).
     """
@@ -57,10 +58,22 @@ def raised(weights: FloatArray, index: int, step: float = STEP) -> FloatArray:
     return np.asarray(changed)
 
 
-def domain_effects(prediction: Prediction, base: str, weights: FloatArray, step: float = STEP) -> DomainEffects:
-    """Effects of raising each domain's share at the mixture `weights` (domains,), on every metric and on the objective."""
-    rows = [index for index in range(len(weights)) if weights[index] + step <= 1]
-    points = np.stack([*(raised(weights, index, step) for index in rows), weights])
+def domain_effects(prediction: Prediction, base: str, weights: FloatArray, step: float = STEP, units: Units | None = None) -> DomainEffects:
+    """Effects of raising each domain's share at the mixture `weights` (domains,), on every metric and on the objective.
+
+    Args:
+        units: what the search moved: a group whose split is given is raised as one, for of its domains alone nothing was learned. The mixture
+            is then `weights` in those splits. None: every domain by itself.
+    """
+    titles, moving = prediction.domains, weights
+    if units is not None and not units.are_domains:
+        titles, moving = units.titles, units.collapse(weights)
+    rows = [index for index in range(len(moving)) if moving[index] + step <= 1]
+    points = np.stack([*(raised(moving, index, step) for index in rows), moving])
+    if units is not None:
+        points = units.expand(points)
+    if not np.allclose(points[-1], weights):
+        base = f"{base} (groups split as given)"
     metrics: list[str] = []
     columns = []  # one array (3, domains) per metric: mean, low, high
     for fitted in (prediction.counted, prediction.others):
@@ -70,8 +83,8 @@ def domain_effects(prediction: Prediction, base: str, weights: FloatArray, step:
             metrics += fitted.metrics
             ends = np.percentile(differences, INTERVAL, axis=0)
             columns += list(np.stack([differences.mean(axis=0), *ends]).transpose(2, 0, 1))
-    objective = prediction.objective_effects(points[:-1], weights)
+    objective = prediction.objective_effects(points[:-1], points[-1])
     columns.append(np.array([[effect.mean, effect.low, effect.high] for effect in objective]).T)
     tables = np.stack(columns, axis=-1)
     mean, low, high = (tuple(tuple(row) for row in table.tolist()) for table in tables)
-    return DomainEffects(base, step, tuple(prediction.domains[index] for index in rows), (*metrics, OBJECTIVE), mean, low, high)
+    return DomainEffects(base, step, tuple(titles[index] for index in rows), (*metrics, OBJECTIVE), mean, low, high)

@@ -115,7 +115,7 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
             "optimizer": {"method": optimum.method, "status": optimum.status},
             "baselines": _baselines(prediction, measured, space, domains),
             "guard": _guard(prediction, optimum.weights, best, indistinct),
-            "domain_effects": domain_effects(prediction, "natural", natural).to_json(),
+            "domain_effects": domain_effects(prediction, "natural", natural, units=space.units).to_json(),
             **_out_of_fold(prediction, objective, measured),
         },
     )

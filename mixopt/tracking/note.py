@@ -105,12 +105,12 @@ def _mixture_table(findings: Findings, proposal: Proposal) -> str:
 
 def _levels(findings: Findings, proposal: Proposal) -> str:
     """The mixture to use by groups, and how each group was searched where the experiment file says so."""
-    arm, weights = _recommended(findings, proposal)
+    arm, weights = recommended_mixture(findings, proposal)
     paths = {domain["name"]: domain.get("group", "") for domain in findings.context["domains"]}
     levels = weights_per_level(paths, weights, findings.context["natural"])
     if not levels:
         return ""
-    rules = {group["path"]: _rule(group) for group in findings.context.get("groups", ())}
+    rules = {group["path"]: group_rule(group) for group in findings.context.get("groups", ())}
     ruled = any(rules.values())
     rows = []
     for row in levels:
@@ -122,7 +122,7 @@ def _levels(findings: Findings, proposal: Proposal) -> str:
     return f"## Weights per level\n\nShares of tokens{f', by {_cell(names)}' if names else ''}.\n\n{_table(head, rows, words=int(ruled))}"
 
 
-def _rule(group: Mapping[str, Any]) -> str:
+def group_rule(group: Mapping[str, Any]) -> str:
     """What the experiment file asks of a group."""
     parts = []
     if "shares" in group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixopt.groups import weights_per_level
 from mixopt.proposal import Proposal
 from mixopt.terminal import quantity
 from mixopt.tracking.blocks import Drawing, Fact, Facts, Heading, Notes, Prose, Section, Table, missing, percent, waiting
@@ -12,7 +13,7 @@ from mixopt.tracking.drawings_effects import effect_cells
 from mixopt.tracking.drawings_evidence import compared_rows, objective_trials
 from mixopt.tracking.drawings_mixture import compared_arms
 from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
-from mixopt.tracking.note import answer_sentence, progress_sentence, recommended_mixture, signed
+from mixopt.tracking.note import answer_sentence, group_rule, progress_sentence, recommended_mixture, signed
 from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, Comparison, Verification, spoken
 
 STATES = {"finished": "good", "running": "open", "interrupted": "open", "failed": "bad"}
@@ -108,19 +109,25 @@ def _mixture_table(findings: Findings, proposal: Proposal) -> Table:
 
 
 def _group_table(findings: Findings, proposal: Proposal) -> Table | None:
-    """Shares summed per group; None where the experiment has no groups."""
-    groups: dict[str, list[str]] = {}
-    for domain in findings.context["domains"]:
-        groups.setdefault(domain["group"] or "no group", []).append(domain["name"])
-    if set(groups) <= {"no group"}:
-        return None
+    """The weight of every group, sub-groups under their group; None where the experiment has no groups."""
+    paths = {domain["name"]: domain.get("group", "") for domain in findings.context["domains"]}
     arms = {"proposal": proposal.mixture.as_dict(), **compared_arms(findings)}
-    totals = {group: [sum(mixture[name] for name in names) for mixture in arms.values()] for group, names in groups.items()}
-    rows = [
-        [group, ", ".join(groups[group]), *map(percent, shares)]
-        for group, shares in sorted(totals.items(), key=lambda item: (-item[1][0], item[0]))
-    ]
-    return Table("Shares of tokens by group", ["group", "domains", *(ARM_TITLES.get(arm, arm) for arm in arms)], rows, words=[1])
+    levels = {
+        arm: {row.path: row for row in weights_per_level(paths, weights, findings.context["natural"])} for arm, weights in arms.items()
+    }
+    if not levels["proposal"]:
+        return None
+    rules = {group["path"]: group_rule(group) for group in findings.context.get("groups", ())}
+    ruled = any(rules.values())
+    rows = []
+    for path, row in levels["proposal"].items():
+        name = "\N{NO-BREAK SPACE}" * 4 * (row.level - 1) + path
+        shares = [percent(found[path].weight) for found in levels.values()]
+        rows.append([name, *shares, percent(row.share), *([rules.get(path, "")] * ruled)])
+    named = " / ".join(findings.context.get("levels") or ())
+    caption = "Shares of tokens by group" + (f": {named}" if named else "")
+    head = ["group", *(ARM_TITLES.get(arm, arm) for arm in arms), "proposal, of its parent", *(["rule"] if ruled else [])]
+    return Table(caption, head, rows, words=[len(head) - 1] if ruled else [])
 
 
 def _near_optimal(findings: Findings, proposal: Proposal) -> Prose:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixopt.effects import DomainEffects, domain_effects, raised
+from mixopt.groups import Units
 from mixopt.objective import Objective
 from mixopt.prediction import Prediction
 from mixopt.swarm import Points
@@ -85,6 +86,16 @@ def test_what_the_surrogate_does_not_know_is_wide() -> None:
 def test_a_domain_without_room_for_the_step_has_no_row() -> None:
     effects = domain_effects(prediction(doubt=0.0), "corner", np.array([0.995, 0.005, 0.0]))
     assert effects.domains == ("code", "math")
+
+
+def test_a_group_with_a_given_split_is_raised_as_one() -> None:
+    units = Units(("web", "rare/*"), DOMAINS, np.array([0, 1, 1]), np.array([1.0, 0.75, 0.25]))
+    effects = domain_effects(prediction(doubt=0.0), "natural", NATURAL, step=0.02, units=units)
+    assert effects.domains == ("web", "rare")
+    change = raised(NATURAL, 0, 0.02) - NATURAL  # what web gains the group loses, in its own proportions
+    assert effects.base == "natural"
+    assert effects.mean[0][0] == pytest.approx(SLOPES[0] @ change)
+    assert effects.mean[1][0] == pytest.approx(SLOPES[0] @ np.array([-0.02, 0.015, 0.005]))
 
 
 def test_effects_survive_the_record() -> None:

@@ -169,15 +169,20 @@ def test_numbers_are_those_of_the_record(findings: Findings) -> None:
     assert {row[0]: row[column] for row in epochs.rows} == {name: f"{value:.2f}" for name, value in proposal.epochs.items()}
 
 
-def test_groups_are_summed(findings: Findings) -> None:
+def test_groups_are_summed_by_level(findings: Findings) -> None:
     assert findings.proposal is not None
     assert "By group" not in str(section(findings, "mixture"))
-    domains = [{**domain, "group": "scarce" if index > 2 else "rest"} for index, domain in enumerate(findings.context["domains"])]
-    grouped = replace(findings, context={**findings.context, "domains": domains})
+    paths = ["rest", "rest", "rest", "scarce/one", "scarce/two", "scarce/two"]
+    domains = [{**domain, "group": path} for domain, path in zip(findings.context["domains"], paths, strict=True)]
+    rules = [{"path": "scarce/two", "level": 2, "members": [], "shares": "natural"}]
+    grouped = replace(findings, context={**findings.context, "domains": domains, "groups": rules})
     table = tables(section(grouped, "mixture"))[-1]
-    weights = findings.proposal.mixture.as_dict()
-    scarce = sum(weights[domain["name"]] for domain in domains[3:])
-    assert {row[0]: row[2] for row in table.rows} == {"scarce": f"{scarce:.1%}", "rest": f"{1 - scarce:.1%}"}
+    weights = list(findings.proposal.mixture.as_dict().values())
+    found = {row[0].strip(): row for row in table.rows}
+    assert found["scarce"][1] == f"{sum(weights[3:]):.1%}"
+    assert found["scarce/two"][1] == f"{sum(weights[4:]):.1%}"
+    assert found["scarce/two"][-2] == f"{sum(weights[4:]) / sum(weights[3:]):.1%}"
+    assert "natural shares" in found["scarce/two"][-1]
 
 
 def test_noise_is_pooled_over_repeats_and_split_by_mixture(findings: Findings) -> None:
