@@ -12,13 +12,14 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.errors import ConfigError
 from mixopt.mixture import SUM_TOLERANCE, FloatArray, Mixture
+from mixopt.trial import WEIGHT_DECIMALS
 
 SEPARATOR = "/"
 # Ends the name of a unit that is a group, which no domain's name can: a group and a domain may share their name.
@@ -238,6 +239,18 @@ def units_of(paths: Mapping[str, str], tokens: Mapping[str, float], rules: Seque
         )
     owner = np.array([names.index(unit_of[domain]) for domain in paths], dtype=np.int64)
     return Units(names, tuple(paths), owner, np.array([share[domain] for domain in paths]))
+
+
+def rules_identity(paths: Mapping[str, str], units: Units, rules: Sequence[GroupRule]) -> list[Any]:
+    """What the rules mean for domains, as JSON values; empty where they mean nothing. Renaming a group or a level changes nothing here."""
+    members, by_unit = group_members(paths), list(zip(units.domains, units.owner.tolist(), units.share.tolist(), strict=True))
+    splits = [
+        sorted([domain, round(share, WEIGHT_DECIMALS)] for domain, owner, share in by_unit if owner == unit)
+        for unit in range(len(units.names))
+        if units.is_group(unit)
+    ]
+    bounds = [[sorted(members[rule.path]), list(rule.bounds)] for rule in rules if rule.bounds != (0.0, 1.0)]
+    return [sorted(splits), sorted(bounds)] if splits or bounds else []
 
 
 def weights_per_level(paths: Mapping[str, str], weights: Mapping[str, float], natural: Mapping[str, float]) -> list[LevelWeight]:

@@ -18,15 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from mixopt.domains import DomainSet
 from mixopt.errors import DataError, MixoptError, RunError
 from mixopt.factory import TrialFactory
-from mixopt.groups import group_members
+from mixopt.groups import rules_identity
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.runner import Completed, Failed, Runner, Started, TrialEvent
 from mixopt.strategies.base import Strategy
 from mixopt.swarm import Swarm
-from mixopt.trial import WEIGHT_DECIMALS, Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest
+from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -93,7 +92,7 @@ def search_identity(
         [d.name, d.content_hash, d.target_tokens, d.max_epochs, list(d.bounds)]
         for d in sorted(factory.domains.domains, key=lambda domain: domain.name)
     ]
-    groups = _rules_identity(factory.domains)
+    groups = rules_identity(factory.domains.group_paths, factory.domains.units, factory.domains.rules)
     return content_digest(
         {
             **({"groups": groups} if groups else {}),
@@ -108,22 +107,6 @@ def search_identity(
             "seed": seed,
         }
     )
-
-
-def _rules_identity(domains: DomainSet) -> list[JsonValue]:
-    """The rules on groups, by the domains they speak of: renaming a group or a level changes nothing."""
-    units, members = domains.units, group_members(domains.group_paths)
-    splits = [
-        sorted(
-            [name, round(float(units.share[index]), WEIGHT_DECIMALS)]
-            for index, name in enumerate(units.domains)
-            if units.owner[index] == unit
-        )
-        for unit in range(len(units.names))
-        if units.is_group(unit)
-    ]
-    bounds = [[sorted(members[rule.path]), list(rule.bounds)] for rule in domains.rules if rule.bounds != (0.0, 1.0)]
-    return [sorted(splits), sorted(bounds)] if splits or bounds else []
 
 
 def run_search(
