@@ -150,7 +150,7 @@ class Disk:
     Attributes:
         tokens_bytes: token files; None: unknown.
         trials_bytes: weights and results of all trials; `checkpoints_bytes`: of the trials under way, removed as they finish.
-        record_bytes, mlflow_bytes, results_bytes: database, mirror (0 where it is elsewhere), answer and figures.
+        record_bytes, mlflow_bytes, results_bytes: database, mirror (0 where it is elsewhere), answer, figures and report.
         needed_bytes: of all these, what is not there yet.
     """
 

@@ -114,7 +114,7 @@ def _disk(disk: Disk, plan: Plan) -> str:
     parts = [tokens, f"trials {size(disk.trials_bytes)}", f"record {size(disk.record_bytes)}"]
     if disk.mlflow_bytes:
         parts.append(f"MLflow {size(disk.mlflow_bytes)}")
-    parts.append(f"figures {size(disk.results_bytes)}")
+    parts.append(f"figures and report {size(disk.results_bytes)}")
     there = "unknown how much is free" if plan.machine.disk_bytes is None else f"{size(plan.machine.disk_bytes)} free"
     while_running = f"; up to {size(disk.checkpoints_bytes)} more for checkpoints while trials run" if disk.checkpoints_bytes else ""
     return f"{', '.join(parts)}: {size(disk.lasting_bytes)}{while_running}; {size(disk.needed_bytes)} still to come, {there}"

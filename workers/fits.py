@@ -8,6 +8,9 @@ from mixopt.cost import Disk, DomainEpochs, Machine, Memory, Problem, Stage
 from mixopt.domains import MINIMUM_UNIQUE_WINDOWS
 from workers.compose import EVALUATION_SHARE
 
+DEAR_MEASURING = 0.5
+"""Share of the training from which on measuring is worth a word; a matter of taste."""
+
 
 def problems(machine: Machine, memory: Memory, disk: Disk, stages: Sequence[Stage]) -> tuple[Problem, ...]:
     """What would end the search before its end. Nothing is said of what is not known."""
@@ -59,6 +62,12 @@ def warnings(stages: Sequence[Stage], domains: Sequence[DomainEpochs]) -> tuple[
             f"Measuring losses costs {share:.0%} of the training of each trial, more than {EVALUATION_SHARE:.0%}: raise `proxy.tokens` or lower "
             "`proxy.window`."
         )
+    found.extend(
+        f"The {stage.name} scores every held-out set, which adds {stage.measuring_share:.0%} to its training; `verification.evaluation_tokens` "
+        "limits the tokens per set."
+        for stage in stages[1:]
+        if stage.measuring_share > DEAR_MEASURING
+    )
     return tuple(found)
 
 

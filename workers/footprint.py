@@ -16,11 +16,11 @@ DRIVER_BYTES = 1.6e9
 `examples/shared-corpus.yaml`."""
 DRIVER_IN_PROCESS_BYTES = 1.0e9
 
-# Sizes of files after searches of 24 and 42 trials with 100 and 48 measurements each.
+# Sizes of files after searches of 24, 42 and 54 trials with 100, 48 and 100 measurements each.
 RESULT_BYTES, RESULT_BYTES_PER_MEASUREMENT = 8_000.0, 75.0
 RECORD_BYTES, RECORD_BYTES_PER_TRIAL, RECORD_BYTES_PER_MEASUREMENT = 100_000.0, 2_000.0, 170.0
-MLFLOW_BYTES, MLFLOW_BYTES_PER_TRIAL, MLFLOW_BYTES_PER_MEASUREMENT = 1_450_000.0, 2_000.0, 600.0
-FIGURES_BYTES = 420_000.0
+MLFLOW_BYTES, MLFLOW_BYTES_PER_TRIAL, MLFLOW_BYTES_PER_MEASUREMENT = 1_450_000.0, 2_000.0, 700.0
+FIGURES_BYTES, REPORT_BYTES = 420_000.0, 450_000.0
 WEIGHT_BYTES = 4.0
 # Weights and two moments in float32.
 CHECKPOINT_BYTES = 12.0
@@ -48,7 +48,7 @@ def disk(search: Search, corpus: Corpus, stages: Sequence[Stage], slots: int) ->
         # A finished trial keeps its weights only, so the checkpoints of one stage never lie beside those of the next.
         checkpoints = max(checkpoints, min(left, slots * stage.pack_size) * CHECKPOINT_BYTES * stage.total_parameters)
     tokens = None if corpus.unknown and not corpus.prepared else token_file_bytes(corpus.manifest)
-    results = FIGURES_BYTES * (2 if mirrored else 1)  # MLflow keeps the figures once more
+    results = (FIGURES_BYTES + REPORT_BYTES) * (2 if mirrored else 1)  # MLflow keeps them once more
     databases = RECORD_BYTES + (MLFLOW_BYTES if mirrored else 0.0)
     return Disk(
         tokens_bytes=tokens,

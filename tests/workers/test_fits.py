@@ -69,3 +69,11 @@ def test_domains_that_proxies_cannot_follow_are_named() -> None:
     assert found[0].startswith("Proxies repeat math less often")
     assert found[1].startswith("Proxies repeat books more often")
     assert "26%" in found[2]
+
+
+def test_a_verification_that_mostly_measures_says_so() -> None:
+    check = replace(STAGE, name="verification", measuring_share=0.94)
+    (found,) = warnings([STAGE, check], [DOMAIN])
+    assert "adds 94%" in found
+    assert "`verification.evaluation_tokens`" in found
+    assert warnings([STAGE, replace(check, measuring_share=0.3)], [DOMAIN]) == ()
