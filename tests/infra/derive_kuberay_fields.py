@@ -71,4 +71,6 @@ def derive(checkout: Path, tag: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     fields = derive(Path(sys.argv[1]), sys.argv[2])
-    Path(__file__).with_name("kuberay_fields.json").write_text(json.dumps(fields, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")
+    Path(__file__).with_name("kuberay_fields.json").write_text(
+        json.dumps(fields, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8"
+    )
