@@ -15,7 +15,8 @@ import yaml
 from mixopt.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNBOOK = (ROOT / "infra" / "runbook.md").read_text(encoding="utf-8")
+# Continued lines joined.
+RUNBOOK = (ROOT / "infra" / "runbook.md").read_text(encoding="utf-8").replace("\\\n", "")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text(encoding="utf-8"))
 MANIFESTS = [
     thing for path in sorted((ROOT / "infra" / "kuberay").iterdir()) for thing in yaml.safe_load_all(path.read_text(encoding="utf-8"))

@@ -27,8 +27,8 @@ import yaml
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 SERVICES: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text(encoding="utf-8"))["services"]
-PATIENCE_SECONDS = 240.0
-"""For a slow, shared machine; each service needs half a minute on an idle one."""
+PATIENCE_SECONDS = 500.0
+"""For a slow, shared machine; each service needs 15 to 30 seconds on an idle one."""
 SECRETS = {
     "ray_token": "0123456789abcdef" * 4,
     "postgres_password": "unused",
@@ -61,25 +61,28 @@ def free_ports(count: int) -> list[int]:
 
 def script(service: str, replaced: Mapping[str, str]) -> str:
     """The command of a service for `sh -ceu`, with what belongs to the container replaced; every replacement must match."""
-    command = SERVICES[service]["command"]
+    command = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", word) for word in SERVICES[service]["command"]]
     text = command[2].replace("$$", "$") if command[:2] == ["sh", "-ceu"] else shlex.join(command)
-    text = re.sub(r"'?\$\{\w+:-(\w+)\}'?", r"\1", text)
     for old, new in replaced.items():
         assert old in text, old
         text = text.replace(old, new)
     return text
 
 
+# As `restart: unless-stopped` does it: Ray gives a node thirty seconds to start, which a busy machine may exceed.
+RESTARTING = 'for attempt in 1 2 3 4 5; do sh -ceu "$0"; sleep 1; done'
+
+
 @contextmanager
-def started(service: str, replaced: Mapping[str, str], folder: Path, **environment: str) -> Iterator[None]:
-    """A service as a process group of its own, ended afterwards; its output goes to a file that is shown when it fails."""
+def started(service: str, replaced: Mapping[str, str], folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A service as a process group of its own, ended afterwards; its output goes to a file that is shown when something fails."""
     own = {name: str(value).replace("/run/secrets", str(folder / "secrets")) for name, value in SERVICES[service]["environment"].items()}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     log = folder / f"{service}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["sh", "-ceu", script(service, replaced)],
+            ["sh", "-c", RESTARTING, script(service, replaced)],
             env={**inherited, **own, "PATH": path, "HOME": str(folder), **environment},
             cwd=folder,
             stdout=output,
@@ -87,20 +90,23 @@ def started(service: str, replaced: Mapping[str, str], folder: Path, **environme
             start_new_session=True,
         )
     try:
-        yield
+        yield process
     except BaseException:
         print(log.read_text(errors="replace")[-3000:])
         raise
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        # What it started and left, as Ray's dashboard agents, is in its group.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks the group to end, and ends what is left of it after a while."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        for _ in range(60):
+            os.killpg(process.pid, 0)
+            time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def answer(url: str, **headers: str) -> int:
@@ -114,12 +120,13 @@ def answer(url: str, **headers: str) -> int:
         return 0
 
 
-def wait_for(service: str, port: int, replaced_port: str) -> None:
+def wait_for(process: subprocess.Popen[bytes], service: str, port: int, replaced_port: str) -> None:
     """Waits until the health check of a service, as the compose file has it, succeeds."""
     url = SERVICES[service]["healthcheck"]["test"][-1]
     assert f":{replaced_port}/" in url
     deadline = time.monotonic() + PATIENCE_SECONDS
     while answer(url.replace(f"localhost:{replaced_port}", f"127.0.0.1:{port}")) != 200:
+        assert process.poll() is None, f"{service} ended"
         assert time.monotonic() < deadline, f"{service} is not healthy"
         time.sleep(0.5)
 
@@ -129,6 +136,7 @@ def login(password: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_mlflow_starts_and_asks_for_a_login(folder: Path) -> None:
     (port,) = free_ports(1)
     settings = (INFRA / "mlflow-auth.ini").read_text(encoding="utf-8")
@@ -142,8 +150,8 @@ def test_mlflow_starts_and_asks_for_a_login(folder: Path) -> None:
         address: f"sqlite:///{folder}/runs.db",
         "/artifacts": str(folder / "artifacts"),
     }
-    with started("mlflow", replaced, folder, MLFLOW_AUTH_CONFIG_PATH=str(folder / "auth.ini")):
-        wait_for("mlflow", port, "5000")
+    with started("mlflow", replaced, folder, MLFLOW_AUTH_CONFIG_PATH=str(folder / "auth.ini")) as server:
+        wait_for(server, "mlflow", port, "5000")
         url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
         assert answer(url) == 401
         assert answer(url, Authorization=login("wrong")) == 401
@@ -155,6 +163,7 @@ def test_mlflow_starts_and_asks_for_a_login(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.ray
 def test_head_and_worker_start_and_ask_for_the_token(folder: Path) -> None:
     gcs, dashboard, head_agent, worker_agent, client = free_ports(5)
@@ -167,10 +176,10 @@ def test_head_and_worker_start_and_ask_for_the_token(folder: Path) -> None:
         "--dashboard-port=8265": f"--dashboard-port={dashboard} --dashboard-agent-listen-port={head_agent} --temp-dir={folder}/ray",
     }
     joining = {"head:6379": f"127.0.0.1:{gcs} --dashboard-agent-listen-port={worker_agent}", "--num-cpus=4": "--num-cpus=1"}
-    with started("head", replaced, folder, **loopback):
-        wait_for("head", dashboard, "8265")
-        with started("worker", joining, folder, **loopback):
-            wait_for("worker", worker_agent, "52365")
+    with started("head", replaced, folder, **loopback) as head:
+        wait_for(head, "head", dashboard, "8265")
+        with started("worker", joining, folder, **loopback) as worker:
+            wait_for(worker, "worker", worker_agent, "52365")
             url = f"http://127.0.0.1:{dashboard}/api/jobs/"
             assert answer(url) == 401
             assert answer(url, Authorization="Bearer wrong") == 403
