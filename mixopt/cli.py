@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import main_job, names, planning, review
+from mixopt.commands import domains, main_job, names, planning, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ for command in (
     review.mirror,
     review.export,
     names.schema,
+    domains.domains,
 ):
     app.command()(command)
 app.command("list")(names.list_names)
