@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixopt.config import Experiment, load_experiment, parse_experiment
@@ -167,6 +167,7 @@ def test_the_result_is_json(corpus: Path) -> None:
     assert body["verdicts"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=2, max_size=4))
 def test_shared_documents_are_those_of_the_reference(parts: list[list[int]]) -> None:
     scans = []
@@ -189,6 +190,7 @@ def test_shared_documents_are_those_of_the_reference(parts: list[list[int]]) -> 
         assert len(values) == 1, "the example is one text in both places"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), max_size=12))
 def test_extremes_are_the_shortest_and_the_longest(sizes: list[int]) -> None:
     side = SideScan()

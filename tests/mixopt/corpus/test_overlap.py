@@ -59,6 +59,7 @@ def reference(documents: Sequence[str], items: Sequence[TargetItem]) -> tuple[in
     )
 
 
+@settings(deadline=None)  # the first call makes the table of characters
 @given(st.lists(texts, max_size=5))
 def test_words_are_those_of_the_regular_expression(documents: list[str]) -> None:
     found = words_of([document.lower() for document in documents])
@@ -70,6 +71,7 @@ def test_words_are_those_of_the_regular_expression(documents: list[str]) -> None
     assert len(by_hash) == len({word for _, word in expected}), "one word, one hash, wherever it stands"
 
 
+@settings(deadline=None)
 @given(texts)
 def test_runs_have_one_hash_each(document: str) -> None:
     sequence = words(document)
@@ -80,7 +82,7 @@ def test_runs_have_one_hash_each(document: str) -> None:
         assert len(set(zip(found.tolist(), runs, strict=True))) == len(set(found.tolist())) == len(set(runs))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_counts_are_those_of_the_reference(data: st.DataObject) -> None:
     items = data.draw(st.lists(st.builds(TargetItem, texts, texts), max_size=4))
@@ -103,6 +105,7 @@ def test_counts_are_those_of_the_reference(data: st.DataObject) -> None:
         assert run in grams(words(documents[int(example.document)]), len(run)), "and of the document"
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1, 40))
 def test_parts_of_a_long_text_hold_all_its_runs_and_no_others(text: str, characters: int) -> None:
     lowered = text.lower()
