@@ -143,3 +143,19 @@ def test_what_all_prompts_begin_and_end_with_is_no_part_of_the_question() -> Non
 def test_items_that_are_too_short_are_told(count: int, checkable: int) -> None:
     runs = TargetRuns.from_items({"t": [TargetItem(" ".join(f"w{n}" for n in range(count)))]})
     assert runs.checkable == (checkable,)
+
+
+@pytest.mark.parametrize("characters", [1, 7, 20, 50])
+def test_no_run_is_lost_between_parts(characters: int) -> None:
+    lowered = " ".join(f"w{n}" for n in range(100))
+    parts = list(parts_of(lowered, characters))
+    assert len(parts) > 1
+    assert set().union(*(grams(words(part), RUN_WORDS) for part in parts)) == grams(words(lowered), RUN_WORDS)
+
+
+def test_a_run_does_not_reach_into_the_next_document() -> None:
+    question = [f"w{n}" for n in range(RUN_WORDS)]
+    counter = OverlapCounter(TargetRuns.from_items({"t": [TargetItem(" ".join(question))]}))
+    counter.add(" ".join(question[:6]), "0")
+    counter.add(" ".join(question[6:]), "1")
+    assert counter.close("d") == []
