@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mixopt.config import Experiment
@@ -53,3 +55,14 @@ def lack_of_space(folder: Path) -> str:
 def existing_folder(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+@contextmanager
+def named_in_errors(folder: Path) -> Iterator[None]:
+    """Gives an error of the operating system that names no file (a full disk met while writing) the name of the output folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(folder)
+        raise
