@@ -26,7 +26,7 @@ def write_json(file: Path, body: Any) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"--json {file} cannot be written ({error.strerror}).", "Name another file.") from error
 

@@ -177,13 +177,18 @@ class OverlapCounter:
                     place = int(places[index[first]])
                     source = self._batch[int(words.texts[place])][1]
                     item = int(items[first] - runs.first_item[target]) + 1
-                    self._examples[target] = Example(source, item, " ".join(words.excerpt(place, length).split())[:EXCERPT_CHARACTERS])
+                    self._examples[target] = Example(source, item, _shown(words.excerpt(place, length)))
         if pairs:
             documents, targets = np.unique(np.concatenate(pairs, axis=1), axis=1)
             new = documents > self._last[targets]
             self._documents += np.bincount(targets[new], minlength=len(runs.targets))
             np.maximum.at(self._last, targets, documents)
         self._batch, self._characters = [], 0
+
+
+def _shown(text: str) -> str:
+    """On one line, and free of what no terminal and no UTF-8 file takes (halves of surrogate pairs)."""
+    return " ".join(text.split())[:EXCERPT_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
 def parts_of(lowered: str, characters: int = BATCH_CHARACTERS) -> Iterator[str]:

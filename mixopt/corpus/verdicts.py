@@ -73,7 +73,7 @@ def _of_duplicates(domains: Sequence[DomainRow], shared: Sequence[Shared]) -> It
         for side, where in ((domain.train, "of"), (domain.valid, "of the held-out set of")):
             if side.repeats:
                 yield (
-                    f"{documents(side.repeats)} {where} {domain.name} ({side.repeats / side.documents:.2g} of its documents) "
+                    f"{documents(side.repeats)} {where} {domain.name} ({100 * side.repeats / side.documents:.2g}%) "
                     f"{'repeats' if side.repeats == 1 else 'repeat'} an earlier one ({side.repeats_example})."
                 )
     if not shared and not any(side.repeats for domain in domains for side in (domain.train, domain.valid)):

@@ -63,7 +63,9 @@ def _of_allocator(said: dict[str, Any], preloaded: str) -> Finding:
     if preloaded:
         return warning(topic, f"LD_PRELOAD is {preloaded}; workers give freed memory back, and {cost}.", "Start mixopt without LD_PRELOAD.")
     if not said["libc"].startswith("glibc"):
-        return warning(topic, f"This system has no glibc; our MALLOC_ settings do nothing, and {cost}.", "Use an image with glibc (Debian).")
+        return warning(
+            topic, f"This system has no glibc; our MALLOC_ settings do nothing, and {cost}.", "Use an image with glibc (Debian)."
+        )
     return warning(
         topic,
         f"Workers give freed memory back although MALLOC_TRIM_THRESHOLD_ is set ({said['libc']}), and {cost}.",

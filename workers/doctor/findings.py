@@ -69,7 +69,9 @@ def run_checks(checks: Sequence[Check], done: Callable[[], None] = lambda: None)
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
             findings.append(
-                problem(check.topic, f"No answer within {check.seconds:.0f} seconds.", "Look for a disk or server that hangs; try again later.")
+                problem(
+                    check.topic, f"No answer within {check.seconds:.0f} seconds.", "Look for a disk or server that hangs; try again later."
+                )
             )
         else:
             findings.extend(found)

@@ -28,7 +28,9 @@ def packages() -> list[Finding]:
         asked = [line for line in metadata.requires("mixopt") or [] if "extra ==" not in line]
     except metadata.PackageNotFoundError:
         return [
-            warning("packages", "mixopt is not installed here; it runs from a folder.", "Run `make demo`, or `pip install .` in the folder.")
+            warning(
+                "packages", "mixopt is not installed here; it runs from a folder.", "Run `make demo`, or `pip install .` in the folder."
+            )
         ]
     return list(compare(pins, asked, installed_versions([*pins, *map(_name, asked)])))
 

@@ -36,7 +36,7 @@ def cores(experiment: Experiment | None = None, root: Path = ROOT) -> list[Findi
     load = os.getloadavg()[0]
     asked = experiment.ray.cpus if experiment and experiment.ray.cpus else None
     found = []
-    if limit < counted and (asked is None or asked > limit):
+    if _runs_here(experiment) and limit < counted and (asked is None or asked > limit):
         reason = f"a quota of {quota:g}" if quota and quota < usable else "the affinity of this process"
         found.append(
             warning(
@@ -46,12 +46,16 @@ def cores(experiment: Experiment | None = None, root: Path = ROOT) -> list[Findi
             )
         )
     else:
-        found.append(ok("cores", f"{limit} cores, for as many packs of trials at once."))
+        found.append(ok("cores", f"{limit} may be used."))
     if load > 1.5 * limit:
         found.append(
             warning("load", f"{load:.1f} processes want {limit} cores: others work here too.", "Wait for them, or expect longer times.")
         )
     return found
+
+
+def _runs_here(experiment: Experiment | None) -> bool:
+    return experiment is None or experiment.ray.address in (None, "in-process")
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
@@ -67,6 +71,8 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 def memory(experiment: Experiment | None = None, root: Path = ROOT) -> list[Finding]:
     """Free memory against what packs of the experiment need, one per core; without an experiment, of nano proxies."""
     free = free_memory(root)
+    if not _runs_here(experiment):
+        return [ok("memory", "Packs run in the cluster; Ray looks after its nodes.")]
     if free is None:
         return [warning("memory", "How much memory is free is unknown here.", "Watch it while the first trials run.")]
     in_process = experiment is not None and experiment.ray.address == "in-process"
@@ -129,7 +135,9 @@ def temporary_disk() -> list[Finding]:
     free, full = facts.f_bavail * facts.f_frsize, 1 - facts.f_bavail / max(facts.f_blocks, 1)
     remedy = "Free space there, or set TMPDIR to a folder on a local disk."
     if len(str(folder)) + RAY_SOCKET_CHARACTERS > SOCKET_CHARACTERS:
-        return [problem("temporary files", f"{folder} is too long a path for Ray's sockets.", "Set TMPDIR to a shorter path, such as /tmp.")]
+        return [
+            problem("temporary files", f"{folder} is too long a path for Ray's sockets.", "Set TMPDIR to a shorter path, such as /tmp.")
+        ]
     if full > RAY_FULL_SHARE:
         return [warning("temporary files", f"{folder} is {full:.0%} full; above {RAY_FULL_SHARE:.0%} Ray stops storing objects.", remedy)]
     if free < 1e9:
@@ -160,7 +168,9 @@ def open_files() -> list[Finding]:
     soft, hard = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard))
     # Ray raises its own limit as far as it may.
     if hard < FEWEST_OPEN_FILES:
-        return [warning("open files", f"A process may hold {hard:g} open, Ray asks for {FEWEST_OPEN_FILES}.", "Raise it: `ulimit -n 65536`.")]
+        return [
+            warning("open files", f"A process may hold {hard:g} open, Ray asks for {FEWEST_OPEN_FILES}.", "Raise it: `ulimit -n 65536`.")
+        ]
     return [ok("open files", f"{soft:g} per process, {hard:g} at most.")]
 
 

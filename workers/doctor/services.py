@@ -45,7 +45,10 @@ def ray_here(experiment: Experiment | None, start: bool = True) -> list[Finding]
     probed = probe_process("workers.doctor.ray_probe", [address or "local", *inputs], {}, RAY_SECONDS)
     where = f"The cluster at {address}" if address else "A cluster of its own"
     if probed.trouble:
-        return [*found, problem("ray", f"{where} does not work: {probed.trouble}.", "Look at memory, disk and `ray.address`; or set it to in-process.")]
+        return [
+            *found,
+            problem("ray", f"{where} does not work: {probed.trouble}.", "Look at memory, disk and `ray.address`; or set it to in-process."),
+        ]
     return [*found, *of_ray(where, probed.said)]
 
 
@@ -59,7 +62,9 @@ def of_ray(where: str, said: dict[str, Any]) -> Iterator[Finding]:
     yield ok("ray", f"{where} answers and ran a task: Ray {said['ray']}, {said['cores']:g} cores{gpus}.")
     missing = [name for name, value in WORKER_ENVIRONMENT.items() if seen["environment"].get(name) != value]
     if missing:
-        yield problem("ray workers", f"A worker did not get {', '.join(missing)}.", "Look for a runtime environment that overrides `env_vars`.")
+        yield problem(
+            "ray workers", f"A worker did not get {', '.join(missing)}.", "Look for a runtime environment that overrides `env_vars`."
+        )
     if seen["mixopt"] != __version__:
         yield problem(
             "ray workers",
@@ -100,7 +105,9 @@ def authentication(address: str | None, environment: os._Environ[str] | dict[str
         )
     elif not given and not file.is_file():
         yield problem(
-            topic, f"RAY_AUTH_MODE is token, but there is none in {file}.", "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token."
+            topic,
+            f"RAY_AUTH_MODE is token, but there is none in {file}.",
+            "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token.",
         )
     else:
         yield ok(topic, f"On, with the token of {'RAY_AUTH_TOKEN' if given else file}.")
@@ -138,7 +145,11 @@ def sqlite_database(path: Path) -> list[Finding]:
             connection.close()
     except sqlite3.Error as error:
         if "locked" in str(error):
-            return [warning("mlflow", f"{path} is locked by another process.", "If that lasts, use a tracking server (`mlflow server`) instead.")]
+            return [
+                warning(
+                    "mlflow", f"{path} is locked by another process.", "If that lasts, use a tracking server (`mlflow server`) instead."
+                )
+            ]
         return [problem("mlflow", f"{path} cannot be used: {error}.", "Move it away, or set another `tracking.uri`.")]
     if not known:
         return [problem("mlflow", f"{path} is a database, but not one of MLflow.", "Set another `tracking.uri`.")]
@@ -157,13 +168,17 @@ def server_version(uri: str) -> Iterator[Finding]:
         return
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        yield problem("mlflow", f"No MLflow server answers at {shown}: {reason}.", "Start it, or mend `tracking.uri`; a search goes on without it.")
+        yield problem(
+            "mlflow", f"No MLflow server answers at {shown}: {reason}.", "Start it, or mend `tracking.uri`; a search goes on without it."
+        )
         return
     ours = metadata.version("mlflow")
     if not re.fullmatch(r"\d+\.\d+\S*", version):
         yield problem("mlflow", f"What answers at {shown} is no MLflow server.", "Mend `tracking.uri`.")
     elif version.split(".")[0] != ours.split(".")[0]:
-        yield warning("mlflow", f"The server at {shown} is MLflow {version}, here it is {ours}.", "Use the same major version on both sides.")
+        yield warning(
+            "mlflow", f"The server at {shown} is MLflow {version}, here it is {ours}.", "Use the same major version on both sides."
+        )
     else:
         yield ok("mlflow", f"{shown} answers: MLflow {version} (here {ours}).")
 
@@ -180,11 +195,11 @@ def logged_in(uri: str) -> Finding:
         text = " ".join(str(error).split())
         if re.search(r"\b401\b", text) or "authenticat" in text.lower():
             return problem(
-                topic, f"{shown} refuses our login (401).", "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+                topic,
+                f"{shown} refuses our login (401).",
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
             )
         if re.search(r"\b403\b", text):
             return problem(topic, f"{shown} lets us in but not read experiments (403).", "Ask for permission, or use another login.")
         return problem(topic, f"{shown} does not take requests: {text[:200]}", "Look at the server's log; a search goes on without it.")
     return ok(topic, f"{shown} takes our requests.")
-
-

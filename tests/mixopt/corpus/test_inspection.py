@@ -79,7 +79,7 @@ def test_duplicates_within_and_across_and_into_held_out_text(corpus: Path) -> No
     assert by_pair[other] == (1, "web.jsonl:6 and books.jsonl:1")
     said = "\n".join(found.verdicts)
     assert "1 document of web also stands in the held-out set of web: that held-out loss measures memory (web.jsonl:2 and" in said
-    assert "2 documents of web (0.33 of its documents) repeat an earlier one (web.jsonl:1 and web.jsonl:4)." in said
+    assert "2 documents of web (33%) repeat an earlier one (web.jsonl:1 and web.jsonl:4)." in said
     assert "1 document of web is empty and will be left out." in said
 
 

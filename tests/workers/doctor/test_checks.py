@@ -67,7 +67,9 @@ def test_an_installed_mixopt_carries_the_pins(tmp_path: Path) -> None:
     import zipfile
 
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "tests", "docs", "*.egg-info", "build"))
+    shutil.copytree(
+        ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "tests", "docs", "*.egg-info", "build")
+    )
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -229,7 +231,11 @@ def torch_says(**changes: Any) -> dict[str, Any]:
     [
         (torch_says(), Status.OK, "None; trials run on cores"),
         (torch_says(driver="550.54"), Status.WARNING, "is a CPU build: the GPU stays idle"),
-        (torch_says(driver="450.1", version="2.13.0", cuda="12.8", reason="driver too old"), Status.PROBLEM, "cannot use a GPU: driver too old"),
+        (
+            torch_says(driver="450.1", version="2.13.0", cuda="12.8", reason="driver too old"),
+            Status.PROBLEM,
+            "cannot use a GPU: driver too old",
+        ),
         (
             torch_says(version="2.13.0", cuda="12.8", driver="550.54", devices=[{"name": "H100", "bytes": 80 * 2**30}]),
             Status.OK,
@@ -372,7 +378,10 @@ SEARCH = "/api/2.0/mlflow/experiments/search"
     ("answers", "expected"),
     [
         ({"/version": (200, "3.17.2"), SEARCH: (200, "{}")}, {"mlflow": "answers: MLflow 3.17.2", "mlflow login": "takes our requests"}),
-        ({"/version": (200, "2.9.0"), SEARCH: (200, "{}")}, {"mlflow": "is MLflow 2.9.0, here it is", "mlflow login": "takes our requests"}),
+        (
+            {"/version": (200, "2.9.0"), SEARCH: (200, "{}")},
+            {"mlflow": "is MLflow 2.9.0, here it is", "mlflow login": "takes our requests"},
+        ),
         ({"/version": (200, "3.17.2"), SEARCH: (401, "You are not authenticated.")}, {"mlflow": "answers", "mlflow login": "(401)"}),
         ({"/version": (401, "You are not authenticated."), SEARCH: (401, "You are not authenticated.")}, {"mlflow login": "(401)"}),
         ({"/version": (200, "3.17.2"), SEARCH: (403, "Permission denied")}, {"mlflow": "answers", "mlflow login": "(403)"}),
