@@ -356,7 +356,7 @@ def server(answers: dict[str, tuple[int, str]]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_GET = do_POST = _answer  # noqa: N815 - names of http.server
+        do_GET = do_POST = _answer
 
         def log_message(self, *_: object) -> None:
             pass
