@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import main_job, names, planning, review
+from mixopt.commands import doctor, domains, main_job, names, planning, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -40,12 +40,18 @@ for command in (
     review.mirror,
     review.export,
     names.schema,
+    domains.domains,
+    doctor.doctor,
 ):
     app.command()(command)
 app.command("list")(names.list_names)
 
 INTERRUPTED = 130
-OUTSIDE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO)
+# EFBIG: a limit on the size of files (`ulimit -f`), which schedulers set.
+OUTSIDE_TROUBLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO),
+)
 
 
 def _print_version(value: bool) -> None:

@@ -6,7 +6,6 @@ Here the pieces meet: prepared corpus, space, objective, strategy, factories of 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from mixopt.trial import Source, content_digest
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
 from workers.convert import recipe_for
+from workers.output_folder import check_output
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
 EARLY_POINTS = 3
@@ -172,7 +172,18 @@ def check_experiment(experiment: Experiment) -> None:
     """Finds what is wrong with an experiment before a document is read: names, sizes, constraints, the output folder.
 
     Raises:
-        ConfigError: an unknown strategy, surrogate or size, a verification at the source of the search, or an output that cannot be written.
+        ConfigError: as `check_settings`, or an output that cannot be written or has no space left.
+        InfeasibleError: no mixture satisfies bounds and epoch caps.
+    """
+    check_settings(experiment)
+    check_output(experiment)
+
+
+def check_settings(experiment: Experiment) -> None:
+    """The part of `check_experiment` that touches no file.
+
+    Raises:
+        ConfigError: an unknown strategy, surrogate or size, or a verification at the source of the search.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     get_strategy(experiment.search.strategy)
@@ -196,14 +207,6 @@ def check_experiment(experiment: Experiment) -> None:
             experiment.group_rules,
         )
     )
-    try:
-        experiment.output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=experiment.output_dir):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"'output' is {experiment.output}, which cannot be written ({error.strerror}).", "Name another folder."
-        ) from error
 
 
 def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict[str, float]) -> dict[str, Any]:

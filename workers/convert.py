@@ -186,6 +186,13 @@ def failure_of_member(failure: MemberFailure) -> Failure:
     return Failure(FailureKind(failure.kind) if failure.kind in kinds else FailureKind.ERROR, failure.message, failure.tokens)
 
 
+def pack_memory_bytes(config: ProxyConfig, tokens_per_step: int, members: int) -> float:
+    """Resident memory of a process that trains `members` proxies of one shape together."""
+    state = STATE_BYTES_PER_PARAMETER * config.parameters().total
+    activations = ACTIVATION_BYTES * tokens_per_step * config.n_layers * config.d_model
+    return PROCESS_BYTES + members * (state + activations)
+
+
 @dataclass(frozen=True)
 class CostModel:
     """What a trial costs before it is run. FLOPs are counted, memory and seconds are estimates.
@@ -206,8 +213,4 @@ class CostModel:
 
     def memory_bytes(self, trial: Trial, members: int = 1) -> float:
         """Resident memory of a process that trains a pack of `members` such trials."""
-        config = proxy_of(trial)
-        tokens = int(trial.recipe["tokens_per_step"])
-        state = STATE_BYTES_PER_PARAMETER * config.parameters().total
-        activations = ACTIVATION_BYTES * tokens * config.n_layers * config.d_model
-        return PROCESS_BYTES + members * (state + activations)
+        return pack_memory_bytes(proxy_of(trial), int(trial.recipe["tokens_per_step"]), members)

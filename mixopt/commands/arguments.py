@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).", show_default=False)]
 OutputFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a search.", show_default=False)]
 SearchOption = Annotated[str | None, typer.Option("--search", help="Search id or its first digits; default: the newest search in DIR.")]
+
+
+def write_json(file: Path, body: Any) -> None:
+    """Writes what a command found, for programs.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"--json {file} cannot be written ({error.strerror}).", "Name another file.") from error
 
 
 def open_record(folder: Path) -> History:

@@ -51,12 +51,14 @@ def prepare(file: ExperimentFile) -> None:
     from mixopt.config import load_experiment
     from mixopt.terminal import RichReporter, quantity, rows_table
     from workers.compose import check_experiment
+    from workers.output_folder import named_in_errors
     from workers.tokenize import prepare as prepare_corpus
 
     experiment = load_experiment(file)
     check_experiment(experiment)
     reporter = RichReporter()
-    manifest = prepare_corpus(experiment, reporter)
+    with named_in_errors(experiment.output_dir):
+        manifest = prepare_corpus(experiment, reporter)
     parts = [(f"{name} (train)", files.train, True) for name, files in manifest.domains.items()]
     parts += [(f"{name} (valid)", files.valid, True) for name, files in manifest.domains.items()]
     # Completion targets count the bytes of completions and the tokens of prompts too: their ratio says nothing.
@@ -84,11 +86,12 @@ def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
     from mixopt.terminal import SearchProgress
+    from workers.output_folder import named_in_errors
     from workers.run import run
 
     if trials is not None:
         experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
-    with SearchProgress(reporter.console) as progress:
+    with named_in_errors(experiment.output_dir), SearchProgress(reporter.console) as progress:
         return run(experiment, reporter, observers=(progress,))
 
 
