@@ -15,6 +15,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from mixopt.errors import RunError
@@ -25,6 +27,7 @@ from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.mirrored import MirroredRun, search_key, search_run, trial_runs, trials_table
 from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
 from mixopt.tracking.note import answer_markdown
+from mixopt.tracking.review import trials_view, view_address
 from mixopt.trial import content_digest
 
 TABLE_NAME = "trials.json"
@@ -89,6 +92,7 @@ class MlflowMirror:
 
     def _sync(self, findings: Findings, should_stop: Callable[[], bool]) -> bool:
         parent_id = self._write_parent(search_run(findings))
+        self._share_view()
         children = trial_runs(findings, parent_id)
         self._look_up(children)
         for child in children:
@@ -110,6 +114,20 @@ class MlflowMirror:
         self._runs = self._server.runs(self.search_id)
         return self._write(parent)
 
+    def _share_view(self) -> None:
+        """Makes the page that a reviewer is sent to; once, for people may change it there."""
+        key = f"{search_key(self.search_id)}/view"
+        known = self.history.mirror_run(self._target, key)
+        if known is None or known.digest != content_digest(trials_view(self.search_id)):
+            self.history.set_mirror_run(
+                self._target, key, self._server.share_view(self.search_id), content_digest(trials_view(self.search_id))
+            )
+
+    def review_address(self, base: str) -> str:
+        """Where the search's trials are seen on a tracking server, or a page over the database, that answers at `base`."""
+        known = self.history.mirror_run(self._target, f"{search_key(self.search_id)}/view")
+        return f"{base.rstrip('/')}/#/experiments" if known is None else view_address(base, known.run_id, self.search_id)
+
     def _look_up(self, wanted: Sequence[MirroredRun]) -> None:
         """Asks MLflow for the search's runs, unless all that are wanted are known: an earlier mirror or another process may have made them."""
         if self._runs is None or any(run.key not in self._runs for run in wanted):
@@ -118,15 +136,18 @@ class MlflowMirror:
     def _write(self, run: MirroredRun) -> str:
         """Makes or updates a run unless it already holds this content; returns its id."""
         assert self._runs is not None
-        digest, known = run.digest(), self.history.mirror_run(self._target, run.key)
+        digests, known = run.digests(), self.history.mirror_run(self._target, run.key)
         run_id = self._runs.get(run.key)
-        if run_id is not None and known is not None and (known.run_id, known.digest) == (run_id, digest):
+        before = known.digest.split(".") if known is not None and known.run_id == run_id else []
+        # A mirror that an earlier version made knows one digest for all, which fits none of the parts.
+        parts = [part for place, part in enumerate(digests) if before[place : place + 1] != [digests[part]]]
+        if run_id is not None and not parts:
             return run_id
         made = run_id is None
         if run_id is None:
             run_id = self._runs[run.key] = self._server.create(run)
-        self._server.write(run_id, run, made)
-        self.history.set_mirror_run(self._target, run.key, run_id, digest)
+        self._server.write(run_id, run, parts, made)
+        self.history.set_mirror_run(self._target, run.key, run_id, ".".join(digests.values()))
         return run_id
 
     def _upload(self, parent_id: str, findings: Findings) -> None:
@@ -134,10 +155,8 @@ class MlflowMirror:
         if findings.proposal is None and findings.search.state == "running":
             return
         answer = answer_markdown(findings)
-        key, digest = (
-            f"{search_key(self.search_id)}/artifacts",
-            content_digest([answer, findings.swarm.digest(), findings.search.experiment_yaml]),
-        )
+        key = f"{search_key(self.search_id)}/artifacts"
+        digest = content_digest([answer, findings.swarm.digest(), findings.search.experiment_yaml, trials_table(findings)])
         known = self.history.mirror_run(self._target, key)
         if known is not None and (known.run_id, known.digest) == (parent_id, digest):
             return
@@ -148,11 +167,18 @@ class MlflowMirror:
             (folder / "experiment.yaml").write_text(findings.search.experiment_yaml, encoding="utf-8")
             findings.swarm.table.write_parquet(folder / "swarm.parquet")
             (folder / TABLE_NAME).write_text(json.dumps(trials_table(findings)), encoding="utf-8")
+            self._write_report(folder / "report.html")
             self._server.upload(parent_id, folder, [TABLE_NAME])
             if self._folder is not None:
                 for path in (*figures, folder / "answer.md"):
                     _copy(path, self._folder / path.relative_to(folder))
         self.history.set_mirror_run(self._target, key, parent_id, digest)
+
+    def _write_report(self, path: Path) -> None:
+        """The self-contained page of the search, where this mixopt can draw one."""
+        name = "mixopt.tracking.report"
+        if find_spec(name) is not None:
+            import_module(name).write_report(path, self.history, self.search_id)
 
 
 class MirrorThread:
