@@ -27,6 +27,7 @@ from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Strategy
 from mixopt.surrogates import get_surrogate
+from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, content_digest
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
@@ -189,6 +190,8 @@ def check_experiment(experiment: Experiment) -> None:
             f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
             "Give it a larger size or more tokens, or set `enabled: false`.",
         )
+    if experiment.tracking.enabled and experiment.tracking.uri is not None:
+        check_address(experiment.tracking.uri)
     # Constraints depend on the target corpus only, not on what is prepared.
     MixtureSpace.from_domains(
         DomainSet(

@@ -90,8 +90,12 @@ def _held_out(findings: Findings) -> tuple[Input, ...]:
 def _sources(findings: Findings, section: str) -> dict[str, str]:
     """Name -> where the documents are, from the resolved experiment file. Read as plain YAML: another version may have written it."""
     entries = (yaml.safe_load(findings.search.experiment_yaml) or {}).get(section) or ()
-    return {str(entry["name"]): _text(entry.get("path") or entry.get("dataset") or entry.get("hub") or "") for entry in entries}
+    return {str(entry["name"]): _place(entry.get("path") or entry.get("hub") or "") for entry in entries}
 
 
-def _text(value: Any) -> str:
+def _place(value: Any) -> str:
+    """Paths or addresses as they are; a data set of the hub by its id, configuration and split."""
+    if isinstance(value, Mapping):
+        parts = [str(value[key]) for key in ("dataset", "config", "split") if value.get(key)]
+        return f"hf://datasets/{'/'.join(parts)}"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -21,7 +21,7 @@ from mixopt.history import TrialRecord
 from mixopt.tracking.findings import Findings
 from mixopt.tracking.inputs import Input, search_inputs, trial_inputs
 from mixopt.tracking.note import answer_markdown
-from mixopt.trial import Outcome, Trial, TrialState, content_digest
+from mixopt.trial import FailureKind, Outcome, Trial, TrialState, content_digest
 from mixopt.verification import LABEL_PREFIX, OBJECTIVE
 
 # MLflow refuses or cuts tags of more than 8,000 characters (mlflow/utils/validation.py).
@@ -216,7 +216,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
     return MirroredRun(
         key=key,
         name=trial_name(record),
-        status=TRIAL_STATUS[record.state],
+        status=_trial_status(record, findings.search.state),
         tags={
             **_identity(findings, key),
             PARENT_TAG: parent_run_id,
@@ -256,6 +256,14 @@ def _trial_note(trial: Trial, weights: Mapping[str, float]) -> str:
     return f"{_mixture_name(trial)}, seed {trial.seed}, {trial.source.size} proxy of {trial.source.tokens:,} tokens: {listed}"[
         :NOTE_CHARACTERS
     ]
+
+
+def _trial_status(record: TrialRecord, search_state: str) -> str:
+    """A trial that was cut short is killed, not failed; one recorded as running is so only while its search runs."""
+    cancelled = record.failure is not None and record.failure.kind is FailureKind.CANCELLED
+    if (record.state is TrialState.RUNNING and search_state != "running") or (record.state is TrialState.FAILED and cancelled):
+        return "KILLED"
+    return TRIAL_STATUS[record.state]
 
 
 def search_key(search_id: str) -> str:

@@ -33,6 +33,10 @@ from mixopt.trial import content_digest
 TABLE_NAME = "trials.json"
 # A failed sync that took longer met a server that does not answer (a request waits ten seconds), not one that is away.
 HUNG_SECONDS = 5.0
+# No counter of the record: differs from each of them.
+INCOMPLETE = -1
+# How often the thread looks whether the search was stopped: Ray gives a job 3 seconds to end.
+STOP_LOOK_SECONDS = 0.25
 
 
 class MlflowMirror:
@@ -42,6 +46,9 @@ class MlflowMirror:
         uri: tracking server (http...) or database (sqlite:///...).
         experiment: its name; made when it is not there, in case of a database with its artifacts in `mlflow-artifacts` beside it.
         folder: where figures and answer are kept on this machine too; None: nowhere.
+
+    Attributes:
+        shown_state: state of the search that the parent run shows; "" before the first sync.
     """
 
     def __init__(self, history: History, search_id: str, uri: str, experiment: str, folder: Path | None = None) -> None:
@@ -52,6 +59,7 @@ class MlflowMirror:
         # Server and experiment as the record names them: the same whoever logs in.
         self._target = f"mlflow:{content_digest([self.shown_uri, experiment])}"
         self._runs: dict[str, str] | None = None
+        self.shown_state = ""
 
     @property
     def shown_uri(self) -> str:
@@ -92,10 +100,12 @@ class MlflowMirror:
 
     def _sync(self, findings: Findings, should_stop: Callable[[], bool]) -> bool:
         parent_id = self._write_parent(search_run(findings))
+        self.shown_state = findings.search.state
         self._share_view()
         children = trial_runs(findings, parent_id)
         self._look_up(children)
-        for child in children:
+        # Those that were cut short first: of a job that is being stopped nothing shall stay "running".
+        for child in sorted(children, key=lambda run: run.status != "KILLED"):
             if should_stop():
                 return False
             self._write(child)
@@ -219,17 +229,36 @@ class MirrorThread:
             hung = mirrored is None and time.monotonic() - began > HUNG_SECONDS
             if last or (hung and self._stopping.is_set()):
                 return
-            self._stopping.wait(self._interval_seconds)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until the next look; shorter when the search is stopped, which MLflow shall show before a cluster kills the process."""
+        deadline = time.monotonic() + self._interval_seconds
+        while not self._stopping.wait(min(STOP_LOOK_SECONDS, self._interval_seconds)) and time.monotonic() < deadline:
+            if self._is_stopped_unseen():
+                return
+
+    def _is_stopped_unseen(self) -> bool:
+        """Whether the search has ended and MLflow has not been told by this thread."""
+        try:
+            state = self._mirror.history.search(self._mirror.search_id).state
+        except Exception:  # noqa: BLE001 - the sync meets it, too, and tells
+            return False
+        return state != "running" and state != self._mirror.shown_state
 
     def _step(self, mirrored: int | None) -> int | None:
-        """Syncs if the record has moved since the counter `mirrored`; returns the counter that is mirrored now, None after a failure."""
+        """Syncs if the record has moved since the counter `mirrored`.
+
+        Returns:
+            The counter that is mirrored now, INCOMPLETE if the sync stopped early, None after a failure.
+        """
         try:
             # Read before the sync: what changes meanwhile is seen the next time.
             counter = self._mirror.history.change_counter()
             if counter != mirrored:
                 self._complete = False
-                self._complete = self._mirror.sync(lambda: time.monotonic() > self._deadline)
-            return counter if self._complete else None
+                self._complete = self._mirror.sync(lambda: time.monotonic() > self._deadline or self._is_stopped_unseen())
+            return counter if self._complete else INCOMPLETE
         except Exception as error:  # noqa: BLE001 - a mirror is no reason to stop a search; `stop` says that it is not complete
             self._complete = False
             if not self._told:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mixopt.config import without_login
 from mixopt.errors import RunError
+from mixopt.tracking.first_contact import check_address
 from mixopt.tracking.inputs import Input
 from mixopt.tracking.mirrored import KEY_TAG, SEARCH_TAG, MirroredRun
 from mixopt.tracking.review import KIND, KIND_TAG, VIEW_TAG, trials_view, view_key
@@ -39,9 +40,14 @@ PRIVACY_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 class MlflowServer:
-    """One experiment on a tracking server or in a database. Connects when first used; used by one thread at a time."""
+    """One experiment on a tracking server or in a database. Connects when first used; used by one thread at a time.
+
+    Raises:
+        ConfigError: `uri` is no address.
+    """
 
     def __init__(self, uri: str, experiment: str) -> None:
+        check_address(uri)
         self.uri = uri
         self.experiment = experiment
         self._client: Any = None
@@ -155,11 +161,14 @@ class MlflowServer:
                     raise
                 found = client.get_experiment_by_name(self.experiment)
         if found.lifecycle_stage != "active":
-            raise RunError(
-                f"The MLflow experiment '{self.experiment}' at {self.shown_uri} was deleted.",
-                "Restore it, or set another `tracking.experiment`.",
-            )
+            raise deleted_experiment(self.experiment, self.shown_uri)
         return str(found.experiment_id)
+
+
+def deleted_experiment(experiment: str, shown_uri: str) -> RunError:
+    return RunError(
+        f"The MLflow experiment '{experiment}' at {shown_uri} was deleted.", "Restore it, or set another `tracking.experiment`."
+    )
 
 
 @contextmanager

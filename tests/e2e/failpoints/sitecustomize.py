@@ -184,7 +184,7 @@ def nursery() -> None:
                 mixopt.cli.main()
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - a forked process must not go on as its parent
                 traceback.print_exc()
                 code = 1
             else:
