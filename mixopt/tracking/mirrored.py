@@ -122,7 +122,6 @@ def _search_params(findings: Findings) -> dict[str, str]:
     objective, recipe = context.get("objective") or {}, context.get("recipe") or {}
     _, size, tokens = context["sources"]["search"]
     values = {
-        "mixture": "search",
         "size": size,
         "tokens": tokens,
         "seed": context.get("seed"),
@@ -224,7 +223,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
             "mixopt.kind": "trial",
             "mixopt.trial_id": trial.trial_id,
             "mixopt.stage": record.stage,
-            "mixopt.label": trial.label,
+            "mixopt.mixture": _mixture_name(trial),
             "mixopt.state": record.state.value,
             "mixopt.cost": spoken_cost([outcome] if outcome else []),
             **code,
@@ -233,12 +232,8 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
             # Always there, because a tag that disappears would stay in MLflow after a retry that went well.
             "mixopt.failure": f"{record.failure.kind.value}: {record.failure.message}"[:500] if record.failure else "none",
         },
-        params={
-            "mixture": _mixture_name(trial),
-            "size": trial.source.size,
-            "tokens": str(trial.source.tokens),
-            "seed": str(trial.seed),
-        },
+        # Not the label: a later proposal may give a trial another one, and MLflow refuses to change a parameter.
+        params={"size": trial.source.size, "tokens": str(trial.source.tokens), "seed": str(trial.seed)},
         measured=_finite(measured),
         summaries=_finite([(OBJECTIVE, objective, trial.source.tokens)] if objective is not None else ()),
         inputs=trial_inputs(findings, weights),

@@ -16,7 +16,6 @@ KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 COLUMNS = (
     "metrics.`objective`",
     "metrics.`mean_bits_per_byte`",
-    "params.`mixture`",
     "params.`size`",
     "params.`seed`",
     "tags.`mixopt.stage`",

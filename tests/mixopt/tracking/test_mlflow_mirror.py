@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_a_finished_search_is_one_parent_with_a_child_per_trial(uri: str, mirror
     first = next(run for run in runs.values() if run["name"] == "001 natural nano s0")
     natural = finished.domains.natural().as_dict()
     assert {name: first["metrics"][f"weight/{name}"] for name in natural} == pytest.approx(natural, abs=1e-6)
-    assert first["params"] == {"mixture": "natural", "size": "nano", "tokens": "1000000", "seed": "0"}
+    assert first["params"] == {"size": "nano", "tokens": "1000000", "seed": "0"}
     assert first["metrics"]["bits_per_byte/target/functions"] > 1
 
 
@@ -198,6 +199,19 @@ def test_a_proposal_that_comes_later_changes_one_number_of_a_trial(
     assert children == [{"summaries"}] * 5
 
 
+def test_a_trial_that_takes_another_label_takes_another_name(uri: str, experiment: str, recorded: Make) -> None:
+    """As when a later proposal is what an earlier verification already trained."""
+    search = recorded().begin()
+    trials = search.ask(4)
+    search.complete(trials)
+    MlflowMirror(search.history, SEARCH_ID, uri, experiment).sync()
+    search.history.add_trials(SEARCH_ID, [replace(trials[3], label="verify:proposal+unimax")], "search")
+    assert MlflowMirror(search.history, SEARCH_ID, uri, experiment).sync()
+    names = {run["name"] for run in contents(uri, experiment).values()}
+    assert f"004 proposal = unimax nano s{trials[3].seed}" in names
+    assert len(names) == 5
+
+
 def test_two_searches_compare_because_their_keys_agree(uri: str, experiment: str, recorded: Make) -> None:
     """Searches over other domains and targets, in one experiment: one table in which what means the same has one column without holes."""
     import mlflow
@@ -228,7 +242,7 @@ def test_two_searches_compare_because_their_keys_agree(uri: str, experiment: str
     assert trials["tags.mixopt.search"].value_counts().to_dict() == {"search-a": 4, "search-b": 4}
     common = [f"metrics.{name}" for name in ("objective", "mean_bits_per_byte", "cost/flops", "cost/seconds", "cost/tokens")]
     common += ["metrics.weight/web"]
-    common += [f"params.{name}" for name in ("mixture", "size", "tokens", "seed")]
+    common += [f"params.{name}" for name in ("size", "tokens", "seed")]
     common += [f"tags.mixopt.{name}" for name in ("strategy", "corpus", "version", "engine", "cost", "stage", "state")]
     losses = [f"metrics.{kind}/{name}" for kind in ("bits_per_byte", "loss_nats") for name in ("target/questions", "valid/web")]
     assert not trials[common + losses].isna().any().any()
