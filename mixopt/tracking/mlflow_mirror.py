@@ -27,7 +27,7 @@ from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.mirrored import MirroredRun, search_key, search_run, trial_runs, trials_table
 from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
 from mixopt.tracking.note import answer_markdown
-from mixopt.tracking.review import trials_view, view_address
+from mixopt.tracking.review import shared_views, view_address, view_key
 from mixopt.trial import content_digest
 
 TABLE_NAME = "trials.json"
@@ -101,7 +101,7 @@ class MlflowMirror:
     def _sync(self, findings: Findings, should_stop: Callable[[], bool]) -> bool:
         parent_id = self._write_parent(search_run(findings))
         self.shown_state = findings.search.state
-        self._share_view()
+        self._share_views()
         children = trial_runs(findings, parent_id)
         self._look_up(children)
         # Those that were cut short first: of a job that is being stopped nothing shall stay "running".
@@ -124,19 +124,17 @@ class MlflowMirror:
         self._runs = self._server.runs(self.search_id)
         return self._write(parent)
 
-    def _share_view(self) -> None:
-        """Makes the page that a reviewer is sent to; once, for people may change it there."""
-        key = f"{search_key(self.search_id)}/view"
+    def _share_views(self) -> None:
+        """Makes the pages that a reviewer is sent to; once, for people may change them there."""
+        key, digest = f"{search_key(self.search_id)}/view", content_digest(shared_views(self.search_id))
         known = self.history.mirror_run(self._target, key)
-        if known is None or known.digest != content_digest(trials_view(self.search_id)):
-            self.history.set_mirror_run(
-                self._target, key, self._server.share_view(self.search_id), content_digest(trials_view(self.search_id))
-            )
+        if known is None or known.digest != digest:
+            self.history.set_mirror_run(self._target, key, self._server.share_views(self.search_id), digest)
 
     def review_address(self, base: str) -> str:
         """Where the search's trials are seen on a tracking server, or a page over the database, that answers at `base`."""
         known = self.history.mirror_run(self._target, f"{search_key(self.search_id)}/view")
-        return f"{base.rstrip('/')}/#/experiments" if known is None else view_address(base, known.run_id, self.search_id)
+        return f"{base.rstrip('/')}/#/experiments" if known is None else view_address(base, known.run_id, view_key(self.search_id))
 
     def _look_up(self, wanted: Sequence[MirroredRun]) -> None:
         """Asks MLflow for the search's runs, unless all that are wanted are known: an earlier mirror or another process may have made them."""

@@ -20,7 +20,7 @@ from mixopt.errors import RunError
 from mixopt.tracking.first_contact import check_address
 from mixopt.tracking.inputs import Input
 from mixopt.tracking.mirrored import KEY_TAG, SEARCH_TAG, MirroredRun
-from mixopt.tracking.review import KIND, KIND_TAG, VIEW_TAG, trials_view, view_key
+from mixopt.tracking.review import KIND, KIND_TAG, VIEW_TAG, shared_views
 
 # Limits of one log_batch request (mlflow/utils/validation.py).
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
@@ -121,10 +121,11 @@ class MlflowServer:
             if run.ended_ms is not None:
                 client.set_terminated(run_id, run.status, run.ended_ms)
 
-    def share_view(self, search_id: str) -> str:
-        """Puts the view of the search's trials where MLflow's pages find it; returns the experiment's id."""
+    def share_views(self, search_id: str) -> str:
+        """Puts the pages of the search where MLflow finds them; returns the experiment's id."""
         client = self._connected()
-        client.set_experiment_tag(self._experiment_id, VIEW_TAG + view_key(search_id), trials_view(search_id))
+        for key, view in shared_views(search_id).items():
+            client.set_experiment_tag(self._experiment_id, VIEW_TAG + key, view)
         return self._experiment_id
 
     def upload(self, run_id: str, folder: Path, tables: Sequence[str]) -> None:

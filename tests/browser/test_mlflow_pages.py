@@ -69,7 +69,7 @@ def test_reviewers_find_the_trials_sorted_and_the_answer(
     parent = next(run for run in _runs(server.uri) if run.data.tags["mixopt.kind"] == "search")
     address = f"{server.uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
     browser.open(address)
-    page = text_with(browser, ["Train on ", "Datasets", "mixopt.strategy", "regression", "mixopt.corpus", "mixopt.cost", "Parameters (12)"])
+    page = text_with(browser, ["Train on ", "Datasets", "mixopt.strategy", "regression", "mixopt.corpus", "mixopt.cost", "Parameters (11)"])
     assert parent.info.run_name in page
 
     # The swarm as a table.

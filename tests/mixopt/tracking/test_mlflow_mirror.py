@@ -171,6 +171,11 @@ def test_the_page_that_reviewers_are_sent_to_exists(uri: str, mirrored: tuple[st
     view = json.loads(experiment.tags["mlflow.sharedViewState.mixopt-5ea7c400"])
     found = MlflowClient(uri).search_runs([experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} ASC"])
     assert len(found) == 1 + len(finished.history.trials(SEARCH_ID))
+    searches = json.loads(experiment.tags["mlflow.sharedViewState.mixopt-searches"])
+    (search,) = MlflowClient(uri).search_runs([experiment.experiment_id], searches["searchFilter"])
+    has = {f"{kind}.`{name}`" for kind in ("metrics", "params", "tags") for name in getattr(search.data, kind)}
+    assert set(searches["selectedColumns"]) <= has
+    assert set(view["selectedColumns"]) <= has, "the search stands among its trials, with the same columns"
     address = MlflowMirror(finished.history, SEARCH_ID, uri, mirrored[0]).review_address("http://127.0.0.1:5000/")
     assert address.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?")
     assert address.endswith("viewStateShareKey=mixopt-5ea7c400")
