@@ -9,26 +9,27 @@ following events, which leaves nothing to replay.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from mixopt.errors import RunError
 from mixopt.history import History
 from mixopt.progress import Reporter, Silent
-from mixopt.tracking.figures import draw_figures
 from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.mirrored import MirroredRun, search_key, search_run, trial_runs, trials_table
 from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
 from mixopt.tracking.note import answer_markdown
+from mixopt.tracking.report import REPORT_NAME, write_report
 from mixopt.tracking.review import shared_views, view_address, view_key
 from mixopt.trial import content_digest
+
+logger = logging.getLogger(__name__)
 
 TABLE_NAME = "trials.json"
 # A failed sync that took longer met a server that does not answer (a request waits ten seconds), not one that is away.
@@ -170,23 +171,23 @@ class MlflowMirror:
             return
         with tempfile.TemporaryDirectory(prefix="mixopt-mirror-") as name:
             folder = Path(name)
-            figures = draw_figures(folder / "figures", findings)
             (folder / "answer.md").write_text(answer, encoding="utf-8")
             (folder / "experiment.yaml").write_text(findings.search.experiment_yaml, encoding="utf-8")
             findings.swarm.table.write_parquet(folder / "swarm.parquet")
             (folder / TABLE_NAME).write_text(json.dumps(trials_table(findings)), encoding="utf-8")
-            self._write_report(folder / "report.html")
+            self._draw(folder)
             self._server.upload(parent_id, folder, [TABLE_NAME])
             if self._folder is not None:
-                for path in (*figures, folder / "answer.md"):
+                for path in (*(folder / "figures").glob("*.png"), folder / "answer.md"):
                     _copy(path, self._folder / path.relative_to(folder))
         self.history.set_mirror_run(self._target, key, parent_id, digest)
 
-    def _write_report(self, path: Path) -> None:
-        """The self-contained page of the search, where this mixopt can draw one."""
-        name = "mixopt.tracking.report"
-        if find_spec(name) is not None:
-            import_module(name).write_report(path, self.history, self.search_id)
+    def _draw(self, folder: Path) -> None:
+        """Report and figures; without them the rest is still worth having."""
+        try:
+            write_report(folder / REPORT_NAME, self.history, self.search_id, folder / "figures")
+        except Exception:
+            logger.exception("Report and figures of search %s could not be drawn for MLflow.", self.search_id)
 
 
 class MirrorThread:
