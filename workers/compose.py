@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mixopt import __version__
+from mixopt.code_version import commit
 from mixopt.config import Experiment
-from mixopt.corpus.manifest import Manifest
+from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
@@ -25,6 +26,7 @@ from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Strategy
 from mixopt.surrogates import get_surrogate
+from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, content_digest
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
@@ -199,6 +201,8 @@ def check_settings(experiment: Experiment) -> None:
             f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
             "Give it a larger size or more tokens, or set `enabled: false`.",
         )
+    if experiment.tracking.enabled and experiment.tracking.uri is not None:
+        check_address(experiment.tracking.uri)
     # Constraints depend on the target corpus only, not on what is prepared.
     MixtureSpace.from_domains(
         DomainSet(
@@ -294,11 +298,13 @@ def context(search: Search) -> dict[str, Any]:
                 "prepared_bytes": search.manifest.domains[domain.name].train.bytes,
                 "max_epochs": domain.max_epochs,
                 "bounds": list(domain.bounds),
+                "held_out": _facts(search.manifest.domains[domain.name].valid),
             }
             for domain in search.domains.domains
         ],
         "levels": list(experiment.levels),
         "groups": groups_json(search.domains),
+        "targets": [{"name": name, "kind": target.kind, **_facts(target.file)} for name, target in search.manifest.targets.items()],
         "budget_tokens": search.domains.budget_tokens,
         "natural": search.domains.natural().as_dict(),
         "uniform": search.domains.uniform().as_dict(),
@@ -321,9 +327,22 @@ def context(search: Search) -> dict[str, Any]:
             "vocab_size": search.manifest.vocab_size,
         },
         "strategy": experiment.search.strategy,
-        "versions": {"mixopt": __version__, "engine": ENGINE_VERSION, "torch": version("torch"), "ray": version("ray")},
+        "surrogate": experiment.search.surrogate,
+        "seed": experiment.search.seed,
+        "versions": {
+            "mixopt": __version__,
+            "commit": commit(),
+            "engine": ENGINE_VERSION,
+            "torch": version("torch"),
+            "ray": version("ray"),
+        },
         "experiment_hash": content_digest(experiment.model_dump(mode="json")),
-        "objective": {"kind": experiment.objective.kind, "over": experiment.objective_over, "pull": experiment.objective.pull},
+        "objective": {
+            "kind": experiment.objective.kind,
+            "over": experiment.objective_over,
+            "pull": experiment.objective.pull,
+            "weights": objective_weights(experiment),
+        },
         "unique": {name: [entry.tokens, entry.note] for name, entry in unique.items()},
     }
 
@@ -348,6 +367,10 @@ def groups_json(domains: DomainSet) -> list[dict[str, Any]]:
             entry["bounds"] = list(rule.bounds)
         described.append(entry)
     return described
+
+
+def _facts(file: TokenFile) -> dict[str, Any]:
+    return {"content_hash": file.content_hash, "documents": file.documents, "tokens": file.tokens, "bytes": file.bytes}
 
 
 def record_location(output: Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixopt.code_version import code_version
 from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.cost import Shape
 from mixopt.errors import ConfigError, DataError
@@ -176,7 +177,7 @@ def outcome_of(result: MemberResult) -> Outcome:
         tokens=result.tokens,
         flops=result.flops,
         seconds=result.seconds,
-        diagnostics=dict(result.diagnostics),
+        diagnostics={**result.diagnostics, "code_version": code_version()},
     )
 
 

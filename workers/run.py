@@ -19,6 +19,7 @@ from mixopt.proposal import Proposal
 from mixopt.runner import Runner, Started, TrialEvent
 from mixopt.search import SearchInterrupted, SearchObserver, run_search, run_trials
 from mixopt.swarm import Swarm
+from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Source, Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
 from workers.compose import (
@@ -77,6 +78,7 @@ def run(
     """
     reporter = reporter or Silent()
     check_experiment(experiment)
+    _greet_tracking(experiment, reporter)
     manifest = prepare(experiment, reporter)
     search = compose(experiment, manifest)
     search.folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,14 @@ def run(
             except Exception:
                 history.set_search_state(search.search_id, "failed")
                 raise
+
+
+def _greet_tracking(experiment: Experiment, reporter: Reporter) -> None:
+    """Tells before anything is spent that MLflow is away; raises where it will never take the runs."""
+    if experiment.tracking.enabled:
+        away = first_contact(tracking_uri(experiment), experiment.tracking.experiment)
+        if away is not None:
+            reporter.note(away)
 
 
 def _walk(

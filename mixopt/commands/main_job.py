@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixopt.commands.arguments import ExperimentFile
+from mixopt.commands.arguments import ExperimentFile, open_record
 from mixopt.commands.review import export_mixture
 
 if TYPE_CHECKING:
@@ -103,10 +103,8 @@ def _print_corpus(corpus: Any, reporter: Any) -> None:
 
 
 def _print_answer(finished: Finished, reporter: Any) -> None:
-    from mixopt.config import without_login
     from mixopt.groups import weights_per_level
     from mixopt.terminal import answer_table, levels_table, print_line
-    from workers.compose import tracking_uri
 
     output = reporter.output
     proposal, domains = finished.proposal, finished.search.domains
@@ -131,11 +129,23 @@ def _print_answer(finished: Finished, reporter: Any) -> None:
     print_line(output, f"Figures: {finished.search.folder / 'figures'}")
     print_line(output, f"Answer: {finished.search.folder / 'answer.md'}")
     print_line(output, f"Report: {finished.search.folder / 'report.html'}")
-    experiment = finished.search.experiment
-    if experiment.tracking.enabled:
-        uri = without_login(tracking_uri(experiment))
+    if finished.search.experiment.tracking.enabled:
+        _print_review(finished, output)
+
+
+def _print_review(finished: Finished, output: Any) -> None:
+    """Where the trials are seen, as one table."""
+    from mixopt.config import without_login
+    from mixopt.terminal import print_line
+    from mixopt.tracking.mlflow_mirror import MlflowMirror
+    from workers.compose import tracking_uri
+
+    experiment, store = finished.search.experiment, finished.search.store
+    uri = without_login(tracking_uri(experiment))
+    with open_record(store) as history:
+        mirror = MlflowMirror(history, finished.search.search_id, uri, experiment.tracking.experiment)
         if uri.startswith("http"):
-            print_line(output, f"Review: {uri}/?workflowType=machine_learning")
+            print_line(output, f"Review: {mirror.review_address(uri)}")
         else:
             print_line(output, f"Review: {sys.executable} -m mlflow ui --backend-store-uri {uri} --port 5000")
-            print_line(output, "        then open http://127.0.0.1:5000/?workflowType=machine_learning")
+            print_line(output, f"        then open {mirror.review_address('http://127.0.0.1:5000')}")

@@ -1,28 +1,34 @@
 """What MLflow shows of a search and of its trials: pure functions from findings to the content of runs.
 
 A `MirroredRun` depends on the record alone, so its digest tells whether anything has to be written, and a mirror made at once equals one
-made step by step. Only what can never change about a trial is a parameter, because MLflow refuses to change parameters.
+made step by step. Only what can never change is a parameter, because MLflow refuses to change parameters; what people sort and filter by
+numbers (weights too) is a metric, because MLflow sorts parameters as text. Keys are the same for the search and all its trials, of both
+stages, and for every search, so that runs can be compared across searches; what is the domains' or targets' own has their name in the key.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from mixopt import __version__
+from mixopt.code_version import joined
 from mixopt.history import TrialRecord
 from mixopt.tracking.findings import Findings
+from mixopt.tracking.inputs import Input, search_inputs, trial_inputs
 from mixopt.tracking.note import answer_markdown
-from mixopt.trial import Outcome, TrialState, content_digest
-from mixopt.verification import OBJECTIVE
+from mixopt.trial import FailureKind, Outcome, Trial, TrialState, content_digest
+from mixopt.verification import LABEL_PREFIX, OBJECTIVE
 
 # MLflow refuses or cuts tags of more than 8,000 characters (mlflow/utils/validation.py).
 NOTE_CHARACTERS = 7_900
 KEY_TAG, SEARCH_TAG, PARENT_TAG, NOTE_TAG = "mixopt.key", "mixopt.search_id", "mlflow.parentRunId", "mlflow.note.content"
+# The loss to sort by from the first trial on: bits per byte, mean over the objective's metrics by their weights, screened out or not.
+MEAN = "mean_bits_per_byte"
 
 TRIAL_STATUS = {
     TrialState.RUNNING: "RUNNING",
@@ -32,6 +38,13 @@ TRIAL_STATUS = {
 }
 SEARCH_STATUS = {"running": "RUNNING", "interrupted": "KILLED", "finished": "FINISHED", "failed": "FAILED"}
 
+# What a run consists of, by how it is written; the times are part of none.
+PARTS = {
+    "state": ("key", "name", "status", "tags"),
+    "measured": ("params", "measured"),
+    "summaries": ("summaries",),
+    "inputs": ("inputs",),
+}
 
 # Metric, value, step.
 Point = tuple[str, float, int]
@@ -45,10 +58,11 @@ class MirroredRun:
         key: names the run in the record and, as a tag, in MLflow.
         measured: (metric, value, step), finite; what never changes once it is known.
         summaries: the same, for what a later proposal may change; the last one written counts.
+        inputs: what it was trained and scored on.
         status: RUNNING, FINISHED, FAILED or KILLED.
         measured_ms, summaries_ms: Unix time stamped on the metrics. Measurements bear the time the search was made, always, so that writing
             them again adds no second point to a curve.
-        started_ms, ended_ms: Unix time. No time is part of the digest: when something happened moves, what happened does not.
+        started_ms, ended_ms: Unix time. No time is part of a digest: when something happened moves, what happened does not.
     """
 
     key: str
@@ -58,56 +72,43 @@ class MirroredRun:
     params: Mapping[str, str]
     measured: tuple[Point, ...]
     summaries: tuple[Point, ...]
+    inputs: tuple[Input, ...]
     measured_ms: int
     summaries_ms: int
     started_ms: int
     ended_ms: int | None
 
-    def digest(self) -> str:
-        """Hash of the content."""
-        return content_digest({name: value for name, value in asdict(self).items() if not name.endswith("_ms")})
+    def digests(self) -> dict[str, str]:
+        """Part of the content -> its hash, so that only what has changed is written: each part costs MLflow a request."""
+        content = asdict(self)
+        return {part: content_digest([content[name] for name in names]) for part, names in PARTS.items()}
 
 
 def search_run(findings: Findings) -> MirroredRun:
-    """The parent run: the answer as a note, how far the search is, the proposal's weights and effect."""
+    """The parent run: the answer as a note, how far the search is, the best measured so far, the proposal's weights and effect."""
     search, context = findings.search, findings.context
-    counts = Counter(record.state for record in findings.trials)
-    completed = counts[TrialState.COMPLETED]
-    objective = context.get("objective") or {}
+    completed = sum(record.state is TrialState.COMPLETED for record in findings.trials)
     tags = {
         NOTE_TAG: fitted_note(answer_markdown(findings)),
         "mixopt.kind": "search",
+        "mixopt.stage": "search",
         "mixopt.state": search.state,
-        "mixopt.strategy": str(context.get("strategy", "")),
-        "mixopt.objective": f"{objective.get('kind', '')} over {objective.get('over', '')}",
-        "mixopt.corpus": content_digest(sorted([domain["name"], domain["content_hash"]] for domain in context["domains"])),
         "mixopt.experiment": str(context.get("experiment_hash", "")),
-        "mixopt.version": str((context.get("versions") or {}).get("mixopt", __version__)),
+        "mixopt.cost": spoken_cost([record.outcome for record in findings.trials if record.outcome]),
+        **_code_tags(findings),
     }
-    metrics = {
-        "trials/completed": float(completed),
-        "trials/failed": float(counts[TrialState.FAILED] + counts[TrialState.ABANDONED]),
-        "cost/flops": math.fsum(record.outcome.flops for record in findings.trials if record.outcome),
-        "cost/seconds": math.fsum(record.outcome.seconds for record in findings.trials if record.outcome),
-    }
-    if findings.proposal is not None:
-        effect = findings.proposal.objective
-        metrics |= {"objective/predicted": effect.mean, "objective/predicted_low": effect.low, "objective/predicted_high": effect.high}
-        metrics |= {f"weight/{name}": weight for name, weight in findings.proposal.mixture.as_dict().items()}
     if findings.verification is not None:
         tags["mixopt.recommended"] = findings.verification.recommended
-        metrics |= {
-            f"objective/verified_against_{row.baseline}": row.mean for row in findings.verification.comparisons if row.metric == OBJECTIVE
-        }
     return MirroredRun(
         key=search_key(search.search_id),
         name=f"{search.name} {search.search_id[:8]}",
         status=SEARCH_STATUS[search.state],
-        tags={**_identity(search.search_id, search_key(search.search_id)), **tags},
-        params={},
+        tags={**_identity(findings, search_key(search.search_id)), **tags},
+        params=_search_params(findings),
         # The step is the number of trials, so that a search that goes on draws a curve.
-        summaries=_finite((name, value, completed) for name, value in metrics.items()),
+        summaries=_finite((name, value, completed) for name, value in _search_metrics(findings).items()),
         measured=(),
+        inputs=search_inputs(findings),
         measured_ms=_milliseconds(search.created),
         summaries_ms=_milliseconds(search.updated),
         started_ms=_milliseconds(search.created),
@@ -115,46 +116,149 @@ def search_run(findings: Findings) -> MirroredRun:
     )
 
 
+def _search_params(findings: Findings) -> dict[str, str]:
+    """What the search's identity covers, so that it never changes for this run; with the keys of the trials where it means the same."""
+    context = findings.context
+    objective, recipe = context.get("objective") or {}, context.get("recipe") or {}
+    _, size, tokens = context["sources"]["search"]
+    values = {
+        "size": size,
+        "tokens": tokens,
+        "seed": context.get("seed"),
+        "strategy": context.get("strategy"),
+        "surrogate": context.get("surrogate"),
+        "objective": objective.get("kind"),
+        "pull": objective.get("pull"),
+        "budget_tokens": context.get("budget_tokens"),
+        "domains": len(context["domains"]),
+        **{name: recipe.get(name) for name in ("learning_rate", "window", "tokens_per_step")},
+    }
+    return {name: _number_text(value) for name, value in values.items() if value is not None}
+
+
+def _search_metrics(findings: Findings) -> dict[str, float]:
+    counts = Counter(record.state for record in findings.trials)
+    outcomes = [record.outcome for record in findings.trials if record.outcome]
+    # As its trials have them, so that searches sort among themselves: the best that the search measured.
+    searched = [record for record in findings.trials if record.stage == "search" and record.outcome]
+    objectives = objective_values(findings)
+    best = [objectives[key] for record in searched if (key := (record.stage, record.trial.trial_id)) in objectives]
+    means = [mean for record in searched if (mean := _mean_bits(findings, record.trial, record.outcome)) is not None]
+    metrics = {name: min(values) for name, values in ((OBJECTIVE, best), (MEAN, means)) if values}
+    metrics |= {
+        "trials/completed": float(counts[TrialState.COMPLETED]),
+        "trials/failed": float(counts[TrialState.FAILED] + counts[TrialState.ABANDONED]),
+        **_cost(outcomes),
+    }
+    if findings.proposal is not None:
+        effect = findings.proposal.objective
+        metrics |= {"objective/predicted": effect.mean, "objective/predicted_low": effect.low, "objective/predicted_high": effect.high}
+        metrics |= {f"weight/{name}": round(weight, 6) for name, weight in findings.proposal.mixture.as_dict().items()}
+    if findings.verification is not None:
+        metrics |= {
+            f"objective/verified_against_{row.baseline}": row.mean for row in findings.verification.comparisons if row.metric == OBJECTIVE
+        }
+    return metrics
+
+
 def trial_runs(findings: Findings, parent_run_id: str) -> list[MirroredRun]:
     """One child run per trial that has started."""
-    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal else {}
-    objective = {trial["trial_id"]: float(trial["measured"]) for trial in evidence.get("objective_over_trials") or ()}
+    objectives = objective_values(findings)
     return [
-        _trial_run(findings, record, parent_run_id, objective.get(record.trial.trial_id))
+        _trial_run(findings, record, parent_run_id, objectives.get((record.stage, record.trial.trial_id)))
         for record in findings.trials
         if record.state in TRIAL_STATUS
     ]
 
 
+def objective_values(findings: Findings) -> dict[tuple[str, str], float]:
+    """(stage, trial id) -> measured objective, relative to the natural mixture of its stage; what the answer has measured so far."""
+    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal else {}
+    values = {("search", trial["trial_id"]): float(trial["measured"]) for trial in evidence.get("objective_over_trials") or ()}
+    check = findings.verification
+    if check is None:
+        return values
+    for record in findings.trials:
+        arm = record.trial.label.removeprefix(LABEL_PREFIX).partition("+")[0]
+        if record.stage == "verification" and record.trial.seed in check.seeds.get(arm, ()):
+            place = check.seeds[arm].index(record.trial.seed)
+            values["verification", record.trial.trial_id] = check.losses[arm][OBJECTIVE][place]
+    return values
+
+
+def trial_name(record: TrialRecord) -> str:
+    """Sorts as text in the order of asking, verification last: "007 design nano s6", "v001 proposal micro s0"."""
+    number = f"{'v' if record.stage == 'verification' else ''}{record.ordinal + 1:03d}"
+    return f"{number} {_mixture_name(record.trial)} {record.trial.source.size} s{record.trial.seed}"
+
+
+def _mixture_name(trial: Trial) -> str:
+    """The label as people read it: "design", "best measured = uniform"."""
+    return trial.label.removeprefix(LABEL_PREFIX).replace("_", " ").replace("+", " = ") or "trial"
+
+
 def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, objective: float | None) -> MirroredRun:
-    search_id, trial, outcome = findings.search.search_id, record.trial, record.outcome
-    key = f"{search_key(search_id)}/{record.stage}/{trial.trial_id}"
-    summaries = [("objective", objective, trial.source.tokens)] if objective is not None and record.stage == "search" else []
-    weights = {f"weight.{name}": f"{weight:.6g}" for name, weight in trial.schedule.average().as_dict().items()}
+    trial, outcome = record.trial, record.outcome
+    key = f"{search_key(findings.search.search_id)}/{record.stage}/{trial.trial_id}"
+    weights = trial.schedule.average().as_dict()
+    # In the order in which the page of a run lists them.
+    measured: list[Point] = []
+    if outcome is not None:
+        mean = _mean_bits(findings, trial, outcome)
+        measured += [(MEAN, mean, outcome.tokens)] if mean is not None else []
+        measured += _outcome_points(outcome, _metric_names(findings.context))
+    measured += [(f"weight/{name}", round(weight, 6), 0) for name, weight in weights.items()]
     ended = _milliseconds(record.updated)
+    code = _code_tags(findings)
+    # The code that trained it, which is not always the code that goes on with the search.
+    version = outcome.diagnostics.get("code_version") if outcome else None
     return MirroredRun(
         key=key,
-        name=f"{'v' if record.stage == 'verification' else ''}{record.ordinal + 1:03d} {trial.label.removeprefix('verify:') or 'trial'} {trial.source.size} s{trial.seed}",
-        status=TRIAL_STATUS[record.state],
+        name=trial_name(record),
+        status=_trial_status(record, findings.search.state),
         tags={
-            **_identity(search_id, key),
+            **_identity(findings, key),
             PARENT_TAG: parent_run_id,
+            NOTE_TAG: _trial_note(trial, weights),
             "mixopt.kind": "trial",
             "mixopt.trial_id": trial.trial_id,
             "mixopt.stage": record.stage,
-            "mixopt.label": trial.label,
+            "mixopt.mixture": _mixture_name(trial),
             "mixopt.state": record.state.value,
+            "mixopt.cost": spoken_cost([outcome] if outcome else []),
+            **code,
+            "mixopt.version": str(version or code["mixopt.version"]),
+            "mixopt.engine": trial.engine_version,
             # Always there, because a tag that disappears would stay in MLflow after a retry that went well.
             "mixopt.failure": f"{record.failure.kind.value}: {record.failure.message}"[:500] if record.failure else "none",
         },
-        params={**weights, "source": trial.source.key, "seed": str(trial.seed)},
-        measured=_finite(_outcome_points(outcome, _metric_names(findings.context)) if outcome else ()),
-        summaries=_finite(summaries),
+        # Not the label: a later proposal may give a trial another one, and MLflow refuses to change a parameter.
+        params={"size": trial.source.size, "tokens": str(trial.source.tokens), "seed": str(trial.seed)},
+        measured=_finite(measured),
+        summaries=_finite([(OBJECTIVE, objective, trial.source.tokens)] if objective is not None else ()),
+        inputs=trial_inputs(findings, weights),
         measured_ms=_milliseconds(findings.search.created),
         summaries_ms=_milliseconds(findings.search.updated),
         started_ms=ended - (int(1000 * outcome.seconds) if outcome else 0),
         ended_ms=None if record.state is TrialState.RUNNING else ended,
     )
+
+
+def _trial_note(trial: Trial, weights: Mapping[str, float]) -> str:
+    """The mixture in words, largest weights first."""
+    shares = sorted(((name, weight) for name, weight in weights.items() if weight > 0), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{weight:.1%} {name}" for name, weight in shares)
+    return f"{_mixture_name(trial)}, seed {trial.seed}, {trial.source.size} proxy of {trial.source.tokens:,} tokens: {listed}"[
+        :NOTE_CHARACTERS
+    ]
+
+
+def _trial_status(record: TrialRecord, search_state: str) -> str:
+    """A trial that was cut short is killed, not failed; one recorded as running is so only while its search runs."""
+    cancelled = record.failure is not None and record.failure.kind is FailureKind.CANCELLED
+    if (record.state is TrialState.RUNNING and search_state != "running") or (record.state is TrialState.FAILED and cancelled):
+        return "KILLED"
+    return TRIAL_STATUS[record.state]
 
 
 def search_key(search_id: str) -> str:
@@ -163,21 +267,24 @@ def search_key(search_id: str) -> str:
 
 
 def trials_table(findings: Findings) -> dict[str, list[Any]]:
-    """The finished trials of the search as a table of columns and rows, in the form of pandas' orient="split"."""
-    swarm = findings.swarm
-    columns = [
-        "trial",
-        "label",
-        "size",
-        "seed",
-        *(f"weight {name}" for name in swarm.domains),
-        *(f"{m} (bits per byte)" for m in swarm.metrics),
-    ]
-    shares, losses = swarm.points().averages(), swarm.values(swarm.metrics)
+    """The finished trials of both stages as a table of columns and rows, in the form of pandas' orient="split"."""
+    names = sorted(set(_metric_names(findings.context).values()))
+    objectives = objective_values(findings)
+    columns = ["run", OBJECTIVE, MEAN, "mixture", "size", "seed"]
+    columns += [f"weight {name}" for name in findings.domains] + [f"{name} (bits per byte)" for name in names] + ["stage", "trial"]
     rows: list[list[Any]] = []
-    for row, trial in enumerate(swarm.trials().iter_rows(named=True)):
-        numbers = [round(float(value), 6) if math.isfinite(value) else None for value in (*shares[row], *losses[row])]
-        rows.append([trial["trial_id"], trial["label"], trial["size"], trial["seed"], *numbers])
+    for record in findings.trials:
+        trial, outcome = record.trial, record.outcome
+        if outcome is None:
+            continue
+        # Realized shares: what surrogates are fitted on.
+        shares = {domain.name: outcome.realized.get(domain.content_hash, (0.0,)) for domain in trial.domains}
+        average = [sum(f * s for f, s in zip(trial.schedule.fractions, shares[name], strict=False)) for name in findings.domains]
+        ends = _end_points(outcome, _metric_names(findings.context))
+        values = [objectives.get((record.stage, trial.trial_id)), _mean_bits(findings, trial, outcome), *average, *map(ends.get, names)]
+        numbers = [round(float(value), 6) if value is not None and math.isfinite(value) else None for value in values]
+        what = [_mixture_name(trial), trial.source.size, trial.seed]
+        rows.append([trial_name(record), *numbers[:2], *what, *numbers[2:], record.stage, trial.trial_id])
     return {"columns": columns, "data": rows}
 
 
@@ -189,8 +296,43 @@ def fitted_note(text: str) -> str:
     return text[: text.rindex("\n", 0, NOTE_CHARACTERS - len(rest))] + rest
 
 
-def _identity(search_id: str, key: str) -> dict[str, str]:
-    return {SEARCH_TAG: search_id, KEY_TAG: key, "mlflow.source.name": "mixopt"}
+def _identity(findings: Findings, key: str) -> dict[str, str]:
+    return {
+        SEARCH_TAG: findings.search.search_id,
+        KEY_TAG: key,
+        "mixopt.search": findings.search.name,
+        "mlflow.source.name": "mixopt",
+    }
+
+
+def _code_tags(findings: Findings) -> dict[str, str]:
+    """Strategy, objective, corpus and code, the same on the search and on its trials."""
+    context = findings.context
+    versions, objective = context.get("versions") or {}, context.get("objective") or {}
+    return {
+        "mixopt.strategy": str(context.get("strategy", "")),
+        "mixopt.objective": f"{objective.get('kind', '')} over {objective.get('over', '')}",
+        "mixopt.corpus": content_digest(sorted([domain["name"], domain["content_hash"]] for domain in context["domains"])),
+        "mixopt.version": joined(str(versions.get("mixopt", __version__)), versions.get("commit")),
+        "mixopt.engine": str(versions.get("engine", "")),
+    }
+
+
+def spoken_cost(outcomes: Sequence[Outcome]) -> str:
+    """What these took, in words: "2.9e+14 FLOPs, 43 min"; the time is of one process."""
+    if not outcomes:
+        return "none yet"
+    seconds = math.fsum(outcome.seconds for outcome in outcomes)
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{math.fsum(outcome.flops for outcome in outcomes):.2g} FLOPs, {time}"
+
+
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    return {
+        "cost/flops": math.fsum(outcome.flops for outcome in outcomes),
+        "cost/seconds": math.fsum(outcome.seconds for outcome in outcomes),
+        "cost/tokens": math.fsum(outcome.tokens for outcome in outcomes),
+    }
 
 
 def _metric_names(context: Mapping[str, Any]) -> dict[str, str]:
@@ -198,8 +340,25 @@ def _metric_names(context: Mapping[str, Any]) -> dict[str, str]:
     return {**(context.get("metrics_verification") or {}), **context["metrics"]}
 
 
+def _end_points(outcome: Outcome, names: Mapping[str, str]) -> dict[str, float]:
+    """Metric -> bits per byte of the finished proxy."""
+    ends = [m for m in outcome.measurements if m.tokens == outcome.tokens and m.evaluation_key in names]
+    return {names[m.evaluation_key]: m.bits_per_byte for m in ends}
+
+
+def _mean_bits(findings: Findings, trial: Trial, outcome: Outcome | None) -> float | None:
+    """The objective's metrics by their weights; None if one is not measured, or the record (an earlier version's) does not tell the weights."""
+    weights = (findings.context.get("objective") or {}).get("weights")
+    # The subsets that each stage scores differ, so a trial that belongs to both stages of several searches counts by its own source's.
+    stage = "metrics" if trial.source.key == "/".join(map(str, findings.context["sources"]["search"])) else "metrics_verification"
+    ends = _end_points(outcome, findings.context.get(stage) or findings.context["metrics"]) if outcome else {}
+    if not weights or not weights.keys() <= ends.keys():
+        return None
+    return math.fsum(weight * ends[metric] for metric, weight in weights.items()) / math.fsum(weights.values())
+
+
 def _outcome_points(outcome: Outcome, names: Mapping[str, str]) -> list[Point]:
-    points = [("cost/flops", outcome.flops, outcome.tokens), ("cost/seconds", outcome.seconds, outcome.tokens)]
+    points = [(name, value, outcome.tokens) for name, value in _cost([outcome]).items()]
     for measurement in outcome.measurements:
         name = names.get(measurement.evaluation_key)
         if name is not None:
@@ -211,6 +370,11 @@ def _outcome_points(outcome: Outcome, names: Mapping[str, str]) -> list[Point]:
 def _finite(points: Iterable[Point]) -> tuple[Point, ...]:
     """Without what is not finite: MLflow stores NaN and then cannot plot it."""
     return tuple(point for point in points if math.isfinite(point[1]))
+
+
+def _number_text(value: Any) -> str:
+    """A number without a tail of digits, as parameters are compared as text."""
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _milliseconds(moment: datetime) -> int:

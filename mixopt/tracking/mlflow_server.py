@@ -10,14 +10,17 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixopt.config import without_login
 from mixopt.errors import RunError
+from mixopt.tracking.first_contact import check_address
+from mixopt.tracking.inputs import Input
 from mixopt.tracking.mirrored import KEY_TAG, SEARCH_TAG, MirroredRun
+from mixopt.tracking.review import KIND, KIND_TAG, VIEW_TAG, shared_views
 
 # Limits of one log_batch request (mlflow/utils/validation.py).
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
@@ -37,9 +40,14 @@ PRIVACY_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 class MlflowServer:
-    """One experiment on a tracking server or in a database. Connects when first used; used by one thread at a time."""
+    """One experiment on a tracking server or in a database. Connects when first used; used by one thread at a time.
+
+    Raises:
+        ConfigError: `uri` is no address.
+    """
 
     def __init__(self, uri: str, experiment: str) -> None:
+        check_address(uri)
         self.uri = uri
         self.experiment = experiment
         self._client: Any = None
@@ -81,24 +89,44 @@ class MlflowServer:
         made = self._connected().create_run(self._experiment_id, start_time=run.started_ms, tags=dict(run.tags), run_name=run.name)
         return str(made.info.run_id)
 
-    def write(self, run_id: str, run: MirroredRun, made: bool) -> None:
-        """Makes the run hold the content of `run`; written twice, it is the same. `made`: it has just been created with its name and tags."""
+    def write(self, run_id: str, run: MirroredRun, parts: Collection[str], made: bool) -> None:
+        """Makes the run hold these parts of `run` (keys of `PARTS`); written twice, it is the same.
+
+        Args:
+            made: it has just been created with its name and tags.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         client = self._connected()
-        metrics = [Metric(name, value, run.measured_ms, step) for name, value, step in run.measured]
-        metrics += [Metric(name, value, run.summaries_ms, step) for name, value, step in run.summaries]
-        params = [Param(name, value) for name, value in run.params.items()]
-        tags = [] if made else [RunTag(name, value) for name, value in run.tags.items()]
-        client.log_batch(run_id, metrics[:METRICS_PER_BATCH], params[:PARAMS_PER_BATCH], tags)
+        metrics: list[Any] = []
+        params: list[Any] = []
+        if "summaries" in parts:
+            metrics += [Metric(name, value, run.summaries_ms, step) for name, value, step in run.summaries]
+        if "measured" in parts:
+            metrics += [Metric(name, value, run.measured_ms, step) for name, value, step in run.measured]
+            params += [Param(name, value) for name, value in run.params.items()]
+        tags = [RunTag(name, value) for name, value in run.tags.items()] if "state" in parts and not made else []
+        if metrics or params or tags:
+            client.log_batch(run_id, metrics[:METRICS_PER_BATCH], params[:PARAMS_PER_BATCH], tags)
         for chunk in _chunks(metrics, METRICS_PER_BATCH):
             client.log_batch(run_id, metrics=chunk)
         for chunk in _chunks(params, PARAMS_PER_BATCH):
             client.log_batch(run_id, params=chunk)
-        if not made:
-            client.update_run(run_id, status=run.status, name=run.name)
-        if run.ended_ms is not None:
-            client.set_terminated(run_id, run.status, run.ended_ms)
+        if "inputs" in parts and run.inputs:
+            client.log_inputs(run_id, datasets=[_dataset(item) for item in run.inputs])
+        # Last: a run that looks finished is whole.
+        if "state" in parts:
+            if not made:
+                client.update_run(run_id, status=run.status, name=run.name)
+            if run.ended_ms is not None:
+                client.set_terminated(run_id, run.status, run.ended_ms)
+
+    def share_views(self, search_id: str) -> str:
+        """Puts the pages of the search where MLflow finds them; returns the experiment's id."""
+        client = self._connected()
+        for key, view in shared_views(search_id).items():
+            client.set_experiment_tag(self._experiment_id, VIEW_TAG + key, view)
+        return self._experiment_id
 
     def upload(self, run_id: str, folder: Path, tables: Sequence[str]) -> None:
         """Copies everything in `folder` to the run's artifacts; `tables` are JSON tables among them that the UI shows as such."""
@@ -128,17 +156,20 @@ class MlflowServer:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return str(client.create_experiment(self.experiment, artifact_location=artifacts))
+                return str(client.create_experiment(self.experiment, artifact_location=artifacts, tags={KIND_TAG: KIND}))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 found = client.get_experiment_by_name(self.experiment)
         if found.lifecycle_stage != "active":
-            raise RunError(
-                f"The MLflow experiment '{self.experiment}' at {self.shown_uri} was deleted.",
-                "Restore it, or set another `tracking.experiment`.",
-            )
+            raise deleted_experiment(self.experiment, self.shown_uri)
         return str(found.experiment_id)
+
+
+def deleted_experiment(experiment: str, shown_uri: str) -> RunError:
+    return RunError(
+        f"The MLflow experiment '{experiment}' at {shown_uri} was deleted.", "Restore it, or set another `tracking.experiment`."
+    )
 
 
 @contextmanager
@@ -157,6 +188,20 @@ def quiet_logging() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(loud)
+
+
+def _dataset(item: Input) -> Any:
+    """An input as MLflow has it; its pages know "local" sources by path and show the profile as it is."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    body = Dataset(
+        name=item.name,
+        digest=item.digest,
+        source_type="local",
+        source=json.dumps({"uri": item.source}),
+        profile=json.dumps(dict(item.facts)),
+    )
+    return DatasetInput(body, tags=[InputTag("mlflow.data.context", item.context)])
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -170,9 +170,9 @@ def test_mlflow_holds_the_search_and_its_trials(corpus: Path) -> None:
         assert "## Mixture" in parent.data.tags["mlflow.note.content"]
         assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"answer.md", "experiment.yaml", "figures"}
         for child in children:
-            assert {f"weight.{name}" for name in TEXTS} <= set(child.data.params)
+            assert {f"weight/{name}" for name in TEXTS} | {"objective", "mean_bits_per_byte"} <= set(child.data.metrics)
             points = client.get_metric_history(child.info.run_id, "bits_per_byte/target/more-code")
-            assert max(point.step for point in points) == int(child.data.params["source"].rpartition("/")[2])
+            assert max(point.step for point in points) == int(child.data.params["tokens"])
         seen.append(sorted((run.info.run_name, run.data.metrics["cost/flops"]) for run in runs))
     assert seen[0] == seen[1]
 

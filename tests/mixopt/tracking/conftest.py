@@ -97,8 +97,13 @@ class RecordedSearch:
                     "prepared_documents": 2000,
                     "max_epochs": d.max_epochs,
                     "bounds": list(d.bounds),
+                    "held_out": {"content_hash": f"{i:064x}", "documents": 40, "tokens": 40_000, "bytes": 160_000},
                 }
-                for d in domains.domains
+                for i, d in enumerate(domains.domains, start=100)
+            ],
+            "targets": [
+                {"name": name, "kind": "text", "content_hash": f"{i:064x}", "documents": 30, "tokens": 30_000, "bytes": 90_000}
+                for i, name in enumerate(("functions", "questions"), start=200)
             ],
             "budget_tokens": BUDGET_TOKENS,
             "natural": domains.natural().as_dict(),
@@ -108,10 +113,18 @@ class RecordedSearch:
             "metrics": self.metrics,
             "sources": {"search": ["trained", "nano", 1_000_000], "verification": ["trained", "micro", 1_500_000]},
             "tokenizer": {"hash": "ab" * 32, "path": "tokenizer.json", "vocab_size": 8192},
+            "recipe": dict(self.factory.recipe),
             "strategy": "regression",
-            "versions": {"mixopt": "0.1.0", "torch": "2.13.0"},
+            "surrogate": "gaussian_process",
+            "seed": 0,
+            "versions": {"mixopt": "0.1.0", "commit": "0123456789ab", "engine": "1", "torch": "2.13.0"},
             "experiment_hash": "e" * 20,
-            "objective": {"kind": "noise_scaled", "over": "targets", "pull": 0.05},
+            "objective": {
+                "kind": "noise_scaled",
+                "over": "targets",
+                "pull": 0.05,
+                "weights": {"target/functions": 3.0, "target/questions": 1.0},
+            },
             "unique": {n: [t.tokens, t.note] for n, t in domains.unique_tokens(1_000_000, 512).items()},
         }
 
@@ -192,6 +205,7 @@ class RecordedSearch:
                 "trials": len(trials),
                 "surrogate": "gaussian_process",
                 "pull": 0.05,
+                "objective_over_trials": [{key: pair[key] for key in ("trial_id", "label", "measured")} for pair in predicted],
                 "spearman": {"objective": 0.91, "target/functions": 0.88},
                 "noise_std": dict.fromkeys(self.metrics.values(), 0.01),
                 "baselines": {

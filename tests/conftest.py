@@ -1,0 +1,73 @@
+"""What tests of several folders need: a real MLflow server that can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PATIENCE_SECONDS = 240.0
+
+
+class TrackingServer:
+    """`mlflow server` on loopback over a database; the same address each time that it is started."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        folder = self._database.parent
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._database}", "--artifacts-destination", str(folder / "mlflow-artifacts")]
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+        with (folder / "mlflow-server.log").open("ab") as log:
+            # A session of its own: the server is a family of processes.
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **settings}, start_new_session=True)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.answers():
+            assert self._process.poll() is None, (folder / "mlflow-server.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """kill -9 of the server and its workers."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def tracking_server() -> Iterator[Callable[[Path], TrackingServer]]:
+    """Servers over databases, not started: `tracking_server(folder / "mlflow.db")`. Killed when the test ends."""
+    servers: list[TrackingServer] = []
+
+    def make(database: Path) -> TrackingServer:
+        servers.append(TrackingServer(database))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
