@@ -50,7 +50,7 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
         # Not whole steps: trials train on fewer tokens than their source says.
         "proxy": {"tokens": 2100, "window": 64, "tokens_per_step": 128, "seeds": 2},
         "search": {"trials": 8},
-        "verification": {"size": "nano", "tokens": 4200, "seeds": 2},
+        "verification": {"size": "nano", "tokens": 4200, "seeds": 2, "evaluation_tokens": 512},
         "ray": {"address": "in-process"},
         "tracking": {"enabled": False},
     }
