@@ -32,6 +32,8 @@ corpus_app.command("demo")(main_job.corpus_demo)
 
 for command in (
     main_job.demo,
+    doctor.doctor,
+    domains.domains,
     main_job.prepare,
     planning.plan,
     main_job.search,
@@ -40,8 +42,6 @@ for command in (
     review.mirror,
     review.export,
     names.schema,
-    domains.domains,
-    doctor.doctor,
 ):
     app.command()(command)
 app.command("list")(names.list_names)

@@ -201,7 +201,7 @@ def _prepared(experiment: Experiment) -> Manifest | None:
 
 def _domain_set(experiment: Experiment) -> DomainSet:
     domains = tuple(Domain(d.name, "", 0, d.tokens, d.group, d.max_epochs, d.bounds) for d in experiment.domains)
-    return DomainSet(domains, experiment.budget_tokens)
+    return DomainSet(domains, experiment.budget_tokens, experiment.group_rules)
 
 
 def _unimax(experiment: Experiment) -> tuple[dict[str, float] | None, str]:
