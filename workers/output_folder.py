@@ -44,11 +44,9 @@ def free_bytes(folder: Path) -> int:
 
 def lack_of_space(folder: Path) -> str:
     """What is lacking there, as a clause; "" if nothing is."""
-    free, facts = free_bytes(folder), os.statvfs(existing_folder(folder))
+    free = free_bytes(folder)
     if free < SMALLEST_FREE_BYTES:
         return f"where {free / 1e6:,.0f} MB are free, less than the {SMALLEST_FREE_BYTES / 1e6:,.0f} MB that the smallest search needs"
-    if facts.f_files and not facts.f_favail:  # file systems without a fixed number of files report 0 of 0
-        return "whose disk can hold no more files (no free inodes)"
     return ""
 
 

@@ -9,7 +9,7 @@ the corpus. The trade-off: shorter questions cannot be checked, which the result
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ class TargetRuns:
     filters: dict[int, Bools]
 
     @classmethod
-    def from_items(cls, targets: dict[str, Sequence[TargetItem]]) -> TargetRuns:
+    def from_items(cls, targets: Mapping[str, Sequence[TargetItem]]) -> TargetRuns:
         """The runs of `targets`, by name."""
         hashes, owners, lengths, checkable = [], [], [], []
         first_item = np.cumsum([0, *(len(items) for items in targets.values())])
@@ -288,5 +288,5 @@ def _shift(table: Bools) -> np.uint64:
     return np.uint64(64 - (len(table).bit_length() - 1))
 
 
-def _join(arrays: Iterable[np.ndarray[tuple[int], np.dtype[np.generic]]], kind: type[np.generic]) -> np.ndarray:  # type: ignore[type-arg]
+def _join(arrays: Iterable[np.ndarray[tuple[int], np.dtype[np.generic]]], kind: type[np.generic]) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype=kind), *arrays])

@@ -110,8 +110,8 @@ def test_a_disk_that_is_too_small_is_refused(command: str, corpus: Path, tmp_pat
 
 
 def test_a_disk_without_room_for_another_file_is_refused(corpus: Path, tmp_path: Path) -> None:
-    with disk(tmp_path / "disk", "size=400m,nr_inodes=2") as folder:
-        refused(mixopt("prepare", write_experiment(corpus, folder)), 2, "'output' is")
+    with disk(tmp_path / "disk", "size=400m,nr_inodes=1") as folder:
+        refused(mixopt("prepare", write_experiment(corpus, folder)), 2, "'output' is", "cannot be written (No space left on device)")
 
 
 @pytest.mark.slow

@@ -164,8 +164,8 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> list[Finding]:
 
 
 def open_files() -> list[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, hard = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in limits)
     # Ray raises its own limit as far as it may.
     if hard < FEWEST_OPEN_FILES:
         return [

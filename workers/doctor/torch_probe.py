@@ -46,7 +46,7 @@ def _reason() -> str:
     if torch.version.cuda is None:
         return ""
     try:
-        torch.cuda.init()
+        torch.zeros(1, device="cuda")
     except Exception as error:  # noqa: BLE001 - torch raises several kinds, and all are an answer here
         return " ".join(str(error).split())[:300]
     return ""
