@@ -150,7 +150,7 @@ def objective_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         ends.append((ARM_TITLES[arm], level, ARM_COLOURS[arm]))
     effect = proposal.objective
     error = [[max(effect.mean - effect.low, 0.0)], [max(effect.high - effect.mean, 0.0)]]
-    axes.errorbar(len(values) + 1.2, effect.mean, yerr=error, fmt="none", ecolor=BLUE, capsize=3, zorder=4)
+    axes.errorbar(len(values) + 1.2, effect.mean, yerr=error, fmt="none", color=BLUE, ecolor=BLUE, capsize=3, zorder=4)
     (dot,) = axes.plot(len(values) + 1.2, effect.mean, "o", color=BLUE, markersize=7, zorder=4)
     mark(dot, "proposal (predicted, not measured)", f"{effect.mean:+.2f} (90% interval {effect.low:+.2f} to {effect.high:+.2f})")
     ends.append(("proposal (predicted)", effect.mean, BLUE))
