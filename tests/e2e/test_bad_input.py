@@ -133,7 +133,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "Add documents or lower `proxy.window`",
     ),
     "one document": (with_first(path="short.jsonl"), DATA, "leaves no ", "Name held-out documents under `valid`"),
-    "wrong column": (with_first(path="table.parquet"), CONFIG, "table.parquet of domain 'good' has no column 'text'", "'content'"),
+    "wrong column": (with_first(path="table.parquet"), CONFIG, "table.parquet of domain 'good' has no column 'text'", "Its columns are content"),
     "wrong column of lines": (
         with_first(text_column="txt"),
         CONFIG,
