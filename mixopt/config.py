@@ -31,31 +31,14 @@ from pydantic import (
 
 from mixopt.errors import ConfigError
 from mixopt.groups import GroupRule, ancestors, check_rules
-
-SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-
-
-def parse_count(value: Any) -> Any:
-    """Numbers as people write them: 1_000_000, 1e6, "3B", "250k"."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBtT]?)\s*", value)
-        if not match:
-            raise ValueError(f"'{value}' is not a count; write 250000, 2.5e5 or 250K")
-        return float(match[1].replace("_", "")) * SUFFIXES.get(match[2].upper(), 1.0)
-    return value
-
-
-def parse_whole_count(value: Any) -> Any:
-    """As `parse_count`, and whole."""
-    number = parse_count(value)
-    if isinstance(number, float) and number.is_integer():
-        return int(number)
-    return number
-
+from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count
 
 Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
 # Below 2^53 a count is exact as a float, and fits the integers of every database.
 WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
+ByteCount = Annotated[float, BeforeValidator(parse_bytes), Field(gt=0, allow_inf_nan=False)]
+WholeByteCount = Annotated[int, BeforeValidator(parse_whole_bytes), Field(gt=0, lt=2**53)]
+TokenCount = Annotated[float | Literal["count"] | None, BeforeValidator(parse_token_count)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -66,7 +49,11 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Bounds = Annotated[tuple[float, float], AfterValidator(_check_bounds)]
-Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
+Paths = Annotated[
+    tuple[Annotated[str, AfterValidator(lambda value: _without_secret(value))], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
 
 
 class Model(BaseModel):
@@ -81,20 +68,59 @@ class Model(BaseModel):
         return value
 
 
+class HubConfig(Model):
+    """Documents from a data set of the Hugging Face hub, streamed. No code of the data set is ever run."""
+
+    dataset: str = Field(min_length=1, description="Its id, as organization/name; or an absolute folder laid out as one.")
+    config: str | None = Field(None, description="Its configuration, such as sample-10BT; default: the only one, or its default.")
+    split: str = Field("train", min_length=1)
+    revision: str | None = Field(
+        None, description="Branch, tag or commit; default: the main branch. The commit found first is kept for this output."
+    )
+
+
 class DomainConfig(Model):
-    """One training domain."""
+    """One training domain: where its documents are, and how many tokens of it the target corpus holds."""
 
     name: Name
-    path: Paths = Field(description="Training documents: file or glob (jsonl, jsonl.gz, Parquet, txt), or a list of them.")
+    path: Paths | None = Field(
+        None,
+        description="Training documents: file, glob or URL (s3://, gs://, hf://, https://...) of json, jsonl, Parquet, Arrow or text, "
+        "or a list of them; json and text also as .gz and .zst.",
+    )
+    hub: HubConfig | None = Field(None, description="Training documents from the Hugging Face hub, instead of `path`.")
     group: str = Field(
         "", description="Path of levels such as web, web/science or web/science/high; weights are shown per level, see `groups`."
     )
-    text_column: str = Field("text", description="Column of jsonl and Parquet files that holds the document.")
-    valid: Paths | None = Field(None, description="Held-out documents; default: a share of `path`, split by hash.")
+    text_column: str = Field("text", description="Column of files and data sets with rows that holds the document.")
+    valid: Paths | None = Field(None, description="Held-out documents; default: a share of the documents, split by hash.")
     held_out: float = Field(0.02, gt=0, lt=0.5, description="Share of documents held out when `valid` is not given.")
-    tokens: Count = Field(description="Tokens of this domain in the target corpus, as 3e9 or 3B.")
-    max_epochs: float = Field(4.0, gt=0, description="How often the target run may repeat this domain.")
+    max_documents: WholeCount | None = Field(None, description="Prepare the first so many documents only.")
+    max_bytes: WholeByteCount | None = Field(None, description="Prepare the first documents only, up to so many bytes of text, as 2GB.")
+    tokens: TokenCount = Field(
+        None, description="Tokens of this domain in the target corpus, as 3e9 or 3B; `count`: the prepared training text is all there is."
+    )
+    bytes: ByteCount | None = Field(
+        None, description="Instead of `tokens`: bytes of text (not compressed) in the target corpus, as 4.2TB; tokens are then estimated."
+    )
+    repeats: float = Field(1.0, ge=1, description="How many times the tokens hold every document, if the inventory repeats them already.")
+    max_epochs: float = Field(4.0, gt=0, description="How often the target run may repeat this domain's unique documents.")
     bounds: Bounds = Field((0.0, 1.0), description="Least and largest weight.")
+
+    @model_validator(mode="after")
+    def _source(self) -> DomainConfig:
+        _one_source(f"domain '{self.name}'", self.path, self.hub)
+        capped = self.max_documents is not None or self.max_bytes is not None
+        if self.hub is not None and not capped:
+            raise ValueError(f"domain '{self.name}' reads from the hub without a limit; add max_documents or max_bytes, as 2GB")
+        if (self.tokens is None) == (self.bytes is None):
+            found = "neither tokens nor bytes" if self.tokens is None else "both tokens and bytes"
+            raise ValueError(f"domain '{self.name}' has {found}; say how much of it the target corpus holds, with one of them")
+        if self.tokens == COUNT_THEM and capped:
+            raise ValueError(
+                f"domain '{self.name}' has tokens: count, which counts what is prepared, and a cap on that; give tokens or bytes instead"
+            )
+        return self
 
     @field_validator("group")
     @classmethod
@@ -132,7 +158,9 @@ class TargetConfig(Model):
     """Held-out text, or prompts with completions, that the mixture should serve."""
 
     name: Name
-    path: Paths
+    path: Paths | None = Field(None, description="Files, globs or URLs, as for domains.")
+    hub: HubConfig | None = Field(None, description="Documents or pairs from the Hugging Face hub, instead of `path`.")
+    max_documents: WholeCount | None = Field(None, description="Score the first so many documents or pairs only.")
     prompt_column: str | None = Field(None, description="With `completion_column`: only the completion is scored, after the prompt.")
     completion_column: str | None = None
     text_column: str | None = Field(None, description="For plain text targets.")
@@ -140,6 +168,7 @@ class TargetConfig(Model):
 
     @model_validator(mode="after")
     def _kind(self) -> TargetConfig:
+        _one_source(f"target '{self.name}'", self.path, self.hub)
         pair = (self.prompt_column is not None, self.completion_column is not None)
         if pair[0] != pair[1]:
             raise ValueError(f"target '{self.name}' names only one of prompt_column and completion_column; name both")
@@ -150,6 +179,12 @@ class TargetConfig(Model):
     @property
     def kind(self) -> Literal["text", "completion"]:
         return "completion" if self.prompt_column is not None else "text"
+
+
+def _one_source(owner: str, path: tuple[str, ...] | None, hub: HubConfig | None) -> None:
+    if (path is None) == (hub is None):
+        found = "neither path nor hub" if path is None else "both path and hub"
+        raise ValueError(f"{owner} has {found}; say where its documents are, with one of them")
 
 
 class ObjectiveConfig(Model):
@@ -168,11 +203,23 @@ class ObjectiveConfig(Model):
 
 
 class TokenizerConfig(Model):
-    """A byte-level BPE trained on the corpus, or one loaded from a file."""
+    """A byte-level BPE trained on the corpus, or one loaded from a file or the Hugging Face hub."""
 
     path: str | None = Field(None, description="A tokenizer.json; default: train one.")
+    hub: str | None = Field(None, description="Repository of the Hugging Face hub with a tokenizer.json, instead of `path`.")
+    revision: str | None = Field(None, description="Branch, tag or commit of `hub`; the commit found first is kept for this output.")
     vocab_size: int = Field(8192, ge=512, le=65536, description="Entries of the trained tokenizer; 4k to 8k is best for proxies.")
     sample_bytes: WholeCount = Field(40_000_000, description="Text used for training it, drawn evenly from the domains.")
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizerConfig:
+        if self.path is not None and self.hub is not None:
+            raise ValueError("both path and hub are given; choose one")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision belongs to hub, which is not given")
+        if self.path is not None and is_url(self.path):
+            raise ValueError(f"path is the address {self.path}; name a file of this machine, or a repository under hub")
+        return self
 
 
 class ProxyConfig(Model):
@@ -260,6 +307,13 @@ class Experiment(Model):
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
 
+    @field_validator("output")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if is_url(value):
+            raise ValueError("an address; name a folder of a file system, which all workers share")
+        return value
+
     @model_validator(mode="after")
     def _distinct(self) -> Experiment:
         for kind, names in (("domain", [d.name for d in self.domains]), ("target", [t.name for t in self.targets])):
@@ -314,6 +368,20 @@ class Experiment(Model):
         if self.tracking.uri is not None:
             resolved["tracking"]["uri"] = without_login(self.tracking.uri)
         return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is an address, as s3://bucket/file, and no path of this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location) is not None
+
+
+def _without_secret(location: str) -> str:
+    """Resolved files are kept and shown, so no password may be in one."""
+    if is_url(location) and urlsplit(location).password is not None:
+        raise ValueError(
+            "a password in an address; leave it out and give credentials in the environment, as the file system's driver reads them"
+        )
+    return location
 
 
 def without_login(address: str) -> str:
@@ -398,6 +466,8 @@ def _expand_variables(value: Any, location: str) -> Any:
 def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     def absolute(value: Any) -> Any:
         if isinstance(value, str):
+            if is_url(value):
+                return value
             return os.path.normpath(base / Path(value).expanduser())
         return [absolute(item) for item in value] if isinstance(value, list) else value
 
@@ -457,6 +527,11 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"Key '{location}' is missing from the experiment file."
+    if isinstance(problem["input"], dict) and problem["type"] == "value_error":
+        return f"'{location}': {message}." if location else f"{message[0].upper()}{message[1:]}."
     if not location:
         return f"{message[0].upper()}{message[1:]}."
-    return f"'{location}' is {problem['input']!r}: {message}."
+    shown = problem["input"]
+    if isinstance(shown, str) and is_url(shown):
+        shown = without_login(shown)
+    return f"'{location}' is {shown!r}: {message}."

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mixopt.domains import TokenCountSource
+
 Origin = Literal["record", "probe", "scaled", "assumed"]
 
 
@@ -125,6 +127,7 @@ class DomainEpochs:
     note: str
     proxy_natural_epochs: float
     proxy_unimax_epochs: float
+    token_count_source: TokenCountSource = "given"
 
 
 @dataclass(frozen=True)

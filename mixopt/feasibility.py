@@ -43,7 +43,7 @@ def _check_each(domains: DomainSet, lower: FloatArray, limits: FloatArray) -> No
     clashes: list[tuple[str, str]] = []
     for domain, least, limit in zip(domains.domains, lower.tolist(), limits.tolist(), strict=True):
         if least > limit + FEASIBLE_WITHIN:
-            needed = round_up(least * domains.budget_tokens / domain.target_tokens)
+            needed = round_up(least * domains.budget_tokens / domain.unique_target_tokens)
             clashes.append(
                 (
                     f"'{domain.name}' must weigh at least {least:.4g}, but {domain.max_epochs:g} epochs allow {limit:.4g}",
@@ -87,7 +87,7 @@ def _cheapest_relaxation(domains: DomainSet, upper: FloatArray, limits: FloatArr
     """The one cap that has to rise least, else what all caps together have to do."""
     wanted = upper + short
     # Raising the cap of one domain alone must not run into its user bound; the cheapest costs the fewest additional epochs.
-    epochs = wanted * domains.budget_tokens / domains.target_tokens
+    epochs = wanted * domains.budget_tokens / domains.unique_target_tokens
     bounds = np.array([domain.bounds[1] for domain in domains.domains])
     capped = limits < bounds
     extra = np.where(capped & (wanted <= bounds), epochs - np.array([domain.max_epochs for domain in domains.domains]), np.inf)

@@ -129,7 +129,7 @@ def _epochs_table(domains: tuple[DomainEpochs, ...]) -> Table:
     for domain in domains:
         table.add_row(
             domain.name,
-            quantity(domain.target_tokens),
+            f"{'about ' * (domain.token_count_source == 'estimated')}{quantity(domain.target_tokens)}",
             f"{domain.max_epochs:g}",
             f"{_epochs(domain.natural_epochs)}/{_epochs(domain.proxy_natural_epochs)}",
             f"{_epochs(domain.unimax_epochs)}/{_epochs(domain.proxy_unimax_epochs)}",

@@ -89,7 +89,8 @@ def search_identity(
         objective, options: JSON values; `objective` names targets by content hash and weight, `options` holds the surrogate.
     """
     space = [
-        [d.name, d.content_hash, d.target_tokens, d.max_epochs, list(d.bounds)]
+        # Repetition enters only where there is any, so that searches from before it was known keep their identity.
+        [d.name, d.content_hash, d.target_tokens, d.max_epochs, list(d.bounds), *([d.repeats] if d.repeats != 1 else [])]
         for d in sorted(factory.domains.domains, key=lambda domain: domain.name)
     ]
     groups = rules_identity(factory.domains.group_paths, factory.domains.units, factory.domains.rules)

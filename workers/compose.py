@@ -16,7 +16,7 @@ from mixopt import __version__
 from mixopt.code_version import commit
 from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest, TokenFile
-from mixopt.domains import Domain, DomainSet
+from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
 from mixopt.groups import frozen_paths, group_members, split_of
@@ -38,6 +38,8 @@ EARLY_POINTS = 3
 EARLY_SHARE = 0.25
 EVALUATION_SHARE = 0.1
 """Largest part of a trial's training cost that measuring its losses may take."""
+# More tokens than any corpus has; a number, since arithmetic with infinity gives no number.
+ENDLESS = 1e30
 # A forward pass has a third of a training step's FLOPs, but took 0.36 to 0.39 of its seconds (nano, packs of 1 and 4, 4,096 entries, one
 # thread): the loss of a training step shares its exponentials with the backward pass.
 FORWARD_COST = 0.4
@@ -80,15 +82,19 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
     Raises:
         ConfigError: two domains hold the same documents.
     """
+    prepared = {domain.name: manifest.domains[domain.name].train for domain in experiment.domains}
+    counts = {domain.name: inventory_of(domain, prepared[domain.name].tokens, prepared[domain.name].bytes) for domain in experiment.domains}
     domains = tuple(
         Domain(
             name=domain.name,
-            content_hash=manifest.domains[domain.name].train.content_hash,
-            prepared_tokens=manifest.domains[domain.name].train.tokens,
-            target_tokens=domain.tokens,
+            content_hash=prepared[domain.name].content_hash,
+            prepared_tokens=prepared[domain.name].tokens,
+            target_tokens=counts[domain.name][0],
             group=domain.group,
             max_epochs=domain.max_epochs,
             bounds=domain.bounds,
+            repeats=domain.repeats,
+            token_count_source=counts[domain.name][1],
         )
         for domain in experiment.domains
     )
@@ -101,6 +107,18 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
             )
         by_content[domain.content_hash] = domain.name
     return DomainSet(domains, experiment.budget_tokens, experiment.group_rules)
+
+
+def checked_domains(experiment: Experiment, manifest: Manifest) -> DomainSet:
+    """As `domain_set`, once it is sure that counts and estimates leave a feasible mixture.
+
+    Raises:
+        ConfigError: two domains hold the same documents.
+        InfeasibleError: no mixture satisfies bounds and epoch caps.
+    """
+    domains = domain_set(experiment, manifest)
+    MixtureSpace.from_domains(domains)
+    return domains
 
 
 def refuse_twin_evaluations(manifest: Manifest) -> None:
@@ -203,10 +221,14 @@ def check_settings(experiment: Experiment) -> None:
         )
     if experiment.tracking.enabled and experiment.tracking.uri is not None:
         check_address(experiment.tracking.uri)
-    # Constraints depend on the target corpus only, not on what is prepared.
+    # Constraints depend on the target corpus only, not on what is prepared. A domain whose tokens have yet to be counted or estimated can be
+    # taken for endless here: what is infeasible nevertheless stays so, and `compose` looks again.
     MixtureSpace.from_domains(
         DomainSet(
-            tuple(Domain(d.name, "", 0, d.tokens, d.group, d.max_epochs, d.bounds) for d in experiment.domains),
+            tuple(
+                Domain(d.name, "", 0, d.tokens if isinstance(d.tokens, float) else ENDLESS, d.group, d.max_epochs, d.bounds, d.repeats)
+                for d in experiment.domains
+            ),
             experiment.budget_tokens,
             experiment.group_rules,
         )
@@ -293,6 +315,9 @@ def context(search: Search) -> dict[str, Any]:
                 "group": domain.group,
                 "content_hash": domain.content_hash,
                 "target_tokens": domain.target_tokens,
+                "unique_target_tokens": domain.unique_target_tokens,
+                "repeats": domain.repeats,
+                "token_count_source": domain.token_count_source,
                 "prepared_tokens": domain.prepared_tokens,
                 "prepared_documents": search.manifest.domains[domain.name].train.documents,
                 "prepared_bytes": search.manifest.domains[domain.name].train.bytes,

@@ -306,6 +306,7 @@ def domain_epochs(search: Search, corpus: Corpus) -> tuple[DomainEpochs, ...]:
             note=unique[domain.name].note,
             proxy_natural_epochs=shares["natural"][domain.name] * tokens / unique[domain.name].tokens,
             proxy_unimax_epochs=shares["unimax"][domain.name] * tokens / unique[domain.name].tokens,
+            token_count_source=domain.token_count_source,
         )
         for domain in domains.domains
     )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixopt.config import DomainConfig, Experiment, TargetConfig
-from mixopt.corpus.documents import estimated_text_bytes, resolve_files
+from mixopt.corpus.documents import estimated_text_bytes
+from mixopt.corpus.files import resolve_files
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.errors import DataError
@@ -123,6 +124,8 @@ def _domain_bytes(domain: DomainConfig) -> tuple[float | None, float | None, flo
     """Bytes of the training side, of the held-out side, and of all that is read."""
     owner = f"domain '{domain.name}'"
     text = _local_bytes(domain.path, domain.text_column, owner)
+    if domain.max_bytes is not None:
+        text = float(domain.max_bytes) if text is None else min(text, float(domain.max_bytes))
     if domain.valid is not None:
         valid = _local_bytes(domain.valid, domain.text_column, f"held-out set of {owner}")
         return text, valid, None if text is None or valid is None else text + valid
@@ -138,14 +141,14 @@ def _target_bytes(target: TargetConfig) -> float | None:
     sizes = [_local_bytes(target.path, column, owner) for column in (target.prompt_column, target.completion_column)]
     if any(size is None for size in sizes):
         return None
-    if all(path.lower().endswith(".parquet") for path in target.path):
+    if all(path.lower().endswith(".parquet") for path in target.path or ()):
         return sum(size or 0.0 for size in sizes)
     return sizes[0]  # rows of text hold both columns: their file was measured twice
 
 
-def _local_bytes(patterns: tuple[str, ...], column: str, owner: str) -> float | None:
+def _local_bytes(patterns: tuple[str, ...] | None, column: str, owner: str) -> float | None:
     """Bytes of text in files of this machine; None where they cannot be told without reading, or lie elsewhere."""
-    if any("://" in pattern for pattern in patterns):
+    if patterns is None or any("://" in pattern for pattern in patterns):
         return None
     return estimated_text_bytes(resolve_files(patterns, owner), column)
 

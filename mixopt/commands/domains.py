@@ -68,7 +68,7 @@ def _tables(inventory: Inventory) -> list[Any]:
             [
                 [
                     row.name,
-                    quantity(row.target_tokens),
+                    f"{'about ' * (row.token_count_source == 'estimated')}{quantity(row.target_tokens)}",
                     f"{100 * row.natural_weight:.1f}",
                     f"{row.natural_epochs:.2f}",
                     "" if row.unimax_weight is None else f"{100 * row.unimax_weight:.1f}",

@@ -13,6 +13,7 @@ from mixopt.commands.arguments import ExperimentFile, open_record
 from mixopt.commands.review import export_mixture
 
 if TYPE_CHECKING:
+    from mixopt.domains import DomainSet
     from workers.run import Finished
 
 
@@ -50,7 +51,7 @@ def prepare(file: ExperimentFile) -> None:
     """Turns documents into token files; does only what is missing."""
     from mixopt.config import load_experiment
     from mixopt.terminal import RichReporter, quantity, rows_table
-    from workers.compose import check_experiment
+    from workers.compose import check_experiment, checked_domains
     from workers.output_folder import named_in_errors
     from workers.tokenize import prepare as prepare_corpus
 
@@ -68,6 +69,7 @@ def prepare(file: ExperimentFile) -> None:
         for name, part, comparable in parts
     ]
     reporter.output.print(rows_table(f"Tokens in {manifest.root}", ["file", "documents", "tokens", "bytes per token"], rows))
+    _print_inventory(checked_domains(experiment, manifest), reporter.output)
 
 
 def search(
@@ -93,6 +95,28 @@ def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
         experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
     with named_in_errors(experiment.output_dir), SearchProgress(reporter.console) as progress:
         return run(experiment, reporter, observers=(progress,))
+
+
+def _print_inventory(domains: DomainSet, output: Any) -> None:
+    """What the target corpus holds; an estimate never looks like a count."""
+    from mixopt.terminal import print_line, quantity, rows_table
+
+    epochs = domains.epochs(domains.natural())
+    marks = {"given": "", "counted": "counted", "estimated": "estimated from bytes"}
+    rows = [
+        [
+            domain.name,
+            f"{'about ' * (domain.token_count_source == 'estimated')}{quantity(domain.target_tokens)}",
+            f"{domain.repeats:g}",
+            f"{epochs[domain.name]:.2f}",
+            marks[domain.token_count_source],
+        ]
+        for domain in domains.domains
+    ]
+    title = f"Target corpus, and a run of {quantity(domains.budget_tokens)} tokens at its natural mixture"
+    output.print(rows_table(title, ["domain", "tokens", "copies in them", "epochs", "how known"], rows))
+    if any(domain.token_count_source != "given" for domain in domains.domains):
+        print_line(output, "Counts and estimates are in tokens of the proxies' tokenizer; one with more bytes per token needs fewer.")
 
 
 def _print_corpus(corpus: Any, reporter: Any) -> None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mixopt.config import DomainConfig, Experiment, TargetConfig
-from mixopt.corpus.documents import Document, read_documents, read_pairs, resolve_files
+from mixopt.corpus.documents import Document, Limits, Source, read_documents, read_pairs
+from mixopt.corpus.files import resolve_files
+from mixopt.corpus.hub import HubDataset
 from mixopt.corpus.ngrams import I64, U64
 from mixopt.corpus.overlap import Overlap, OverlapCounter, TargetItem, TargetRuns
 from mixopt.corpus.splits import Side, side_of
@@ -193,18 +195,27 @@ def shared_documents(scans: list[DomainScan]) -> list[Shared]:
 def _document_sets(domain: DomainConfig) -> Iterator[tuple[Side | None, Iterator[Document]]]:
     """(side, or None where the hash of a text tells; documents) of a domain's sets of files."""
     owner = f"domain '{domain.name}'"
-    yield None if domain.valid is None else Side.TRAIN, read_documents(resolve_files(domain.path, owner), domain.text_column, owner)
+    limits = Limits(domain.max_documents, domain.max_bytes)
+    documents = read_documents(_source(domain, owner), domain.text_column, owner, limits)
+    yield None if domain.valid is None else Side.TRAIN, documents
     if domain.valid is not None:
         owner = f"held-out set of {owner}"
         yield Side.VALID, read_documents(resolve_files(domain.valid, owner), domain.text_column, owner)
 
 
+def _source(of: DomainConfig | TargetConfig, owner: str) -> Source:
+    """Files, or a data set of the hub as it is now: `prepare` is what keeps its commit."""
+    if of.hub is not None:
+        return HubDataset(of.hub.dataset, of.hub.config, of.hub.split, of.hub.revision or "main")
+    return resolve_files(of.path or (), owner)
+
+
 def _items(target: TargetConfig) -> Iterator[TargetItem]:
     owner = f"target '{target.name}'"
-    files = resolve_files(target.path, owner)
+    source, limits = _source(target, owner), Limits(target.max_documents)
     if target.prompt_column is not None and target.completion_column is not None:
-        for pair in read_pairs(files, target.prompt_column, target.completion_column, owner):
+        for pair in read_pairs(source, target.prompt_column, target.completion_column, owner, limits):
             yield TargetItem(pair.prompt, pair.completion)
     else:
-        for document in read_documents(files, target.text_column or "text", owner):
+        for document in read_documents(source, target.text_column or "text", owner, limits):
             yield TargetItem(document.text)

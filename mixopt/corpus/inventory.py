@@ -11,17 +11,19 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mixopt.config import DomainConfig, Experiment
-from mixopt.corpus.documents import estimated_text_bytes, resolve_files
+from mixopt.corpus.documents import estimated_text_bytes
+from mixopt.corpus.files import resolve_files
 from mixopt.corpus.inspection import DomainScan, Extreme, Shared, SideScan, read_targets, scan_domain, shared_documents
 from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.corpus.overlap import Overlap, TargetItem, TargetRuns
 from mixopt.corpus.verdicts import verdicts
-from mixopt.domains import Domain, DomainSet
+from mixopt.domains import Domain, DomainSet, TokenCountSource, inventory_of
 from mixopt.errors import DataError, InfeasibleError, RunError
+from mixopt.mixture import Mixture
 from mixopt.progress import Reporter
 
 QUICK_BYTES = 20e6
@@ -72,6 +74,7 @@ class DomainRow:
     natural_epochs: float
     unimax_weight: float | None
     unimax_epochs: float | None
+    token_count_source: TokenCountSource = "given"
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def take_inventory(experiment: Experiment, reporter: Reporter, quick: bool = Fal
     targets = _target_rows(experiment, items, runs, manifest)
     shared = tuple(shared_documents(scans))
     overlaps = tuple(overlap for scan in scans for overlap in scan.overlaps)
-    infeasible = _unimax(experiment)[1]
+    infeasible = _unimax(_domain_set(experiment, domains))[1]
     return Inventory(
         name=experiment.name,
         budget_tokens=experiment.budget_tokens,
@@ -183,6 +186,8 @@ def _scan(domain: DomainConfig) -> DomainScan:
 def _text_bytes(domain: DomainConfig, limit_bytes: float) -> float | None:
     """About how many bytes of text will be read; None where compression hides it."""
     total = 0.0
+    if domain.hub is not None:
+        total += min(domain.max_bytes or limit_bytes, limit_bytes)
     for paths in (domain.path, domain.valid or ()):
         if paths:
             size = estimated_text_bytes(resolve_files(paths, f"domain '{domain.name}'"), domain.text_column)
@@ -199,42 +204,58 @@ def _prepared(experiment: Experiment) -> Manifest | None:
         return None
 
 
-def _domain_set(experiment: Experiment) -> DomainSet:
-    domains = tuple(Domain(d.name, "", 0, d.tokens, d.group, d.max_epochs, d.bounds) for d in experiment.domains)
+def _domain_set(experiment: Experiment, rows: Sequence[DomainRow]) -> DomainSet:
+    domains = tuple(
+        Domain(d.name, "", 0, row.target_tokens, d.group, d.max_epochs, d.bounds, d.repeats)
+        for d, row in zip(experiment.domains, rows, strict=True)
+    )
     return DomainSet(domains, experiment.budget_tokens, experiment.group_rules)
 
 
-def _unimax(experiment: Experiment) -> tuple[dict[str, float] | None, str]:
+def _unimax(domains: DomainSet) -> tuple[Mixture | None, str]:
     """Weights of the UniMax mixture, or None and the reason why there is none."""
     try:
-        return _domain_set(experiment).unimax().as_dict(), ""
+        return domains.unimax(), ""
     except InfeasibleError as error:
         return None, str(error)
 
 
 def _domain_rows(experiment: Experiment, scans: Sequence[DomainScan], manifest: Manifest | None) -> tuple[DomainRow, ...]:
-    domains = _domain_set(experiment)
-    natural, unimax = domains.natural().as_dict(), _unimax(experiment)[0]
     rows = []
     for domain, scan in zip(experiment.domains, scans, strict=True):
         files = manifest.domains.get(domain.name) if manifest else None
-        epochs = experiment.budget_tokens / domain.tokens  # of the whole run on this domain alone
+        train = _side_row(scan.train, files.train if files else None)
+        target_tokens, source = inventory_of(domain, train.tokens, train.bytes)
         rows.append(
             DomainRow(
                 name=domain.name,
                 group=domain.group,
-                train=_side_row(scan.train, files.train if files else None),
+                train=train,
                 valid=_side_row(scan.valid, files.valid if files else None),
                 complete=scan.complete,
-                target_tokens=domain.tokens,
+                target_tokens=target_tokens,
                 max_epochs=domain.max_epochs,
-                natural_weight=natural[domain.name],
-                natural_epochs=natural[domain.name] * epochs,
-                unimax_weight=unimax[domain.name] if unimax else None,
-                unimax_epochs=unimax[domain.name] * epochs if unimax else None,
+                natural_weight=0.0,
+                natural_epochs=0.0,
+                unimax_weight=None,
+                unimax_epochs=None,
+                token_count_source="estimated" if source == "counted" and not (train.counted and scan.complete) else source,
             )
         )
-    return tuple(rows)
+    domains = _domain_set(experiment, rows)
+    natural, unimax = domains.natural(), _unimax(domains)[0]
+    epochs = domains.epochs(natural)
+    unimax_epochs = domains.epochs(unimax) if unimax else {}
+    return tuple(
+        replace(
+            row,
+            natural_weight=natural.as_dict()[row.name],
+            natural_epochs=epochs[row.name],
+            unimax_weight=unimax.as_dict()[row.name] if unimax else None,
+            unimax_epochs=unimax_epochs.get(row.name),
+        )
+        for row in rows
+    )
 
 
 def _side_row(scan: SideScan, file: TokenFile | None) -> SideRow:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
+from mixopt.domains import unique_tokens_of
 from mixopt.errors import ConfigError, InfeasibleError
 from mixopt.mixture import Mixture, Schedule
 from mixopt.proposal import Proposal
@@ -97,7 +98,7 @@ def epochs_by_domain(context: Mapping[str, Any], mixture: Mixture) -> dict[str, 
     """How often the target run repeats each domain under `mixture`."""
     weights = mixture.as_dict()
     budget_tokens = float(context["budget_tokens"])
-    return {domain["name"]: weights[domain["name"]] * budget_tokens / float(domain["target_tokens"]) for domain in context["domains"]}
+    return {domain["name"]: weights[domain["name"]] * budget_tokens / unique_tokens_of(domain) for domain in context["domains"]}
 
 
 def check_domains(context: Mapping[str, Any], schedule: Schedule) -> None:
@@ -168,7 +169,7 @@ def check_epochs(context: Mapping[str, Any], mixture: Mixture) -> None:
     for domain in context["domains"]:
         name, cap = domain["name"], float(domain["max_epochs"])
         if epochs[name] > cap * (1 + EPOCH_TOLERANCE):
-            largest = cap * float(domain["target_tokens"]) / float(context["budget_tokens"])
+            largest = cap * unique_tokens_of(domain) / float(context["budget_tokens"])
             broken.append(f"'{name}' at weight {weights[name]:.4g} repeats {epochs[name]:.4g} times, {cap:g} allow at most {largest:.4g}")
     if broken:
         raise InfeasibleError(

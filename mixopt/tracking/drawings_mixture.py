@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixopt.domains import unique_tokens_of
 from mixopt.terminal import quantity
 from mixopt.tracking.canvas import (
     ARM_COLOURS,
@@ -111,7 +112,7 @@ def epochs_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     epochs = findings.proposal.epochs
     domains = {domain["name"]: domain for domain in findings.context["domains"]}
     budget_tokens = float(findings.context["budget_tokens"])
-    natural = {name: findings.context["natural"][name] * budget_tokens / float(domains[name]["target_tokens"]) for name in epochs}
+    natural = {name: findings.context["natural"][name] * budget_tokens / unique_tokens_of(domains[name]) for name in epochs}
     names = sorted(epochs, key=lambda name: (-epochs[name], name))
     limit = 1.08 * max([*epochs.values(), *natural.values()])
     allowed = [float(domains[name]["max_epochs"]) for name in names]
@@ -126,7 +127,8 @@ def epochs_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     domain_rows(axes, names)
     bars = axes.barh(range(len(names)), [epochs[name] for name in names], height=0.55, color=BLUE, alpha=0.85, zorder=2)
     for bar, name, cap in zip(bars, names, allowed, strict=True):
-        tokens = f"{quantity(float(domains[name]['target_tokens']))} tokens in the target corpus"
+        about = "about " if domains[name].get("token_count_source") == "estimated" else ""
+        tokens = f"{about}{quantity(float(domains[name]['target_tokens']))} tokens in the target corpus"
         mark(bar, name, f"proposal {epochs[name]:.2f} epochs", f"natural {natural[name]:.2f} epochs", f"at most {cap:g} allowed", tokens)
     axes.plot([natural[name] for name in names], range(len(names)), "D", color=INK, markerfacecolor="white", markersize=5, zorder=3)
     caps = _draw_caps(axes, allowed, limit * 1.25)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixopt.domains import unique_tokens_of
 from mixopt.groups import weights_per_level
 from mixopt.history import History
 from mixopt.proposal import Effect, Proposal
@@ -96,11 +97,27 @@ def _mixture_table(findings: Findings, proposal: Proposal) -> str:
     rows = []
     for name in sorted(weights, key=lambda name: (-weights[name], name)):
         low, high = proposal.near_optimal.get(name, (proposed[name], proposed[name]))
-        epochs = f"{weights[name] * budget_tokens / float(domains[name]['target_tokens']):.2f} of {float(domains[name]['max_epochs']):g}"
+        epochs = f"{weights[name] * budget_tokens / unique_tokens_of(domains[name]):.2f} of {float(domains[name]['max_epochs']):g}"
         also = [] if arm == PROPOSAL else [f"{proposed[name]:.1%}"]
         rows.append([_cell(name), f"**{weights[name]:.1%}**", *also, f"{low:.1%} to {high:.1%}", f"{natural[name]:.1%}", epochs])
     head = ["domain", ARM_TITLES.get(arm, arm), *([] if arm == PROPOSAL else ["proposal"]), "near-optimal", "natural", "epochs"]
-    return f"## Mixture\n\nShares of tokens. {_near_optimal(findings, proposal)}\n\n{_table(head, rows)}"
+    return f"## Mixture\n\nShares of tokens. {_near_optimal(findings, proposal)}\n\n{_table(head, rows)}{_inventory(findings)}"
+
+
+def _inventory(findings: Findings) -> str:
+    """Where the token counts of the target corpus are no plain numbers of the user's: an estimate must not pass for a count."""
+    domains, sentences = findings.context["domains"], []
+    for source, sentence in (
+        ("estimated", "Estimated from bytes, so their weights in the natural mixture and epochs are estimates too: {}."),
+        ("counted", "Counted by tokenizing the prepared text, in tokens of the proxies' tokenizer: {}."),
+    ):
+        names = [_cell(domain["name"]) for domain in domains if domain.get("token_count_source", "given") == source]
+        if names:
+            sentences.append(sentence.format(", ".join(names)))
+    repeated = [f"{_cell(domain['name'])} {domain['repeats']:g} times" for domain in domains if domain.get("repeats", 1) != 1]
+    if repeated:
+        sentences.append(f"The inventory holds every document more than once, and epochs count unique ones: {', '.join(repeated)}.")
+    return "".join(f"\n\n{sentence}" for sentence in sentences)
 
 
 def _levels(findings: Findings, proposal: Proposal) -> str:

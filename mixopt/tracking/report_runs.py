@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mixopt.domains import unique_tokens_of
 from mixopt.export import exporter_names, get_exporter
 from mixopt.terminal import quantity
 from mixopt.tracking.blocks import Command, Drawing, Heading, LongText, Notes, Prose, Section, Table, missing, waiting
@@ -21,6 +22,11 @@ from mixopt.tracking.report_sections import metric_title
 from mixopt.verification import MEAN_BITS_PER_BYTE, spoken
 
 
+def _about(domain: Mapping[str, Any]) -> str:
+    """Before a token count that is estimated from bytes."""
+    return "about " if domain.get("token_count_source") == "estimated" else ""
+
+
 def epochs_section(findings: Findings) -> Section:
     """Repetitions in the target run, and whether the proxies repeated as much."""
     context, proposal = findings.context, findings.proposal
@@ -30,11 +36,19 @@ def epochs_section(findings: Findings) -> Section:
     rows = []
     for domain in context["domains"]:
         name, tokens = domain["name"], float(domain["target_tokens"])
-        natural = context["natural"][name] * budget_tokens / tokens
+        natural = context["natural"][name] * budget_tokens / unique_tokens_of(domain)
         seen, note = unique.get(name) or ("", "")
         shown = [f"{epochs[name]:.2f}"] if proposal else []
         rows.append(
-            [name, quantity(tokens), *shown, f"{natural:.2f}", f"{float(domain['max_epochs']):g}", f"{seen:,}" if seen else "", note]
+            [
+                name,
+                f"{_about(domain)}{quantity(tokens)}",
+                *shown,
+                f"{natural:.2f}",
+                f"{float(domain['max_epochs']):g}",
+                f"{seen:,}" if seen else "",
+                note,
+            ]
         )
     blocks: list[Any] = []
     if proposal is None:
@@ -214,7 +228,13 @@ def made_section(findings: Findings) -> Section:
         *([f"recipe: {name}", str(value)] for name, value in (context.get("recipe") or {}).items()),
     ]
     domains = [
-        [d["name"], d["content_hash"], f"{d['prepared_tokens']:,}", f"{d['prepared_documents']:,}", quantity(float(d["target_tokens"]))]
+        [
+            d["name"],
+            d["content_hash"],
+            f"{d['prepared_tokens']:,}",
+            f"{d['prepared_documents']:,}",
+            _about(d) + quantity(float(d["target_tokens"])),
+        ]
         for d in context["domains"]
     ]
     head = ["domain", "hash of its text", "prepared tokens", "documents", "target tokens"]

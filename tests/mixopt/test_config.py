@@ -10,9 +10,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from mixopt.config import json_schema, load_experiment, parse_count, parse_experiment
+from mixopt.config import json_schema, load_experiment, parse_experiment
 from mixopt.errors import ConfigError
 from mixopt.groups import GroupRule
+from mixopt.quantities import parse_bytes, parse_count
 
 VALID: dict[str, Any] = {
     "name": "example",
@@ -87,6 +88,23 @@ def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest
         ("objective.kind", "best", "'objective.kind' is 'best'"),
         ("tokenizer.vocab_size", 100, "'tokenizer.vocab_size' is 100"),
         ("domains", [VALID["domains"][0]], "'domains'"),
+        ("domains.0.tokens", None, "domain 'web' has neither tokens nor bytes"),
+        ("domains.0.tokens", "all", "'domains[0].tokens' is 'all'"),
+        ("domains.0.tokens", float("inf"), "'domains[0].tokens' is inf: not a number of tokens above 0"),
+        ("domains.0.tokens", [1], "'domains[0].tokens' is [1]: not a number of tokens above 0"),
+        ("domains.0.bytes", "4TB", "domain 'web' has both tokens and bytes"),
+        ("domains.0.bytes", "900B", "'domains[0].bytes' is '900B': '900B' is not a size"),
+        ("domains.0.repeats", 0.5, "'domains[0].repeats' is 0.5"),
+        ("domains.0.path", None, "domain 'web' has neither path nor hub"),
+        ("domains.0.hub", {"dataset": "a/b"}, "domain 'web' has both path and hub"),
+        ("domains.0", {"name": "web", "hub": {"dataset": "a/b"}, "tokens": 1}, "domain 'web' reads from the hub without a limit"),
+        ("domains.0", {"name": "web", "path": "x", "tokens": "count", "max_bytes": "2GB"}, "tokens: count"),
+        ("domains.0.path", "https://ann:secret@host/x.jsonl", "a password in an address"),
+        ("output", "s3://bucket/run", "'output' is 's3://bucket/run': an address"),
+        ("tokenizer.path", "s3://bucket/tokenizer.json", "name a file of this machine"),
+        ("tokenizer", {"path": "x", "hub": "a/b"}, "both path and hub are given"),
+        ("tokenizer.revision", "main", "revision belongs to hub"),
+        ("targets.0.path", None, "target 'functions' has neither path nor hub"),
         ("domains.0.tokens", True, "'domains[0].tokens' is True: a yes or no, where it does not belong"),
         ("domains.0.max_epochs", True, "'domains[0].max_epochs' is True: a yes or no"),
         ("domains.0.max_epochs", float("nan"), "'domains[0].max_epochs' is nan"),
@@ -104,8 +122,8 @@ def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, message: s
 
 def test_a_missing_key_is_named() -> None:
     raw = copy.deepcopy(VALID)
-    del raw["domains"][0]["tokens"]
-    with pytest.raises(ConfigError, match=r"Key 'domains\.?\[0\]\.tokens' is missing"):
+    del raw["domains"][0]["name"]
+    with pytest.raises(ConfigError, match=r"Key 'domains\.?\[0\]\.name' is missing"):
         parse_experiment(raw, Path("/"))
 
 
@@ -170,6 +188,37 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_counts_are_written_as_people_do(text: Any, count: float) -> None:
     assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4.2TB", 4.2e12), ("300 GB", 3e11), ("1.5GiB", 1.5 * 2**30), ("2e9", 2e9), ("7k", 7000.0), (12, 12), ("1_000", 1e3)]
+)
+def test_sizes_are_written_as_people_do(text: Any, size: float) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_addresses_stay_as_they_are(tmp_path: Path) -> None:
+    """Relative to the file is what is a path; an address is not."""
+    experiment = parse_experiment(changed("domains.0.path", ["s3://bucket/web/*.jsonl.zst", "more.jsonl"]), tmp_path)
+    assert experiment.domains[0].path == ("s3://bucket/web/*.jsonl.zst", str(tmp_path / "more.jsonl"))
+
+
+def test_a_domain_from_the_hub_keeps_its_pin_in_the_resolved_file(tmp_path: Path) -> None:
+    hub = {"dataset": "HuggingFaceFW/fineweb", "config": "sample-10BT", "revision": "a" * 40}
+    raw = changed("domains.0", {"name": "web", "hub": hub, "max_bytes": "2GB", "bytes": "44TB", "repeats": 3})
+    domain = parse_experiment(raw, tmp_path).domains[0]
+    assert domain.hub is not None
+    assert (domain.hub.split, domain.max_bytes, domain.bytes, domain.repeats) == ("train", 2 * 10**9, 4.4e13, 3.0)
+    experiment = parse_experiment(raw, tmp_path)
+    assert parse_experiment(yaml.safe_load(experiment.to_yaml()), Path("/elsewhere")) == experiment
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("confg", "config"), ("datasets", "dataset"), ("trust_remote_code", None)])
+def test_the_hub_section_knows_its_keys(key: str, nearest: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(changed("domains.0", {"name": "web", "hub": {key: "x"}, "tokens": 1}), Path("/"))
+    assert f"Unknown key 'domains[0].hub.{key}'" in caught.value.message
+    assert caught.value.hint.startswith(f"Did you mean '{nearest}'" if nearest else "Valid keys there")
 
 
 def test_the_schema_is_valid_and_describes_every_key() -> None:

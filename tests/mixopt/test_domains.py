@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixopt.domains import MINIMUM_UNIQUE_WINDOWS, Domain, DomainSet
+from mixopt.domains import MINIMUM_UNIQUE_WINDOWS, Domain, DomainSet, unique_tokens_of
 from mixopt.errors import ConfigError, InfeasibleError
 from mixopt.mixture import Mixture
 
@@ -87,3 +87,59 @@ def test_unique_tokens_are_no_more_than_the_sampler_can_show(prepared: int, wind
     """A window of T tokens needs the token after it, too."""
     set_ = DomainSet((Domain("a", "a", prepared, 1e3), Domain("b", "b", 10**6, 1e3)), 1e9)
     assert set_.unique_tokens(1_000_000, 64)["a"].tokens == windows * 64
+
+
+def repeated(tokens: list[float], repeats: list[float], budget: float) -> DomainSet:
+    """Domains whose inventories hold every document so many times."""
+    return DomainSet(
+        tuple(Domain(f"d{i}", f"h{i}", 10**9, count, repeats=times) for i, (count, times) in enumerate(zip(tokens, repeats, strict=True))),
+        budget,
+    )
+
+
+inventories = st.integers(2, 8).flatmap(
+    lambda size: st.tuples(
+        st.lists(st.floats(1e6, 1e12), min_size=size, max_size=size), st.lists(st.floats(1, 6), min_size=size, max_size=size)
+    )
+)
+
+
+@given(inventories, st.floats(0.05, 0.6))
+def test_repetition_in_the_inventory_counts_in_the_natural_mixture_and_not_as_unique_text(
+    inventory: tuple[list[float], list[float]], share: float
+) -> None:
+    """The listed tokens say how often the run would draw a domain; everything about repeating it goes by its unique tokens."""
+    tokens, repeats = inventory
+    unique = [count / times for count, times in zip(tokens, repeats, strict=True)]
+    budget = 4 * sum(unique) * share
+    listed, once = repeated(tokens, repeats, budget), domains(unique, budget, prepared=10**9)
+    assert listed.natural().array() == pytest.approx(np.array(tokens) / sum(tokens))
+    assert listed.epoch_limits() == pytest.approx(once.epoch_limits())
+    assert listed.unimax().array() == pytest.approx(once.unimax().array())
+    assert listed.epochs(once.natural()) == pytest.approx(once.epochs(once.natural()))
+    for tokens_of_trial in (10_000, 10_000_000):
+        theirs, ours = once.unique_tokens(tokens_of_trial, 64), listed.unique_tokens(tokens_of_trial, 64)
+        assert all(abs(theirs[name].tokens - ours[name].tokens) <= 64 for name in theirs)  # a window, by float error
+
+
+@given(inventories)
+def test_a_run_over_the_whole_inventory_repeats_each_domain_as_listed(inventory: tuple[list[float], list[float]]) -> None:
+    """Drawing the natural mixture with as many tokens as the inventory holds is one pass over it: every document `repeats` times."""
+    tokens, repeats = inventory
+    set_ = repeated(tokens, repeats, sum(tokens))
+    assert list(set_.epochs(set_.natural()).values()) == pytest.approx(repeats)
+
+
+@given(token_counts, st.floats(0.05, 0.9))
+def test_an_inventory_that_repeats_nothing_is_what_it_was(tokens: list[float], share: float) -> None:
+    """Bit for bit: identities of searches hang on it."""
+    budget = 4 * sum(tokens) * share
+    plain, listed = domains(tokens, budget), repeated(tokens, [1.0] * len(tokens), budget)
+    assert listed.natural() == plain.natural()
+    assert listed.epoch_limits().tolist() == [4.0 * count / budget for count in tokens]
+    assert listed.unimax() == plain.unimax()
+
+
+def test_a_stored_domain_tells_its_unique_tokens_whether_it_knows_repetition_or_not() -> None:
+    assert unique_tokens_of({"target_tokens": 12e9, "repeats": 3}) == 4e9
+    assert unique_tokens_of({"target_tokens": 12e9}) == 12e9

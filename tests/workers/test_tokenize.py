@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import workers.corpus_tokenizer
+import workers.token_files
 import workers.tokenize
 from mixopt.config import Experiment, parse_experiment
 from mixopt.corpus.manifest import Manifest, TokenFile
@@ -160,7 +162,7 @@ def test_a_second_run_does_nothing(corpus: Path, monkeypatch: pytest.MonkeyPatch
     first = prepare(experiment(corpus))
     before = snapshot(corpus)
     monkeypatch.setattr(workers.tokenize, "build", pytest.fail)
-    monkeypatch.setattr(workers.tokenize, "train_tokenizer", pytest.fail)
+    monkeypatch.setattr(workers.corpus_tokenizer, "train_tokenizer", pytest.fail)
     notes = Notes()
     assert prepare(experiment(corpus), notes) == first
     assert snapshot(corpus) == before
@@ -202,7 +204,7 @@ def test_an_interrupted_run_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatc
         return original(job, *arguments)
 
     monkeypatch.setattr(workers.tokenize, "build", count)
-    monkeypatch.setattr(workers.tokenize, "train_tokenizer", pytest.fail)
+    monkeypatch.setattr(workers.corpus_tokenizer, "train_tokenizer", pytest.fail)
     assert prepare(experiment(corpus)) == whole
     assert sorted(built) == sorted(name.rsplit(".", 2)[0] for name in files)  # each file once, over both runs
     assert {name: content for name, (_, content) in snapshot(corpus).items() if name.endswith(".tokens")} == files
@@ -212,7 +214,7 @@ def test_an_interruption_within_a_file_leaves_no_file(corpus: Path, monkeypatch:
     def stop(*_: object) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.tokenize, "_fits", stop)
+    monkeypatch.setattr(workers.token_files, "_fits", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(experiment(corpus))
     assert not list((corpus / "run" / "tokens").glob("*target-qa*"))

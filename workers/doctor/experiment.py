@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mixopt.config import Experiment
-from mixopt.corpus.documents import resolve_files
+from mixopt.corpus.files import open_file, resolve_files
 from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.errors import MixoptError
 from workers.compose import check_settings
@@ -34,9 +34,8 @@ def _missing(experiment: Experiment) -> Iterator[Finding]:
     named += [(target.path, f"target '{target.name}'") for target in experiment.targets]
     for paths, owner in named:
         try:
-            files = resolve_files(paths, owner)
-            for file in files:
-                with file.open("rb"):
+            for file in resolve_files(paths or (), owner):
+                with open_file(file):
                     pass
         except MixoptError as error:
             yield problem("inputs", error.message, error.hint)

@@ -1,6 +1,7 @@
 """Reading documents: every format, and a telling error for every way a file can be wrong."""
 
 import gzip
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mixopt.corpus.documents import Pair, estimated_text_bytes, read_documents, read_pairs, resolve_files
+from mixopt.corpus.documents import Limits, Pair, estimated_text_bytes, read_documents, read_pairs
+from mixopt.corpus.files import Url, resolve_files
 from mixopt.errors import ConfigError, DataError, MixoptError
 
 OWNER = "domain 'code'"
@@ -162,9 +164,133 @@ def test_reading_local_files_asks_no_network(tmp_path: Path, monkeypatch: pytest
     assert asked == []
 
 
-def test_text_size_is_estimated_unless_compression_hides_it(tmp_path: Path) -> None:
+def test_text_size_is_estimated_unless_an_address_hides_it(tmp_path: Path) -> None:
     words = [f"document {index} " * 50 for index in range(200)]
     size = sum(map(len, words))
     assert estimated_text_bytes([parquet(tmp_path / "a.parquet", {"text": words})], "text") == pytest.approx(size, rel=0.1)  # type: ignore[dict-item]
     assert estimated_text_bytes([jsonl(tmp_path / "a.jsonl", [{"text": word} for word in words])], "text") == pytest.approx(size, rel=0.1)
-    assert estimated_text_bytes([jsonl(tmp_path / "a.jsonl.gz", [{"text": "a"}])], "text") is None
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "c.jsonl.gz", "d.jsonl.gz"):
+        jsonl(tmp_path / name, [{"text": word} for word in words])
+    compressed = [tmp_path / f"{letter}.jsonl.gz" for letter in "abcd"]
+    assert estimated_text_bytes(compressed, "text") == pytest.approx(4 * size, rel=0.1)
+    assert estimated_text_bytes([Url("memory://a.jsonl")], "text") is None
+
+
+def compressed(path: Path, content: bytes) -> Path:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(content))
+    elif path.suffix == ".zst":
+        stream = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(stream, "zstd") as writer:
+            writer.write(content)
+        path.write_bytes(stream.getvalue().to_pybytes())
+    else:
+        path.write_bytes(content)
+    return path
+
+
+LINES = "".join(json.dumps({"n": n, "text": text}) + "\n" for n, text in enumerate(TEXTS)).encode()
+ARRAY = json.dumps([{"n": n, "text": text} for n, text in enumerate(TEXTS)], indent=1).encode()
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.zst", "a.jsonl", "a.jsonl.zst", "a.JSONL.ZST"])
+@pytest.mark.parametrize(
+    "content", [LINES, ARRAY, b"\xef\xbb\xbf" + LINES, b"\n" + LINES + b"\n \n"], ids=["lines", "array", "mark", "blank"]
+)
+def test_json_is_lines_or_an_array_compressed_or_not(tmp_path: Path, name: str, content: bytes) -> None:
+    assert texts(compressed(tmp_path / name.replace("ZST", "zst"), content).rename(tmp_path / name)) == TEXTS
+
+
+def test_one_object_over_several_lines_is_one_document(tmp_path: Path) -> None:
+    assert texts(compressed(tmp_path / "a.json", b'{\n "text": "one"\n}\n')) == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow_files_and_streams_are_read(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"n": [1, 2, 3, 4], "text": TEXTS})
+    path = tmp_path / "a.arrow"
+    with path.open("wb") as file, (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert texts(path) == TEXTS
+    with pytest.raises(ConfigError, match=r"a\.arrow of domain 'code' has no column 'txt'. Did you mean 'text'"):
+        texts(path, "txt")
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"a\.arrow of domain 'code' cannot be read"):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.md.zst", "a.rst.gz"])
+def test_compressed_text_files_are_documents(tmp_path: Path, name: str) -> None:
+    assert texts(compressed(tmp_path / name, "naïve\n数据\n".encode())) == ["naïve\n数据\n"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.csv.gz", "a.zst", "a", "json"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match="unsupported suffix"):
+        resolve_files([str(tmp_path / name)], OWNER)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.gz", "a.txt.zst"])
+def test_a_compressed_file_that_ends_early_is_told_not_shortened(tmp_path: Path, name: str) -> None:
+    content = b"".join(json.dumps({"text": hashlib.sha256(bytes([n])).hexdigest()}).encode() + b"\n" for n in range(250))
+    path = compressed(tmp_path / name, content)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=rf"{name} of domain 'code' cannot be read: .*(ended before|Truncated)"):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_files_of_several_compressed_parts_are_read_to_their_end(tmp_path: Path, name: str) -> None:
+    """As parallel compressors and `cat` leave them; readers that stop after the first part would shorten a domain."""
+    path = compressed(tmp_path / name, LINES)
+    path.write_bytes(path.read_bytes() * 3)
+    assert texts(path) == TEXTS * 3
+
+
+def test_a_number_late_in_a_large_file_is_no_text(tmp_path: Path) -> None:
+    """`datasets` takes a column's type from the first ten megabytes, and would make this number the text "3"."""
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as file:
+        for _ in range(110):
+            file.write(json.dumps({"text": "x" * 100_000}) + "\n")
+        file.write('{"text": 3}\n')
+    with pytest.raises(DataError, match=r"Row 111 of .*a\.jsonl .* has the int 3"):
+        texts(path)
+
+
+def test_texts_that_look_like_dates_stay_text(tmp_path: Path) -> None:
+    assert texts(jsonl(tmp_path / "a.jsonl", [{"text": "2020-01-01 00:00:00"}])) == ["2020-01-01 00:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n["b"]\n', r"Row 2 of .* is \['b'\], not an object"),
+        (b'["a", "b"]', "Row 1 of .* is 'a', not an object"),
+        (b'{"text": "a"}\n{"text": "b"\n', "line 2 is broken JSON"),
+        (b'{"text": "a"}\n\n{"text": "\xff"}\n', "line 3"),
+        (b'{"text": "\\ud800"}\n', "Row 1 of .* half of a surrogate pair"),
+        (b'[{"text": "a"},', "the array is broken JSON"),
+    ],
+)
+def test_broken_json_is_told_with_its_line(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        texts(compressed(tmp_path / "a.jsonl", content))
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [(Limits(), 9), (Limits(documents=4), 4), (Limits(documents=99), 9), (Limits(bytes=30), 3), (Limits(bytes=29), 2), (Limits(2, 30), 2)],
+)
+def test_limits_take_the_first_documents_across_files(tmp_path: Path, limits: Limits, count: int) -> None:
+    """Documents of ten bytes; one that would go beyond the limit is left out, and all after it."""
+    files = [jsonl(tmp_path / f"{part}.jsonl", [{"text": f"ünique {part}{n}"[:9]} for n in range(3)]) for part in range(3)]
+    read = [document.source for document in read_documents(files, "text", OWNER, limits)]
+    assert read == [f"{part}.jsonl:{n + 1}" for part in range(3) for n in range(3)][:count]
+
+
+def test_a_limit_asks_for_no_document_beyond_it(tmp_path: Path) -> None:
+    """The row after it is broken, and nobody looks."""
+    path = compressed(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": 1}\n')
+    assert [document.text for document in read_documents([path], "text", OWNER, Limits(documents=1))] == ["a"]

@@ -202,3 +202,14 @@ def test_mixtures_that_break_a_rule_are_said_not_to_be_recommended(findings: Fin
     assert "Never recommended" not in answer_markdown(findings)
     outside = replace(findings, verification=replace(findings.verification, infeasible=("natural", "unimax")))
     assert "Never recommended, because outside the bounds, epoch caps or given splits: natural, UniMax." in answer_markdown(outside)
+
+
+def test_it_says_which_token_counts_are_no_plain_numbers(findings: Findings) -> None:
+    """An estimate must not pass for a count; the same count is no news where every number was given."""
+    assert "stimated" not in section(answer_markdown(findings), "Mixture")
+    first, second, *rest = findings.context["domains"]
+    changed = [first | {"token_count_source": "estimated"}, second | {"token_count_source": "counted", "repeats": 3.0}, *rest]
+    told = section(answer_markdown(replace(findings, context={**findings.context, "domains": changed})), "Mixture")
+    assert f"epochs are estimates too: {first['name']}." in told
+    assert f"in tokens of the proxies' tokenizer: {second['name']}." in told
+    assert f"epochs count unique ones: {second['name']} 3 times." in told
