@@ -55,6 +55,9 @@ LOCAL_SETTINGS = {
 OBJECT_STORE_BYTES = 100 * 2**20
 """Jobs and results are a few kilobytes; Ray would otherwise claim 30% of the memory."""
 
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray's job manager for the process of a job."""
+
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 45.0
 """Ray itself tries for two minutes or more before it gives up on an address, and may end the process."""
@@ -146,7 +149,8 @@ class RayRunner(PackRunner[Any]):
                 _system_config={"task_oom_retries": 1},
             )
         else:
-            probe(address)
+            if JOB_VARIABLE not in os.environ:  # the cluster that a job runs in is there
+                probe(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         _silence_notices()
 

@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,6 +118,23 @@ def prepare(experiment: Experiment, reporter: Reporter | None = None) -> Manifes
         if not _is_saved(manifest):
             manifest.save()
     return manifest
+
+
+def check_inputs(experiment: Experiment) -> None:
+    """Finds every file that `prepare` would read, without reading documents; says with its error what is missing.
+
+    Raises:
+        DataError, ConfigError: as `prepare`.
+    """
+    domains = [_domain_jobs(domain) for domain in experiment.domains]
+    targets = [_target_job(target, experiment.proxy.window) for target in experiment.targets]
+    _check_held_out(domains, targets, Silent())
+    for job in [*chain.from_iterable(domains), *targets]:
+        for file in job.files:
+            if not os.access(file, os.R_OK):
+                raise DataError(f"{file} of {job.owner} cannot be read.", "Mend its permissions.")
+    if experiment.tokenizer.path is not None:
+        load_tokenizer(Path(experiment.tokenizer.path))
 
 
 def build(job: Job, folder: Path, tokenizer: CorpusTokenizer, advance: Advance) -> Built:
