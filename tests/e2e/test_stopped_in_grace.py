@@ -1,0 +1,111 @@
+"""What a stopped search leaves when it is killed before its packs have ended, as a cluster does seconds after SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixopt.history import History
+from workers.compose import record_location
+from workers.trial_folder import TrialFolder
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_SECONDS = 180.0
+# A driver whose packs do not hear that they shall stop, so that it cannot end by itself within the grace.
+DEAF = "import workers.pack_runner as p; p.PackRunner.cancel = lambda self, ids: None; "
+COMMAND = "from mixopt.cli import main; main()"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    words = {"prose": "the river ran past an old house where grass grew", "tables": "one two three four five six row column"}
+    for domain, text in words.items():
+        chosen = random.Random(domain)
+        lines = (json.dumps({"text": " ".join(chosen.choices(text.split(), k=60))}) for _ in range(120))
+        (tmp_path / f"{domain}.jsonl").write_text("\n".join(lines))
+    raw = {
+        "name": "killed",
+        "output": "run",
+        "budget_tokens": "10B",
+        "domains": [{"name": domain, "path": f"{domain}.jsonl", "tokens": "5B", "held_out": 0.2} for domain in words],
+        "tokenizer": {"vocab_size": 512},
+        "proxy": {"tokens": 40_960, "window": 64, "tokens_per_step": 128, "seeds": 2},
+        "search": {"trials": 6},
+        "verification": {"enabled": False},
+        "ray": {"address": "in-process", "pack_size": 2},
+    }
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def start(code: str, file: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, "search", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(look: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not look():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def statuses(output: Path) -> tuple[list[str], list[str]]:
+    """Of the parent run and of its children in MLflow; empty while there is no database."""
+    from mlflow import MlflowClient
+
+    if not (output / "mlflow.db").exists():
+        return [], []
+    client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("mixopt")
+    runs = client.search_runs([experiment.experiment_id]) if experiment is not None else []
+    parents = [run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    return parents, sorted(run.info.status for run in runs if "mlflow.parentRunId" in run.data.tags)
+
+
+def work_done(output: Path) -> dict[str, list[str]]:
+    trials = output / "trials"
+    return {path.name: [line["event"] for line in TrialFolder(output, path.name).read_log()] for path in trials.glob("*")}
+
+
+def test_killed_within_the_grace_it_is_closed_in_mlflow_and_goes_on(file: Path) -> None:
+    output = file.parent / "run"
+    process = start(DEAF + COMMAND, file)
+    try:
+        # One pack has ended and MLflow shows the next one at work.
+        wait_for(lambda: (output / "record.sqlite").exists() and ["training", "finished"] in work_done(output).values(), process)
+        wait_for(lambda: statuses(output)[0] == ["RUNNING"] and "RUNNING" in statuses(output)[1], process)
+        process.send_signal(signal.SIGTERM)
+        # While it still waits for its pack.
+        wait_for(lambda: statuses(output)[0] == ["KILLED"] and "RUNNING" not in statuses(output)[1], process)
+        process.kill()
+        process.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    with History.open(record_location(output)) as history:
+        (search,) = history.searches()
+        assert search.state == "interrupted"
+        finished = {record.trial.trial_id for record in history.trials(search.search_id) if record.outcome is not None}
+    assert 0 < len(finished) < 6
+    before = work_done(output)
+
+    process = start(COMMAND, file)
+    out, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, errors
+    assert f"Trials: {6 - len(finished)} trained now, {len(finished)} already in the record." in out
+    assert {trial_id: work_done(output)[trial_id] for trial_id in finished} == {trial_id: before[trial_id] for trial_id in finished}
+    assert statuses(output) == (["FINISHED"], ["FINISHED"] * 6)
