@@ -213,7 +213,9 @@ class JobsApi:
         except RuntimeError as error:
             # A traceback of the head's, whose last line with words in it says why.
             lines = [line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)] or ["no reason given"]
-            raise RunError(f"The Ray cluster at {self.address} refuses: {lines[-1]}", "`mixopt jobs` lists the jobs there.") from error
+            raise RunError(
+                f"The Ray cluster at {self.address} refuses: {lines[-1]}", "The logs of the head say more; `mixopt jobs` lists its jobs."
+            ) from error
 
     def _not_let_in(self, reason: str) -> RunError:
         remedy = (
