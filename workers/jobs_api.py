@@ -27,8 +27,8 @@ CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 60.0
 """A submission answers once the head's agent has taken it, which takes some seconds on a loaded machine."""
 LOOK_SECONDS = 1.0
-LOST_SECONDS = 60.0
-"""How long a follower waits for a cluster that has stopped to answer."""
+LOST_SECONDS = 300.0
+"""How long a follower waits for a cluster that does not answer any more; a head under load takes its time."""
 GRACE_SECONDS = 30
 """What a job of ours is given between SIGTERM and SIGKILL, instead of Ray's 3 seconds, so that packs write their checkpoints."""
 UPLOAD_BYTES = 1 << 20
@@ -145,7 +145,7 @@ class JobsApi:
         """What the job has written and writes, in pieces, until it is over.
 
         Raises:
-            RunError: the cluster has not answered for a minute.
+            RunError: the cluster has not answered for minutes.
         """
         shown, heard = 0, time.monotonic()
         while True:
