@@ -243,6 +243,11 @@ def probe(address: str) -> dict[str, float]:
         joined = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise RunError(f"Nothing at {address} answered as a Ray cluster within {PROBE_SECONDS:.0f} seconds.", remedy) from error
+    if "uthentication" in joined.stderr and joined.returncode:
+        raise RunError(
+            f"The Ray cluster at {address} refuses this process: it has no token, or another.",
+            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN to the token that the head was started with.",
+        )
     if joined.returncode:
         reason = (joined.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise RunError(f"The Ray cluster at {address} could not be joined: {reason}", remedy)

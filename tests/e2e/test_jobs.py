@@ -38,9 +38,14 @@ PATIENCE_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Head:
-    """A head that runs, and how the commands of this machine reach it."""
+    """A head that runs, and how the commands of this machine reach it.
+
+    Attributes:
+        address, cluster: of its dashboard, and where processes join it.
+    """
 
     address: str
+    cluster: str
     environment: dict[str, str]
     folder: Path
 
@@ -98,24 +103,21 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     own = f"--temp-dir {home / 'ray'} --port 0 --dashboard-port {dashboard} --ray-client-server-port {client}"
     own += f" --dashboard-agent-listen-port {agent} --min-worker-port 0 --max-worker-port 0 --num-cpus 2 --object-store-memory 100000000"
     script = BLOCKS[0].replace("ray start --head", f"ray start --head {own}").replace("mixopt jobs", f"{sys.executable} -m mixopt jobs")
+    script = script.replace("head=$!", "head=$!; echo $head > head.pid")
     assert own in script
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment = kept | {"HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    started = subprocess.run(
-        ["bash", "-ec", script + "echo head=$head"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=folder,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-    pid = int(started.stdout.rpartition("head=")[2]) if "head=" in started.stdout else 0
     try:
+        command = ["bash", "-ec", script]
+        started = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=folder, timeout=PATIENCE_SECONDS, check=False
+        )
         assert started.returncode == 0, started.stderr + (folder / "head.log").read_text()
-        yield Head(environment["RAY_API_SERVER_ADDRESS"], environment | {"RAY_AUTH_MODE": "token"}, folder)
+        cluster = (home / "ray" / "ray_current_cluster").read_text().strip()
+        yield Head(environment["RAY_API_SERVER_ADDRESS"], cluster, environment | {"RAY_AUTH_MODE": "token"}, folder)
     finally:
-        if pid:
+        if (folder / "head.pid").exists():
+            pid = int((folder / "head.pid").read_text())
             os.kill(pid, signal.SIGTERM)  # as `kill $head` does
             wait_for(lambda: has_ended(pid), "the head to end")
         shutil.rmtree(home, ignore_errors=True)
@@ -240,9 +242,12 @@ def test_what_is_wrong_is_said_before_anything_runs(head: Head, tmp_path: Path) 
     (port,) = free_ports(1)
     assert error("submit", file, "--address", f"http://127.0.0.1:{port}").endswith("(connection refused).")
     assert not output.exists()
+    joined = write_experiment(tmp_path, "joined", 2048, ray={"address": head.cluster})
+    assert f"The Ray cluster at {head.cluster} refuses this process" in error("search", joined, RAY_AUTH_TOKEN=secrets.token_hex(32))
 
     (tmp_path / "tables.jsonl").rename(tmp_path / "gone.jsonl")
-    assert error("submit", file, code=3).startswith(f"error: Seen from the cluster: {tmp_path / 'tables.jsonl'}")
+    missing = f"Seen from the cluster: File {tmp_path / 'tables.jsonl'} of domain 'tables' does not exist."
+    assert error("submit", file, code=3) == f"error: {missing}"
     (tmp_path / "gone.jsonl").rename(tmp_path / "tables.jsonl")
     (tmp_path / "a-file").touch()
     assert "Seen from the cluster: 'output' is" in error("submit", write_experiment(tmp_path, "full", 2048, output="a-file/run"), code=2)

@@ -19,9 +19,9 @@ from mixopt.history import History
 from workers.compose import record_location
 from workers.trial_folder import TrialFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 500.0
 # A driver whose packs do not hear that they shall stop, so that it cannot end by itself within the grace.
 DEAF = "import workers.pack_runner as p; p.PackRunner.cancel = lambda self, ids: None; "
 COMMAND = "from mixopt.cli import main; main()"
