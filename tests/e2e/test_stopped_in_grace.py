@@ -16,14 +16,16 @@ import pytest
 import yaml
 
 from mixopt.history import History
+from mixopt.trial import TrialState
 from workers.compose import record_location
 from workers.trial_folder import TrialFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+TRIALS = 4
 PATIENCE_SECONDS = 500.0
-# A driver whose packs do not hear that they shall stop, so that it cannot end by itself within the grace.
-DEAF = "import workers.pack_runner as p; p.PackRunner.cancel = lambda self, ids: None; "
+# A driver that hangs when it tells its packs to stop, so that it never ends by itself.
+HANGING = "import time, workers.pack_runner as p; p.PackRunner.cancel = lambda self, ids: time.sleep(3600); "
 COMMAND = "from mixopt.cli import main; main()"
 
 
@@ -40,10 +42,10 @@ def file(tmp_path: Path) -> Path:
         "budget_tokens": "10B",
         "domains": [{"name": domain, "path": f"{domain}.jsonl", "tokens": "5B", "held_out": 0.2} for domain in words],
         "tokenizer": {"vocab_size": 512},
-        "proxy": {"tokens": 40_960, "window": 64, "tokens_per_step": 128, "seeds": 2},
-        "search": {"trials": 6},
+        "proxy": {"tokens": 122_880, "window": 64, "tokens_per_step": 128, "seeds": 2},
+        "search": {"trials": TRIALS},
         "verification": {"enabled": False},
-        "ray": {"address": "in-process", "pack_size": 2},
+        "ray": {"address": "in-process", "pack_size": 1},
     }
     path = tmp_path / "killed.yaml"
     path.write_text(yaml.safe_dump(raw))
@@ -82,30 +84,25 @@ def work_done(output: Path) -> dict[str, list[str]]:
 
 def test_killed_within_the_grace_it_is_closed_in_mlflow_and_goes_on(file: Path) -> None:
     output = file.parent / "run"
-    process = start(DEAF + COMMAND, file)
+    process = start(HANGING + COMMAND, file)
     try:
-        # One pack has ended and MLflow shows the next one at work.
-        wait_for(lambda: (output / "record.sqlite").exists() and ["training", "finished"] in work_done(output).values(), process)
         wait_for(lambda: statuses(output)[0] == ["RUNNING"] and "RUNNING" in statuses(output)[1], process)
         process.send_signal(signal.SIGTERM)
-        # While it still waits for its pack.
+        # Within a second on a quiet machine (docs/log.md); here only that it comes before the driver has done anything else.
         wait_for(lambda: statuses(output)[0] == ["KILLED"] and "RUNNING" not in statuses(output)[1], process)
-        process.kill()
-        process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
     with History.open(record_location(output)) as history:
         (search,) = history.searches()
         assert search.state == "interrupted"
-        finished = {record.trial.trial_id for record in history.trials(search.search_id) if record.outcome is not None}
-    assert 0 < len(finished) < 6
-    before = work_done(output)
+        assert any(record.state is TrialState.RUNNING for record in history.trials(search.search_id)), "it was killed at work"
 
     process = start(COMMAND, file)
-    out, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, errors
-    assert f"Trials: {6 - len(finished)} trained now, {len(finished)} already in the record." in out
-    assert {trial_id: work_done(output)[trial_id] for trial_id in finished} == {trial_id: before[trial_id] for trial_id in finished}
-    assert statuses(output) == (["FINISHED"], ["FINISHED"] * 6)
+    done = work_done(output)
+    assert len(done) == TRIALS
+    assert {events.count("finished") for events in done.values()} == {1}, "nothing is trained twice"
+    assert statuses(output) == (["FINISHED"], ["FINISHED"] * TRIALS)
