@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +67,15 @@ def wait_for(look: Callable[[], Any], process: subprocess.Popen[str]) -> None:
 
 
 def statuses(output: Path) -> tuple[list[str], list[str]]:
-    """Of the parent run and of its children in MLflow; empty while there is no database."""
-    from mlflow import MlflowClient
-
-    if not (output / "mlflow.db").exists():
-        return [], []
-    client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("mixopt")
-    runs = client.search_runs([experiment.experiment_id]) if experiment is not None else []
-    parents = [run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    return parents, sorted(run.info.status for run in runs if "mlflow.parentRunId" in run.data.tags)
+    """Of the parent run and of its children in MLflow's database, read as it is: a client of ours would help to set it up, and be in the way."""
+    children = "select run_uuid from tags where key = 'mlflow.parentRunId'"
+    try:
+        with closing(sqlite3.connect(f"file:{output / 'mlflow.db'}?mode=ro", uri=True)) as connection:
+            parents = connection.execute(f"select status from runs where run_uuid not in ({children})").fetchall()
+            trials = connection.execute(f"select status from runs where run_uuid in ({children})").fetchall()
+    except sqlite3.OperationalError:
+        return [], []  # not there yet, or not all of it
+    return [status for (status,) in parents], sorted(status for (status,) in trials)
 
 
 def work_done(output: Path) -> dict[str, list[str]]:
