@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import doctor, domains, main_job, names, planning, review
+from mixopt.commands import doctor, domains, jobs, main_job, names, planning, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -42,6 +42,11 @@ for command in (
     review.mirror,
     review.export,
     names.schema,
+    jobs.submit,
+    jobs.jobs,
+    jobs.status,
+    jobs.logs,
+    jobs.stop,
 ):
     app.command()(command)
 app.command("list")(names.list_names)

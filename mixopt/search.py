@@ -356,17 +356,20 @@ class _Loop:
             raise KeyboardInterrupt
 
     def _interrupt(self) -> None:
-        """Cancels what is under way and records how it ended, for some of it may have completed meanwhile."""
+        """Cancels what is under way and records how it ended, for some of it may have completed meanwhile.
+
+        The state comes first: a cluster kills a job some seconds after it told it to stop, and the mirror goes by the state.
+        """
         self.stopping = True
         try:
+            self.history.set_search_state(self.search_id, "interrupted")
             self.runner.cancel(list(self.under_way))
             if self.under_way:
                 for event in self.runner.events():
                     self._handle(event)
         except KeyboardInterrupt:
             logger.info("Interrupted again: %d trials stay recorded as running until the search goes on.", len(self.under_way))
-        finally:
-            self.history.set_search_state(self.search_id, "interrupted")
+            self.history.set_search_state(self.search_id, "interrupted")  # the second may have come before the first was recorded
 
     def _is_scored(self, record: TrialRecord) -> bool:
         """Whether the end point was measured on every evaluation asked for."""

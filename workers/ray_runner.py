@@ -55,6 +55,9 @@ LOCAL_SETTINGS = {
 OBJECT_STORE_BYTES = 100 * 2**20
 """Jobs and results are a few kilobytes; Ray would otherwise claim 30% of the memory."""
 
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray's job manager for the process of a job."""
+
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 45.0
 """Ray itself tries for two minutes or more before it gives up on an address, and may end the process."""
@@ -146,7 +149,8 @@ class RayRunner(PackRunner[Any]):
                 _system_config={"task_oom_retries": 1},
             )
         else:
-            probe(address)
+            if JOB_VARIABLE not in os.environ:  # the cluster that a job runs in is there
+                probe(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         _silence_notices()
 
@@ -239,6 +243,11 @@ def probe(address: str) -> dict[str, float]:
         joined = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise RunError(f"Nothing at {address} answered as a Ray cluster within {PROBE_SECONDS:.0f} seconds.", remedy) from error
+    if "uthentication" in joined.stderr and joined.returncode:
+        raise RunError(
+            f"The Ray cluster at {address} refuses this process: it has no token, or another.",
+            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN to the token that the head was started with.",
+        )
     if joined.returncode:
         reason = (joined.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise RunError(f"The Ray cluster at {address} could not be joined: {reason}", remedy)

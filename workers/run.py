@@ -89,11 +89,11 @@ def run(
         with mirroring(search, history, reporter):
             try:
                 return _walk(search, history, reporter, observers, stop)
-            except (KeyboardInterrupt, SearchInterrupted) as stopped:
-                history.set_search_state(search.search_id, "interrupted")
-                if isinstance(stopped, SearchInterrupted):
-                    raise
+            except SearchInterrupted:
+                raise  # the loop has recorded it
+            except KeyboardInterrupt:
                 # Outside the loop: while the runner starts or ends, while surrogates are fitted or figures drawn.
+                history.set_search_state(search.search_id, "interrupted")
                 raise SearchInterrupted("Search stopped.", "The same command goes on from here; nothing is trained twice.") from None
             except Exception:
                 history.set_search_state(search.search_id, "failed")
@@ -124,6 +124,10 @@ def _walk(
             with reporter.stage("Fitting surrogates", None, ""):
                 proposal, objective = _propose(search, history)
             verification = _verify(search, history, proposal, objective, runner, reporter, observers, stop)
+        except KeyboardInterrupt:
+            # Here already, as in the loop of a search: closing the runner may take longer than a cluster waits before it kills a job.
+            history.set_search_state(search.search_id, "interrupted")
+            raise
         finally:
             runner.close()
     else:

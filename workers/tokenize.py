@@ -10,6 +10,8 @@ stay until someone deletes them.
 from __future__ import annotations
 
 import fcntl
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 from mixopt.config import Experiment
 from mixopt.corpus.hub import Commits
 from mixopt.corpus.manifest import MANIFEST_NAME, DomainFiles, Manifest, TargetFile, TokenFile
-from mixopt.corpus.tokenizer import CorpusTokenizer
+from mixopt.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from mixopt.errors import DataError
 from mixopt.progress import Reporter, Silent
 from workers import token_shards
@@ -60,6 +62,22 @@ def prepare(experiment: Experiment, reporter: Reporter | None = None) -> Manifes
         if not _is_saved(manifest):
             manifest.save()
     return manifest
+
+
+def check_inputs(experiment: Experiment) -> None:
+    """Finds every file and data set that `prepare` would read, without reading documents; says with its error what is missing.
+
+    Raises:
+        ConfigError, DataError: as `prepare`.
+    """
+    with tempfile.TemporaryDirectory(prefix="mixopt-") as folder:  # nothing is pinned before the search itself starts
+        jobs = experiment_jobs(experiment, Commits(Path(folder)), Silent())
+    for job in jobs.all():
+        for file in job.files:
+            if isinstance(file, Path) and not os.access(file, os.R_OK):
+                raise DataError(f"{file} of {job.owner} cannot be read.", "Mend its permissions.")
+    if experiment.tokenizer.path is not None:
+        load_tokenizer(Path(experiment.tokenizer.path))
 
 
 @contextmanager
