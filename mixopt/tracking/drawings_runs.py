@@ -64,8 +64,7 @@ def curves_figure(stage: str, findings: Findings, layout: Layout = WIDE) -> Any 
     _, size, tokens = findings.context["sources"][stage]
     figure = new_figure(
         "Learning curves of the search" if stage == "search" else "Learning curves of the verification",
-        f"Bits per byte over training tokens, size {size}, up to {quantity(tokens)} tokens; named mixtures: mean over their seeds. "
-        "Early points are measured on fewer windows.",
+        f"Bits per byte over tokens (size {size}, to {quantity(tokens)}); named mixtures: mean of seeds. Early points: fewer windows, so ends can jump.",
         layout,
         height,
     )
