@@ -7,15 +7,14 @@ and not what each node has free.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from mixopt.config import Experiment
 from mixopt.cost import Machine
+from workers.output_folder import free_bytes
 from workers.plan import Device
 
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
+ROOT = Path("/")
 
 
 def look_at(experiment: Experiment) -> Machine:
@@ -38,7 +37,7 @@ def look_at(experiment: Experiment) -> Machine:
         device=device,
         slots=slots,
         memory_bytes=found.get("memory"),
-        disk_bytes=free_disk(experiment.output_dir),
+        disk_bytes=float(free_bytes(experiment.output_dir)),
         nodes=max(1, int(found.get("nodes", 1))),
     )
 
@@ -51,47 +50,50 @@ def this_machine(experiment: Experiment) -> Machine:
         where="this machine",
         device="cuda" if gpus else "cpu",
         slots=min(gpus, slots) if gpus else slots,
-        memory_bytes=available_memory(),
-        disk_bytes=free_disk(experiment.output_dir),
+        memory_bytes=free_memory(),
+        disk_bytes=float(free_bytes(experiment.output_dir)),
     )
 
 
 def cores() -> int:
     """Cores that a local Ray would offer: those of the machine, or the quota of its container."""
-    count = os.cpu_count() or 1
-    quota = _first_words(CGROUP / "cpu.max")
-    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
-        count = min(count, max(1, int(quota[0]) // int(quota[1])))
-    return count
+    count, quota = os.cpu_count() or 1, cpu_quota()
+    return count if quota is None else min(count, max(1, int(quota)))
 
 
-def available_memory() -> float | None:
-    """Bytes that a new process could take without swapping: of the machine, or of its container if that is less; None: unknown."""
-    available: float | None = None
-    if MEMINFO.exists():
-        fields = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            available = 1024.0 * int(fields["MemAvailable"].split()[0])
-    limit, used = _first_words(CGROUP / "memory.max"), _first_words(CGROUP / "memory.current")
-    if limit and used and limit[0].isdigit() and used[0].isdigit():
-        room = float(max(0, int(limit[0]) - int(used[0])))
-        available = room if available is None else min(available, room)
-    return available
-
-
-def free_disk(folder: Path) -> float | None:
-    """Bytes free where `folder` is or will be; None: unknown."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            return float(shutil.disk_usage(place).free)
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Cores' worth of time that the container may use; None: no limit."""
+    words = _words(root / "sys/fs/cgroup/cpu.max")  # cgroup v2
+    if len(words) != 2:
+        words = _words(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")[:1] + _words(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")[:1]
+    if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
+        return int(words[0]) / int(words[1])
     return None
 
 
-def _first_words(path: Path) -> list[str]:
+def free_memory(root: Path = ROOT) -> float | None:
+    """Bytes that new processes can take: of the machine, or of the container where that is less."""
+    known = []
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            known.append(1024.0 * int(rest.split()[0]))
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        bound, taken = _words(root / "sys/fs/cgroup" / limit), _words(root / "sys/fs/cgroup" / used)
+        if bound and taken and bound[0].isdigit() and taken[0].isdigit():
+            known.append(max(0.0, float(bound[0]) - float(taken[0])))
+    return min(known, default=None)
+
+
+def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").split()
+        return path.read_text(encoding="utf-8")
     except OSError:
-        return []
+        return ""
+
+
+def _words(path: Path) -> list[str]:
+    return _text(path).split()
 
 
 def _gpus() -> int:

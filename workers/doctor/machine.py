@@ -15,11 +15,11 @@ from mixopt.config import ProxyConfig as ProxySettings
 from proxy_models.config import proxy_config
 from workers.convert import pack_memory_bytes
 from workers.doctor.findings import Finding, ok, problem, warning
+from workers.machine import ROOT, cpu_quota, free_memory
 from workers.output_folder import existing_folder, free_bytes, lack_of_space
 from workers.plan import default_pack_size
 from workers.ray_runner import OBJECT_STORE_BYTES
 
-ROOT = Path("/")
 # Of `ray start` itself: it asks for as many, and every worker and connection takes some.
 FEWEST_OPEN_FILES = 4096
 # Ray stops storing objects on a file system that is fuller (its `local_fs_capacity_threshold`).
@@ -58,16 +58,6 @@ def _runs_here(experiment: Experiment | None) -> bool:
     return experiment is None or experiment.ray.address in (None, "in-process")
 
 
-def cpu_quota(root: Path = ROOT) -> float | None:
-    """Cores' worth of time that the container may use; None: no limit."""
-    words = _words(root / "sys/fs/cgroup/cpu.max")  # cgroup v2
-    if len(words) != 2:
-        words = _words(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")[:1] + _words(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")[:1]
-    if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
-        return int(words[0]) / int(words[1])
-    return None
-
-
 def memory(experiment: Experiment | None = None, root: Path = ROOT) -> list[Finding]:
     """Free memory against what packs of the experiment need, one per core; without an experiment, of nano proxies."""
     free = free_memory(root)
@@ -85,20 +75,6 @@ def memory(experiment: Experiment | None = None, root: Path = ROOT) -> list[Find
     if free < total:
         return [warning("memory", found, f"Set `ray.cpus: {max(1, int(free // needed))}`, or a smaller `ray.pack_size`.")]
     return [ok("memory", found)]
-
-
-def free_memory(root: Path = ROOT) -> float | None:
-    """Bytes that new processes can take: of the machine, or of the container where that is less."""
-    known = []
-    for line in _text(root / "proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            known.append(1024.0 * int(rest.split()[0]))
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        bound, taken = _words(root / "sys/fs/cgroup" / limit), _words(root / "sys/fs/cgroup" / used)
-        if bound and taken and bound[0].isdigit() and taken[0].isdigit():
-            known.append(max(0.0, float(bound[0]) - float(taken[0])))
-    return min(known, default=None)
 
 
 def _largest_pack(experiment: Experiment | None) -> tuple[str, float]:
@@ -187,14 +163,3 @@ def threads() -> list[Finding]:
             )
         ]
     return [ok("threads", "One per process, one process per core: the fastest arrangement.")]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def _words(path: Path) -> list[str]:
-    return _text(path).split()

@@ -21,6 +21,7 @@ from mixopt.config import Experiment, parse_experiment
 from workers.doctor import accelerators, checks, examine, installation, machine, services
 from workers.doctor import experiment as experiments
 from workers.doctor.findings import Finding, Status
+from workers.machine import cpu_quota
 from workers.ray_runner import WORKER_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,11 +116,11 @@ def test_a_quota_of_the_container_counts(version: int, tmp_path: Path, monkeypat
 
 def test_no_quota_is_no_limit(tmp_path: Path) -> None:
     put(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
-    assert machine.cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path) is None
     put(tmp_path, "sys/fs/cgroup/cpu.max", "")
     put(tmp_path, "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
     put(tmp_path, "sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n")
-    assert machine.cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path) is None
 
 
 def test_a_machine_that_others_use_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
