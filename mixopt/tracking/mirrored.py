@@ -144,7 +144,7 @@ def _search_metrics(findings: Findings) -> dict[str, float]:
     objectives = objective_values(findings)
     best = [objectives[key] for record in searched if (key := (record.stage, record.trial.trial_id)) in objectives]
     means = [mean for record in searched if (mean := _mean_bits(findings, record.trial, record.outcome)) is not None]
-    metrics = {name: min(values) for name, values in ((OBJECTIVE, best), (MEAN, means)) if values}
+    metrics = {name: _shown(min(values)) for name, values in ((OBJECTIVE, best), (MEAN, means)) if values}
     metrics |= {
         "trials/completed": float(counts[TrialState.COMPLETED]),
         "trials/failed": float(counts[TrialState.FAILED] + counts[TrialState.ABANDONED]),
@@ -205,7 +205,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
     measured: list[Point] = []
     if outcome is not None:
         mean = _mean_bits(findings, trial, outcome)
-        measured += [(MEAN, mean, outcome.tokens)] if mean is not None else []
+        measured += [(MEAN, _shown(mean), outcome.tokens)] if mean is not None else []
         measured += _outcome_points(outcome, _metric_names(findings.context))
     measured += [(f"weight/{name}", round(weight, 6), 0) for name, weight in weights.items()]
     ended = _milliseconds(record.updated)
@@ -235,7 +235,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
         # Not the label: a later proposal may give a trial another one, and MLflow refuses to change a parameter.
         params={"size": trial.source.size, "tokens": str(trial.source.tokens), "seed": str(trial.seed)},
         measured=_finite(measured),
-        summaries=_finite([(OBJECTIVE, objective, trial.source.tokens)] if objective is not None else ()),
+        summaries=_finite([(OBJECTIVE, _shown(objective), trial.source.tokens)] if objective is not None else ()),
         inputs=trial_inputs(findings, weights),
         measured_ms=_milliseconds(findings.search.created),
         summaries_ms=_milliseconds(findings.search.updated),
@@ -370,6 +370,11 @@ def _outcome_points(outcome: Outcome, names: Mapping[str, str]) -> list[Point]:
 def _finite(points: Iterable[Point]) -> tuple[Point, ...]:
     """Without what is not finite: MLflow stores NaN and then cannot plot it."""
     return tuple(point for point in points if math.isfinite(point[1]))
+
+
+def _shown(value: float) -> float:
+    """Six digits, for MLflow's tables print every digit there is; the record and the swarm hold them all."""
+    return float(f"{value:.6g}")
 
 
 def _number_text(value: Any) -> str:

@@ -8,6 +8,7 @@ its API: a version that does not understand it shows its usual page, and nothing
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from mixopt.tracking.mirrored import SEARCH_TAG
 
@@ -15,29 +16,29 @@ from mixopt.tracking.mirrored import SEARCH_TAG
 VIEW_TAG = "mlflow.sharedViewState."
 # Shows "Model training" rather than the pages for language-model applications.
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
-# Of the trials of one search, and of the searches of an experiment beside each other; sorted by the first.
-TRIAL_COLUMNS = (
-    "metrics.`objective`",
-    "metrics.`mean_bits_per_byte`",
-    "params.`size`",
-    "params.`seed`",
-    "tags.`mixopt.stage`",
-    "tags.`mixopt.cost`",
-)
-SEARCH_COLUMNS = (
-    "metrics.`mean_bits_per_byte`",
-    "metrics.`objective/predicted`",
-    "metrics.`trials/completed`",
-    "params.`strategy`",
-    "params.`surrogate`",
-    "params.`size`",
-    "params.`tokens`",
-    "tags.`mixopt.objective`",
-    "tags.`mixopt.corpus`",
-    "tags.`mixopt.recommended`",
-    "tags.`mixopt.version`",
-    "tags.`mixopt.cost`",
-)
+# Of the trials of one search, and of the searches of an experiment beside each other: sorted by the first; width in pixels.
+NAME = {"attributes.`Run Name`": 260}
+TRIAL_COLUMNS = {
+    "metrics.`objective`": 120,
+    "metrics.`mean_bits_per_byte`": 170,
+    "tags.`mixopt.stage`": 120,
+    "tags.`mixopt.cost`": 180,
+}
+SEARCH_COLUMNS = {
+    "metrics.`mean_bits_per_byte`": 170,
+    "metrics.`objective/predicted`": 160,
+    "metrics.`trials/completed`": 130,
+    "params.`strategy`": 110,
+    "params.`surrogate`": 150,
+    "params.`size`": 80,
+    "params.`tokens`": 100,
+    "tags.`mixopt.objective`": 200,
+    "tags.`mixopt.recommended`": 160,
+    "tags.`mixopt.corpus`": 200,
+    "tags.`mixopt.version`": 200,
+    "tags.`mixopt.cost`": 180,
+}
+MADE = {"runDateAndNestInfo": 150, "duration": 90}
 SEARCHES_KEY = "mixopt-searches"
 
 
@@ -54,19 +55,20 @@ def shared_views(search_id: str) -> dict[str, str]:
     }
 
 
-def _view(search_filter: str, columns: tuple[str, ...]) -> str:
+def _view(search_filter: str, columns: Mapping[str, int]) -> str:
+    widths = {**NAME, **columns, **MADE}
     return json.dumps(
         {
             "searchFilter": search_filter,
-            "orderByKey": columns[0],
+            "orderByKey": next(iter(columns)),
             "orderByAsc": True,
             "startTime": "ALL",
             "lifecycleFilter": "Active",
             "datasetsFilter": [],
             "modelVersionFilter": "All Runs",
             "selectedColumns": list(columns),
-            "columnWidths": {},
-            "columnOrder": [],
+            "columnOrder": list(widths),
+            "columnWidths": widths,
             "runsHiddenMode": "FIRST_10_RUNS",
         }
     )

@@ -106,7 +106,8 @@ class Point:
 
 def _files_of(args: Any) -> dict[str, list[str]]:
     """Trial -> files in its folder, where the point is about trials' folders."""
-    folders = {run.folder for run in getattr(args[0], "runs", ())} if args else set()
+    runs = getattr(args[0], "runs", None) if args else None
+    folders = {run.folder for run in runs} if isinstance(runs, list) else set()
     if args and isinstance(args[0], Path):
         folders.add(args[0].parent)
     return {folder.name: sorted(entry.name for entry in folder.iterdir()) for folder in folders}

@@ -117,13 +117,15 @@ def test_every_finished_run_has_the_numbers_to_sort_by(uri: str, mirrored: tuple
     values = {run.info.run_name: (run.data.metrics["objective"], run.data.metrics["mean_bits_per_byte"]) for run in runs}
     natural = [value for name, (value, _) in values.items() if name.startswith("v") and "natural" in name]
     assert len(natural) == 2
-    assert sum(natural) == pytest.approx(0, abs=1e-9), "the objective is relative to the natural mixture at the same source"
+    assert sum(natural) == pytest.approx(0, abs=1e-4), "the objective is relative to the natural mixture at the same source"
     parent = values.pop(next(name for name in values if name.startswith("demo")))
     searched = [pair for name, pair in values.items() if not name.startswith("v")]
     assert parent == (min(value for value, _ in searched), min(mean for _, mean in searched))
     outcome = finished.history.trials(SEARCH_ID)[0].outcome
     ends = {m.evaluation_key: m.bits_per_byte for m in outcome.measurements if m.tokens == outcome.tokens}
-    assert values["001 natural nano s0"][1] == pytest.approx((3 * ends["key-t"] + ends["key-q"]) / 4), "weighted as the objective is"
+    assert values["001 natural nano s0"][1] == pytest.approx((3 * ends["key-t"] + ends["key-q"]) / 4, rel=1e-5), (
+        "weighted as the objective is"
+    )
 
 
 def test_names_sort_as_asked_and_verification_comes_last(uri: str, mirrored: tuple[str, Path], finished: Any) -> None:
