@@ -5,6 +5,7 @@ Every stage reads what the record already holds, so running a finished experimen
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ def run(
     reporter = reporter or Silent()
     check_experiment(experiment)
     _greet_tracking(experiment, reporter)
+    _greet_cluster(experiment)
     manifest = prepare(experiment, reporter)
     search = compose(experiment, manifest)
     search.folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,22 @@ def _greet_tracking(experiment: Experiment, reporter: Reporter) -> None:
         away = first_contact(tracking_uri(experiment), experiment.tracking.experiment)
         if away is not None:
             reporter.note(away)
+
+
+def _greet_cluster(experiment: Experiment) -> None:
+    """Finds before a document is read that no cluster answers at `ray.address`, or that it refuses the token.
+
+    A search that the record holds as finished needs no cluster, and a job is in its own.
+    """
+    from workers.ray_runner import JOB_VARIABLE, probe
+
+    address = experiment.ray.address
+    if address is None or address == "in-process" or JOB_VARIABLE in os.environ:
+        return
+    with History.open(record_location(experiment.output_dir)) as history:
+        known = [search for search in history.searches() if search.experiment_yaml == experiment.to_yaml()]
+    if not any(search.state == "finished" for search in known):
+        probe(address)
 
 
 def _walk(

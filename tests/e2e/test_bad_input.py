@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -281,3 +282,17 @@ def test_a_tokenizer_that_would_not_fit_the_stored_tokens_is_refused(corpus: Pat
     assert mixopt("prepare", file).code == 0
     tokenizer.unlink()  # as the remedy says
     assert mixopt("prepare", file).code == 0
+
+
+def test_a_cluster_that_does_not_answer_is_told_before_a_document_is_read(
+    corpus: Path, tmp_path: Path, mixopt: Callable[..., Ended]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"  # bound and not listening: nobody else can answer there
+        ended = mixopt("search", experiment(corpus, tmp_path / "run", ray={"address": address}))
+    assert ended.code == 5
+    *_, problem, hint = ended.errors
+    assert problem.startswith(f"error: No Ray cluster answers at {address}: ")
+    assert "`ray.address`" in hint
+    assert not (tmp_path / "run" / "tokens").exists()

@@ -247,6 +247,7 @@ def test_what_is_wrong_is_said_before_anything_runs(head: Head, tmp_path: Path) 
     # The switch keeps loopback addresses as they are, on this side too.
     other = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     assert f"The Ray cluster at {head.cluster} refuses this process" in error("search", joined, **other)
+    assert not (tmp_path / "joined-run" / "tokens").exists(), "the token is looked at before documents are"
 
     (tmp_path / "tables.jsonl").rename(tmp_path / "gone.jsonl")
     missing = f"Seen from the cluster: File {tmp_path / 'tables.jsonl'} of domain 'tables' does not exist."
