@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from mixopt.errors import ConfigError
-from mixopt.groups import GroupRule, ancestors, check_rules
+from mixopt.groups.rules import GroupRule, ancestors, check_rules
 from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count
 
 Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]

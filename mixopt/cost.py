@@ -1,6 +1,6 @@
 """What an experiment will cost, as plain values: trials, FLOPs, time, memory, disk, epochs, and what is known of noise.
 
-`workers.estimate` fills these in and `mixopt.plan_page` shows them, so neither has to know the other. FLOPs and trials are counted; memory,
+`workers.planning.estimate` fills these in and `mixopt.plan_page` shows them, so neither has to know the other. FLOPs and trials are counted; memory,
 disk and time are estimates, and every speed says where it comes from. The main trade-off: one speed per shape of proxy, although a machine
 that is shared is never twice as fast.
 """

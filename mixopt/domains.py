@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mixopt.errors import ConfigError, InfeasibleError
-from mixopt.groups import GroupRule, Units, check_rules, units_of
+from mixopt.groups.rules import GroupRule, Units, check_rules, units_of
 from mixopt.mixture import FloatArray, Mixture
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class DomainSet:
     Attributes:
         domains: in the order of the experiment file; names are distinct.
         budget_tokens: tokens of the target run.
-        rules: on groups of the domains; see `mixopt.groups`.
+        rules: on groups of the domains; see `mixopt.groups.rules`.
 
     Raises:
         ConfigError: fewer than two domains, names repeat, or a rule does not fit the groups.

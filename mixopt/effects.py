@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixopt.groups import Units
+from mixopt.groups.rules import Units
 from mixopt.mixture import FloatArray
 from mixopt.prediction import DRAWS, INTERVAL, Prediction
 from mixopt.verification import OBJECTIVE

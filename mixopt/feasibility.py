@@ -1,6 +1,6 @@
 """Whether bounds and epoch caps of single domains leave any mixture; if not: what is wrong, by how much, and the smallest relaxation.
 
-What rules on groups add is in `group_limits`. The main trade-off: the cheapest one constraint that suffices alone is relaxed; where none does,
+What rules on groups add is in `groups.limits`. The main trade-off: the cheapest one constraint that suffices alone is relaxed; where none does,
 all epoch caps are scaled together.
 """
 

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 from mixopt.errors import DataError, MixoptError, RunError
 from mixopt.factory import TrialFactory
-from mixopt.groups import rules_identity
+from mixopt.groups.rules import rules_identity
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.runner import Completed, Failed, Runner, Started, TrialEvent
 from mixopt.strategies.base import Strategy

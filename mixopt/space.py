@@ -15,10 +15,10 @@ import numpy as np
 
 from mixopt.domains import DomainSet
 from mixopt.feasibility import FEASIBLE_WITHIN, check_domains
-from mixopt.group_limits import check_groups, sum_bounds, unit_limits
-from mixopt.groups import Units
+from mixopt.groups.limits import check_groups, sum_bounds, unit_limits
+from mixopt.groups.nested import Node, SumBound, build_tree, project_nested, reach
+from mixopt.groups.rules import Units
 from mixopt.mixture import FloatArray
-from mixopt.nested import Node, SumBound, build_tree, project_nested, reach
 from mixopt.simplex import project, sample_dirichlet
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from mixopt.groups import LevelWeight
+from mixopt.groups.rules import LevelWeight
 from mixopt.progress import Stage
 from mixopt.runner import Failed, TrialEvent
 from mixopt.runner import Progress as ProgressEvent

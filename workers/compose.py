@@ -19,7 +19,7 @@ from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
-from mixopt.groups import frozen_paths, group_members, split_of
+from mixopt.groups.rules import frozen_paths, group_members, split_of
 from mixopt.runner import Evaluation
 from mixopt.search import search_identity
 from mixopt.space import MixtureSpace

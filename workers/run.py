@@ -34,7 +34,7 @@ from workers.compose import (
     record_location,
     tracking_uri,
 )
-from workers.tokenize import prepare
+from workers.tokens.prepare import prepare
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def _verify(
 def write_results(folder: Path, history: History, search_id: str, reporter: Reporter) -> None:
     """`answer.md`, figures and report of a search, from the record alone. What cannot be drawn is said; it fails no search."""
     from mixopt.tracking.note import write_answer
-    from mixopt.tracking.report import REPORT_NAME, write_report
+    from mixopt.tracking.report.write import REPORT_NAME, write_report
 
     write_answer(folder / "answer.md", history, search_id)
     try:

@@ -13,7 +13,7 @@ from mixopt.commands.arguments import ExperimentFile
 from mixopt.errors import ConfigError, DataError, MixoptError, RunError
 
 if TYPE_CHECKING:
-    from workers.jobs_api import Job, JobsApi
+    from workers.jobs.api import Job, JobsApi
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_PATIENCE_SECONDS = 120.0
@@ -57,8 +57,8 @@ def submit(
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
     from mixopt.terminal import RichReporter, print_line
-    from workers.submit import check_here, passed_on
-    from workers.submit import submit as submit_job
+    from workers.jobs.submit import check_here, passed_on
+    from workers.jobs.submit import submit as submit_job
 
     if trials is not None:
         experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
@@ -92,7 +92,7 @@ def jobs(address: Address = None) -> None:
 def status(name: JobName, address: Address = None) -> None:
     """Prints how a job stands."""
     from mixopt.terminal import make_console, print_line
-    from workers.jobs_api import OUTPUT
+    from workers.jobs.api import OUTPUT
 
     api = _connect(address)
     job = _find(api, name)
@@ -127,7 +127,7 @@ def logs(
 
 def stop(name: JobName, address: Address = None) -> None:
     """Stops a job and waits until it has ended; what it has finished is kept."""
-    from workers.jobs_api import OUTPUT
+    from workers.jobs.api import OUTPUT
 
     api = _connect(address)
     job = _find(api, name)
@@ -145,7 +145,7 @@ def stop(name: JobName, address: Address = None) -> None:
 
 
 def _connect(address: str | None) -> JobsApi:
-    from workers.jobs_api import ADDRESS_VARIABLE, JobsApi
+    from workers.jobs.api import ADDRESS_VARIABLE, JobsApi
 
     given = [address, *(value for name in (ADDRESS_VARIABLE, "RAY_ADDRESS") if (value := os.environ.get(name, "")).startswith("http"))]
     return JobsApi(next((value for value in given if value), DEFAULT_ADDRESS))
@@ -155,7 +155,7 @@ def _find(api: JobsApi, name: str) -> Job:
     """The newest job of an experiment file, or the one whose id begins so; of several attempts of one search the last."""
     if Path(name).is_file():
         from mixopt.config import load_experiment
-        from workers.submit import job_key
+        from workers.jobs.submit import job_key
 
         found = api.attempts(job_key(load_experiment(Path(name))))
         wanted = f"the search of {name}"

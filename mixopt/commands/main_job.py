@@ -53,7 +53,7 @@ def prepare(file: ExperimentFile) -> None:
     from mixopt.terminal import RichReporter, quantity, rows_table
     from workers.compose import check_experiment, checked_domains
     from workers.output_folder import named_in_errors
-    from workers.tokenize import prepare as prepare_corpus
+    from workers.tokens.prepare import prepare as prepare_corpus
 
     experiment = load_experiment(file)
     check_experiment(experiment)
@@ -127,7 +127,7 @@ def _print_corpus(corpus: Any, reporter: Any) -> None:
 
 
 def _print_answer(finished: Finished, reporter: Any) -> None:
-    from mixopt.groups import weights_per_level
+    from mixopt.groups.rules import weights_per_level
     from mixopt.terminal import answer_table, levels_table, print_line
 
     output = reporter.output

@@ -25,7 +25,7 @@ def plan(
     from mixopt.plan_page import show_plan
     from mixopt.terminal import RichReporter
     from workers.compose import check_experiment
-    from workers.estimate import make_plan
+    from workers.planning.estimate import make_plan
 
     check_experiment(experiment)
     reporter = RichReporter()

@@ -45,7 +45,7 @@ def report(
     search_id: SearchOption = None,
 ) -> None:
     """Writes the report of a search as one HTML file, with its figures as PNG; also of one that is not finished."""
-    from mixopt.tracking.report import REPORT_NAME, write_report
+    from mixopt.tracking.report.write import REPORT_NAME, write_report
 
     with open_record(folder) as history:
         record = find_search(history, folder, search_id)

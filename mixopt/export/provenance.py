@@ -13,7 +13,7 @@ from typing import Any
 
 import mixopt
 from mixopt.export.base import WEIGHT_DECIMALS, ExportInput, decimal_weights, epochs_by_domain
-from mixopt.groups import weights_per_level
+from mixopt.groups.rules import weights_per_level
 
 SIDECAR_NAME = "provenance.json"
 NOT_VERIFIED = "Not verified: no larger proxies were trained on this mixture."

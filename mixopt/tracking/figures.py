@@ -14,10 +14,10 @@ from typing import Any
 
 from mixopt.history import History
 from mixopt.tracking.canvas import WIDE, Layout, save_png
-from mixopt.tracking.drawings_effects import effects_figure
-from mixopt.tracking.drawings_evidence import objective_figure, predicted_figure, verification_figure
-from mixopt.tracking.drawings_mixture import epochs_figure, mixture_figure
-from mixopt.tracking.drawings_runs import cost_figure, curves_figure, noise_figure
+from mixopt.tracking.drawings.effects import effects_figure
+from mixopt.tracking.drawings.evidence import objective_figure, predicted_figure, verification_figure
+from mixopt.tracking.drawings.mixture import epochs_figure, mixture_figure
+from mixopt.tracking.drawings.runs import cost_figure, curves_figure, noise_figure
 from mixopt.tracking.findings import Findings, read_findings
 
 __all__ = [

@@ -25,7 +25,7 @@ from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.mirrored import MirroredRun, search_key, search_run, trial_runs, trials_table
 from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
 from mixopt.tracking.note import answer_markdown
-from mixopt.tracking.report import REPORT_NAME, write_report
+from mixopt.tracking.report.write import REPORT_NAME, write_report
 from mixopt.tracking.review import shared_views, view_address, view_key
 from mixopt.trial import content_digest
 

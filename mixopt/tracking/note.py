@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.domains import unique_tokens_of
-from mixopt.groups import weights_per_level
+from mixopt.groups.rules import weights_per_level
 from mixopt.history import History
 from mixopt.proposal import Effect, Proposal
 from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mixopt.history import History
-from mixopt.tracking.report import write_report
+from mixopt.tracking.report.write import write_report
 from tests.browser.conftest import Browser
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -18,7 +18,7 @@ import pytest
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError, DataError
 from mixopt.factory import TrialFactory
-from mixopt.groups import GroupRule
+from mixopt.groups.rules import GroupRule
 from mixopt.mixture import Schedule
 from mixopt.proposal import Proposal
 from mixopt.space import MixtureSpace

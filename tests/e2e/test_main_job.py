@@ -16,7 +16,7 @@ from mixopt.export import export_search
 from mixopt.history import History
 from workers.compose import Search, compose, record_location
 from workers.run import Finished, run
-from workers.tokenize import prepare
+from workers.tokens.prepare import prepare
 
 WINDOW = 64
 TEXTS = {

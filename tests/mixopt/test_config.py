@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from mixopt.config import json_schema, load_experiment, parse_experiment
 from mixopt.errors import ConfigError
-from mixopt.groups import GroupRule
+from mixopt.groups.rules import GroupRule
 from mixopt.quantities import parse_bytes, parse_count
 
 VALID: dict[str, Any] = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixopt.effects import DomainEffects, domain_effects, raised
-from mixopt.groups import Units
+from mixopt.groups.rules import Units
 from mixopt.objective import Objective
 from mixopt.prediction import Prediction
 from mixopt.swarm import Points

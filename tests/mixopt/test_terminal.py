@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from mixopt.groups import weights_per_level
+from mixopt.groups.rules import weights_per_level
 from mixopt.terminal import answer_table, levels_table, quantity, rows_table
 
 

@@ -26,7 +26,7 @@ def test_a_report_that_fails_does_not_fail_the_search(tmp_path: Path, monkeypatc
 
     answers: list[Path] = []
     monkeypatch.setattr("mixopt.tracking.note.write_answer", lambda path, *_: answers.append(path))
-    monkeypatch.setattr("mixopt.tracking.report.write_report", fail)
+    monkeypatch.setattr("mixopt.tracking.report.write.write_report", fail)
     reporter = Heard()
     with History.open(tmp_path / "record.sqlite") as history:
         write_results(tmp_path, history, "0" * 20, reporter)
@@ -41,6 +41,6 @@ def test_an_interruption_while_drawing_is_one(tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mixopt.tracking.note.write_answer", lambda *_: None)
-    monkeypatch.setattr("mixopt.tracking.report.write_report", interrupt)
+    monkeypatch.setattr("mixopt.tracking.report.write.write_report", interrupt)
     with History.open(tmp_path / "record.sqlite") as history, pytest.raises(KeyboardInterrupt):
         write_results(tmp_path, history, "0" * 20, Heard())

@@ -115,7 +115,7 @@ def test_epochs_at_the_budget(corpus: Path) -> None:
 
 
 def test_tokens_are_counted_once_prepared_and_estimated_when_the_documents_have_changed(corpus: Path) -> None:
-    from workers.tokenize import prepare
+    from workers.tokens.prepare import prepare
 
     before = inventory(corpus)
     assert not any(side.counted for row in before.domains for side in (row.train, row.valid))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import InfeasibleError
-from mixopt.group_limits import is_feasible
-from mixopt.groups import GroupRule
+from mixopt.groups.limits import is_feasible
+from mixopt.groups.rules import GroupRule
 from mixopt.optimum import minimize, near_optimal_range
 from mixopt.space import MixtureSpace
 

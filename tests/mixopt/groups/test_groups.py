@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError
-from mixopt.groups import GroupRule, check_rules, group_members, split_of, units_of, weights_per_level
+from mixopt.groups.rules import GroupRule, check_rules, group_members, split_of, units_of, weights_per_level
 
 PATHS = {
     "news": "web/news/high",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mixopt.domains import Domain, DomainSet
 from mixopt.factory import TrialFactory
-from mixopt.groups import GroupRule
+from mixopt.groups.rules import GroupRule
 from mixopt.mixture import Mixture, Schedule
 from mixopt.search import search_identity
 from mixopt.space import MixtureSpace

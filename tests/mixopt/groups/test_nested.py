@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixopt.nested import Node, SumBound, build_tree, project_nested, reach
+from mixopt.groups.nested import Node, SumBound, build_tree, project_nested, reach
 from mixopt.simplex import project
 
 Case = tuple[np.ndarray, np.ndarray, list[SumBound], Node]

@@ -16,13 +16,13 @@ import pytest
 from mixopt.errors import ConfigError, DataError
 from mixopt.history import History
 from mixopt.swarm import Swarm
-from mixopt.tracking.blocks import Drawing, Prose, Section, Table
 from mixopt.tracking.canvas import LINE_BREAK, NARROW, WIDE
 from mixopt.tracking.figures import FIGURES
 from mixopt.tracking.findings import Findings, read_findings
-from mixopt.tracking.measured import cost_by_stage, curves, noise_by_metric
-from mixopt.tracking.report import report_html, report_sections, write_report
-from mixopt.tracking.svg import VARIABLES, inline_svg
+from mixopt.tracking.report.blocks import Drawing, Prose, Section, Table
+from mixopt.tracking.report.measured import cost_by_stage, curves, noise_by_metric
+from mixopt.tracking.report.svg import VARIABLES, inline_svg
+from mixopt.tracking.report.write import report_html, report_sections, write_report
 
 SEARCH_ID = "5ea7c4" + "0" * 14
 MEGABYTES = 1_000_000
@@ -285,7 +285,7 @@ def test_writing_it_writes_the_figures_and_the_same_page_again(finished: History
 
 
 def test_effects_are_fitted_again_where_the_record_has_none(recorded: Callable[..., Any]) -> None:
-    from mixopt.tracking.refit import with_effects
+    from mixopt.tracking.report.refit import with_effects
 
     findings = read_findings(recorded(3).finish(16).history, SEARCH_ID)
     assert findings.proposal is not None

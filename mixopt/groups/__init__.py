@@ -1,0 +1,1 @@
+"""Groups of domains: paths of levels, given splits, bounds."""

@@ -1,0 +1,1 @@
+"""Searches as jobs on a Ray cluster: `mixopt submit` and its companions."""

@@ -1,0 +1,1 @@
+"""What an experiment will cost, found without running it: `mixopt plan`."""

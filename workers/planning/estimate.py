@@ -1,0 +1,326 @@
+"""The plan of an experiment: what it will cost and what it can tell, before anything is spent.
+
+Trials, tokens and FLOPs are counted from the trials that the search would really ask for; packs and slots are those that would really run.
+The record is read, nothing is written to it. Main trade-off: a verification is planned for as many arms as it can have, because which of
+them are one mixture is known only when the search has ended.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mixopt.config import Experiment
+from mixopt.cost import DomainEpochs, Machine, NoiseKnown, Plan, Preparation, Shape, Speed, Stage
+from mixopt.errors import RunError
+from mixopt.factory import TrialFactory
+from mixopt.mixture import Schedule
+from mixopt.progress import Reporter, Silent
+from mixopt.runner import Evaluation
+from mixopt.swarm import Swarm
+from mixopt.trial import Trial
+from mixopt.verification import plan_verification
+from workers.compose import EVALUATION_SHARE, Search, compose, evaluation_cost, evaluation_tokens, objective_weights
+from workers.convert import CostModel, proxy_of, shape_of, trained_tokens
+from workers.machine import look_at, this_machine
+from workers.plan import default_pack_size
+from workers.planning import fits, footprint, known_noise
+from workers.planning.advice import advise
+from workers.planning.expected_corpus import UNKNOWN_TOKENS, Corpus, corpus_of, tokens_of
+from workers.planning.known import read_known
+from workers.planning.makespan import Schedule as PackSchedule
+from workers.planning.makespan import Seconds, schedule_search, schedule_together
+from workers.planning.probe import probe_speed
+from workers.planning.speed import choose_speed, measured_speed
+from workers.trial_folder import TrialFolder
+
+# Rates of preparing the shared corpus (150 MB of Parquet, 14 domains) on one core: tokenizing 18.7 s, reading for the tokenizer 3.0 s, training it
+# on 40 MB 5.7 s (2 cores, the tokenizer's own threads).
+TOKENIZED_BYTES_PER_SECOND = 8.0e6
+READ_BYTES_PER_SECOND = 47.0e6
+TRAINED_BYTES_PER_SECOND = 7.0e6
+
+PROBE_PROCESS_BYTES = 1e9
+"""Room that a process of the probe gets: about what a pack of micro takes (0.8 GB)."""
+
+
+def make_plan(experiment: Experiment, reporter: Reporter | None = None, may_probe: bool = True) -> Plan:
+    """The plan of an experiment that `check_experiment` has passed.
+
+    Args:
+        may_probe: whether some seconds may be spent on training, where the record says nothing about speed.
+
+    Raises:
+        MixoptError: the experiment cannot be run; as `compose`.
+    """
+    return Planner(experiment, reporter or Silent()).plan(may_probe)
+
+
+class Planner:
+    """Gathers what is known, once, and makes the parts of the plan from it."""
+
+    def __init__(self, experiment: Experiment, reporter: Reporter) -> None:
+        self._experiment, self._reporter = experiment, reporter
+        self._notes: list[str] = []
+        self._warnings: list[str] = []
+        self._corpus: Corpus = corpus_of(experiment)
+        self._search: Search = compose(experiment, self._corpus.manifest)
+        self._machine = self._look_at_machine()
+        self._known = read_known(self._search, self._corpus.prepared, anywhere=self._machine.where != "this machine")
+        self._search_trials = self._planned_search()
+        self._verification_trials, self._at_most = self._planned_verification()
+
+    def plan(self, may_probe: bool) -> Plan:
+        experiment, corpus = self._experiment, self._corpus
+        speeds = self._speeds(may_probe)
+        stages = self._stages(speeds)
+        domains = domain_epochs(self._search, corpus)
+        memory = footprint.memory(stages, self._machine.slots, experiment.ray.address == "in-process")
+        disk = footprint.disk(self._search, corpus, stages, self._machine.slots)
+        noise = self._noise()
+        first = stages[0]
+        advice = advise(
+            first.active_parameters,
+            corpus.manifest.vocab_size,
+            experiment.proxy.window,
+            first.trials,
+            first.speed.flops_per_second * self._machine.slots,
+        )
+        if corpus.unknown:
+            self._notes.append(
+                f"The size of {', '.join(corpus.unknown)} is not known before `mixopt prepare`; it is left out of disk and time."
+            )
+        if not corpus.prepared:
+            self._notes.append(
+                "Nothing is prepared yet: tokens at hand are estimated from bytes, and trials already in the record cannot be told."
+            )
+        self._notes.append(
+            "Time is training and measuring; starting Ray, fitting surrogates and drawing come on top, about a minute in all."
+        )
+        warnings = (*self._warnings, *fits.warnings(stages, domains))
+        return Plan(
+            name=experiment.name,
+            search_id=self._search.search_id if corpus.prepared else None,
+            strategy=experiment.search.strategy,
+            seeds=experiment.proxy.seeds,
+            budget_tokens=experiment.budget_tokens,
+            machine=self._machine,
+            preparation=preparation(experiment, corpus),
+            stages=stages,
+            memory=memory,
+            disk=disk,
+            domains=domains,
+            noise=noise,
+            advice=advice,
+            problems=fits.problems(self._machine, memory, disk, stages),
+            warnings=warnings,
+            notes=tuple(self._notes),
+        )
+
+    # What is known
+
+    def _look_at_machine(self) -> Machine:
+        try:
+            return look_at(self._experiment)
+        except RunError as error:
+            self._warnings.append(f"{error.message} The plan is for this machine instead. {error.hint}")
+            return this_machine(self._experiment)
+
+    def _planned_search(self) -> list[Trial]:
+        """What the search would train: trials in its record, and those that its strategy asks for next."""
+        known, names = self._known, self._search.domains.names
+        swarm = known.swarm if known.swarm is not None else Swarm.empty(names)
+        finished = set(swarm.trial_ids)
+        pending = [trial for trial in known.trials if trial.trial_id not in finished]
+        asked = self._search.strategy.ask(self._experiment.search.trials, swarm, pending, known.abandoned)
+        return [*known.trials, *asked]
+
+    def _planned_verification(self) -> tuple[list[Trial], bool]:
+        """The trials of the verification, and whether there may be fewer."""
+        search, seeds = self._search, self._experiment.verification.seeds
+        if not self._experiment.verification.enabled:
+            return [], False
+        baselines = (search.domains.natural(), search.domains.uniform(), search.domains.unimax())
+        make = search.verification_factory.make
+        if self._known.proposal is not None and all(self._is_trained(trial) for trial in self._search_trials):
+            return plan_verification(self._known.proposal, *baselines, make, seeds), False
+        distinct = {make(Schedule.constant(mixture), 0, "").trial_id: mixture for mixture in baselines}
+        trials = [make(Schedule.constant(mixture), seed, "") for mixture in distinct.values() for seed in range(seeds)]
+        # Proposal and best measured mixture: not known yet, and at the same cost.
+        unknown = [replace(trial, trial_id=f"{arm}-{trial.seed}") for arm in ("proposal", "best measured") for trial in trials[:seeds]]
+        return [*trials, *unknown], True
+
+    def _is_trained(self, trial: Trial) -> bool:
+        if not self._corpus.prepared:
+            return False
+        return trial.trial_id in self._known.finished or TrialFolder(self._search.store, trial.trial_id).read_outcome() is not None
+
+    # Speed and time
+
+    def _stage_trials(self) -> dict[str, list[Trial]]:
+        return {"search": self._search_trials, "verification": self._verification_trials}
+
+    def _measuring_share(self, factory: TrialFactory, trial: Trial) -> float:
+        """Cost of measuring a trial as a share of its training, with sets no larger than they are."""
+        evaluations = self._search.evaluations[factory.source.key]
+        return measuring_share(evaluations, tokens_of(self._corpus.manifest), trained_tokens(trial), factory)
+
+    def _factory(self, stage: str) -> TrialFactory:
+        return self._search.factory if stage == "search" else self._search.verification_factory
+
+    def _speeds(self, may_probe: bool) -> dict[Shape, Speed]:
+        """Speed of every shape that is left to train, or was."""
+        experiment, machine = self._experiment, self._machine
+        stages = {name: trials for name, trials in self._stage_trials().items() if trials}
+        shares = {trials[0].source.key: self._measuring_share(self._factory(name), trials[0]) for name, trials in stages.items()}
+        recorded = measured_speed(self._known.here, shares, EVALUATION_SHARE)
+        shapes = {shape_of(trials[0]): trials[0] for trials in stages.values()}
+        missing = {
+            shape: experiment.ray.pack_size or default_pack_size(shape.tokens_per_step, machine.device)
+            for shape in shapes
+            if shape not in recorded
+        }
+        probed: dict[Shape, tuple[float, float]] = {}
+        local = machine.where == "this machine"
+        if missing and may_probe and (local or machine.device == "cpu"):
+            load = os.getloadavg()[0]
+            here = machine if local else this_machine(experiment)
+            # A machine whose memory does not suffice for the search must not be filled by the plan of it.
+            room = here.slots * PROBE_PROCESS_BYTES if here.memory_bytes is None else here.memory_bytes
+            slots = max(1, min(here.slots, int(room / PROBE_PROCESS_BYTES)))
+            probed = probe_speed(missing, slots, machine.device, self._reporter)
+            if not probed:
+                self._notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
+            elif load > slots / 2:
+                self._notes.append(
+                    f"This machine was busy while its speed was measured (load {load:.1f} on {slots} slots): alone it is faster."
+                )
+            if not local:
+                self._notes.append(f"Speed was measured on this machine, not on {machine.where}.")
+        return {shape: choose_speed(shape, recorded, probed, machine.device, machine.where) for shape in shapes}
+
+    def _stages(self, speeds: Mapping[Shape, Speed]) -> tuple[Stage, ...]:
+        stages = [self._stage("search", self._search_trials, False, speeds)]
+        if self._verification_trials:
+            stages.append(self._stage("verification", self._verification_trials, self._at_most, speeds))
+        return tuple(stages)
+
+    def _stage(self, name: str, trials: Sequence[Trial], at_most: bool, speeds: Mapping[Shape, Speed]) -> Stage:
+        one = trials[0]
+        speed = speeds[shape_of(one)]
+        cost = CostModel(speed.flops_per_second)
+        share = self._measuring_share(self._factory(name), one)
+        left = [trial for trial in trials if not self._is_trained(trial)]
+        packs = self._packs(name, left, lambda trial: cost.seconds(trial) * (1 + share))
+        # Where nothing is left, the memory of a pack is still worth knowing for the next search.
+        size = packs.pack_size or min(len(trials), self._pack_size(one))
+        config = proxy_of(one)
+        parameters = config.parameters()
+        return Stage(
+            name="search" if name == "search" else "verification",
+            source=one.source.key,
+            what=self._what(name, trials, at_most),
+            trials=len(trials),
+            at_most=at_most,
+            reused=len(trials) - len(left),
+            tokens=sum(map(trained_tokens, trials)),
+            flops=sum(map(cost.flops, trials)),
+            flops_left=sum(map(cost.flops, left)),
+            total_parameters=parameters.total,
+            active_parameters=parameters.active,
+            embedding_parameters=parameters.embedding,
+            flops_per_token=config.training_flops_per_token(int(one.recipe["window"])),
+            measuring_share=share,
+            packs=len(packs.packs),
+            pack_size=size,
+            seconds_per_trial=cost.seconds(one) * (1 + share),
+            seconds=packs.seconds,
+            pack_bytes=cost.memory_bytes(one, size),
+            speed=speed,
+        )
+
+    def _what(self, name: str, trials: Sequence[Trial], at_most: bool) -> str:
+        experiment = self._experiment
+        if name == "search":
+            seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"
+            return f"{len(trials)} trials of the strategy {experiment.search.strategy}, with {seeds}"
+        seeds_of_arm = experiment.verification.seeds
+        arms = -(-len(trials) // seeds_of_arm)
+        return f"{'at most ' if at_most else ''}{arms} mixtures (proposal, best measured, natural, uniform, UniMax) with {seeds_of_arm} seeds each"
+
+    def _pack_size(self, trial: Trial) -> int:
+        return self._experiment.ray.pack_size or default_pack_size(int(trial.recipe["tokens_per_step"]), self._machine.device)
+
+    def _packs(self, name: str, trials: Sequence[Trial], seconds_of: Seconds) -> PackSchedule:
+        machine, pack_size = self._machine, self._experiment.ray.pack_size
+        if name == "verification":
+            return schedule_together(trials, seconds_of, machine.slots, pack_size, machine.device)
+        return schedule_search(trials, seconds_of, machine.slots, pack_size, machine.device, self._experiment.search.batch)
+
+    # Noise
+
+    def _noise(self) -> NoiseKnown:
+        known, experiment = self._known, self._experiment
+        if known.swarm is not None:
+            found = known_noise.from_swarm(known.swarm, list(objective_weights(experiment)), "this search")
+            if found is not None:
+                return found
+        return known.noise or known_noise.from_notes(experiment.proxy.size, experiment.proxy.tokens)
+
+
+def measuring_share(evaluations: Sequence[Evaluation], sizes: Mapping[Path, int], trained: int, factory: TrialFactory) -> float:
+    """Cost of measuring a trial as a share of its training, with every set no larger than it is.
+
+    A set of unknown size is taken to be as large as a tenth of the training would pay for.
+    """
+    default, early = evaluation_tokens(trained, len(evaluations), int(factory.recipe["window"]))
+    clipped = []
+    for evaluation in evaluations:
+        known = sizes.get(evaluation.path, UNKNOWN_TOKENS)
+        limit, curve = (known, known) if known < UNKNOWN_TOKENS else (default, early)
+        end = min(evaluation.max_tokens or limit, limit)
+        clipped.append(replace(evaluation, max_tokens=end, curve_tokens=min(evaluation.curve_tokens or end, curve, end)))
+    return evaluation_cost(clipped, trained)
+
+
+def domain_epochs(search: Search, corpus: Corpus) -> tuple[DomainEpochs, ...]:
+    """How often target run and proxies of the search see each domain, in the order of the experiment file."""
+    domains, tokens = search.domains, search.factory.source.tokens
+    unique = domains.unique_tokens(tokens, int(search.factory.recipe["window"]))
+    mixtures = {"natural": domains.natural(), "unimax": domains.unimax()}
+    epochs = {name: domains.epochs(mixture) for name, mixture in mixtures.items()}
+    shares = {name: mixture.as_dict() for name, mixture in mixtures.items()}
+    upper = dict(zip(search.space.domains, search.space.upper.tolist(), strict=True))
+    return tuple(
+        DomainEpochs(
+            name=domain.name,
+            target_tokens=domain.target_tokens,
+            max_epochs=domain.max_epochs,
+            largest_weight=upper[domain.name],
+            natural_epochs=epochs["natural"][domain.name],
+            unimax_epochs=epochs["unimax"][domain.name],
+            prepared_tokens=domain.prepared_tokens if domain.prepared_tokens < UNKNOWN_TOKENS else None,
+            unique_tokens=unique[domain.name].tokens,
+            note=unique[domain.name].note,
+            proxy_natural_epochs=shares["natural"][domain.name] * tokens / unique[domain.name].tokens,
+            proxy_unimax_epochs=shares["unimax"][domain.name] * tokens / unique[domain.name].tokens,
+            token_count_source=domain.token_count_source,
+        )
+        for domain in domains.domains
+    )
+
+
+def preparation(experiment: Experiment, corpus: Corpus) -> Preparation:
+    """Documents to tokens: how much text, how long."""
+    if corpus.prepared:
+        return Preparation(True, corpus.text_bytes, 0.0, "done; what has changed since is prepared again")
+    rate = f"at {TOKENIZED_BYTES_PER_SECOND / 1e6:.0f} MB/s, measured once on two cores of another machine"
+    if corpus.text_bytes is None:
+        return Preparation(False, None, None, f"unknown: compressed or remote text is not counted in advance; {rate}")
+    seconds = corpus.text_bytes / TOKENIZED_BYTES_PER_SECOND
+    if experiment.tokenizer.path is None:
+        sample = min(corpus.text_bytes, float(experiment.tokenizer.sample_bytes))
+        seconds += corpus.text_bytes / READ_BYTES_PER_SECOND + sample / TRAINED_BYTES_PER_SECOND
+    return Preparation(False, corpus.text_bytes, seconds, rate)

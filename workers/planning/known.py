@@ -1,0 +1,71 @@
+"""What the record of an output folder already says about an experiment: trials to reuse, speeds, a proposal, noise. Nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixopt.cost import NoiseKnown
+from mixopt.history import History, TrialRecord
+from mixopt.proposal import Proposal
+from mixopt.swarm import Swarm
+from mixopt.trial import Trial, TrialState
+from workers.compose import Search, objective_weights, record_location
+from workers.planning.known_noise import from_other_searches
+from workers.planning.speed import trained_here
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the record says of this experiment; empty without one.
+
+    Attributes:
+        trials: of the search's stage that were asked for and not abandoned.
+        abandoned: of the search's stage.
+        swarm: the finished ones; None without a record of this search.
+        finished: ids of all trials with an outcome, whichever search asked.
+        here: trials of all searches that were trained on this machine (of a cluster: on any).
+        proposal: the recorded one.
+        noise: what other searches found; None: nothing that fits.
+    """
+
+    trials: tuple[Trial, ...] = ()
+    abandoned: tuple[Trial, ...] = ()
+    swarm: Swarm | None = None
+    finished: frozenset[str] = frozenset()
+    here: tuple[TrialRecord, ...] = ()
+    proposal: Proposal | None = None
+    noise: NoiseKnown | None = None
+
+
+def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
+    """What the record says.
+
+    Args:
+        prepared: whether the search's identity is real; without, only speeds and noise can be found.
+        anywhere: count trials of all hosts for the speed.
+    """
+    location = record_location(search.store)
+    if not location.exists():
+        return Known()
+    source = search.factory.source
+    with History.open(location) as history:
+        searches = [found.search_id for found in history.searches()]
+        every = [record for search_id in searches for record in history.trials(search_id)]
+        here = every if anywhere else trained_here(search.store, every)
+        finished = history.completed_trials()
+        counted = objective_weights(search.experiment)
+        metrics = {key: name for key, name in search.metrics(source).items() if name in counted}
+        noise = from_other_searches(history, search.search_id, source, metrics)
+        if not prepared or search.search_id not in searches:
+            return Known(finished=finished, here=tuple(here), noise=noise)
+        records = history.trials(search.search_id, "search")
+        body = history.document(search.search_id, "proposal")
+        return Known(
+            trials=tuple(record.trial for record in records if record.state is not TrialState.ABANDONED),
+            abandoned=tuple(record.trial for record in records if record.state is TrialState.ABANDONED),
+            swarm=history.swarm(search.search_id, search.domains.names, search.metrics(source)),
+            finished=finished,
+            here=tuple(here),
+            proposal=None if body is None else Proposal.from_json(body),
+            noise=noise,
+        )

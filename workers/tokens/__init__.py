@@ -1,0 +1,1 @@
+"""Documents become token files: `mixopt prepare`."""
