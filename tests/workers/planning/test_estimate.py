@@ -205,13 +205,10 @@ def test_a_missing_file_is_found_before_anything_is_spent(folder: Path) -> None:
         make_plan(experiment(folder, domains=domains, output="other"), may_probe=False)
 
 
-def test_compressed_text_is_said_to_be_unknown(tmp_path: Path) -> None:
-    import gzip
-
+def test_remote_text_is_said_to_be_unknown(tmp_path: Path) -> None:
     write_documents(tmp_path)
-    (tmp_path / "code.jsonl.gz").write_bytes(gzip.compress((tmp_path / "code.jsonl").read_bytes()))
     domains = [domain.model_dump() for domain in experiment(tmp_path).domains]
-    domains[0]["path"] = [str(tmp_path / "code.jsonl.gz")]
+    domains[0]["path"] = ["s3://bucket/code.jsonl.gz"]
     plan = make_plan(experiment(tmp_path, domains=domains), may_probe=False)
     assert plan.preparation.seconds is None
     assert plan.disk.tokens_bytes is None
