@@ -73,7 +73,7 @@ def test_the_file_tree_is_the_real_one() -> None:
 def test_the_example_is_a_valid_experiment_file() -> None:
     (example,) = blocks("yaml")
     experiment = parse_experiment(yaml.safe_load(example), Path("/"))
-    assert len(experiment.domains) == 3
+    assert len(experiment.domains) == 4
 
 
 def test_every_command_it_names_exists() -> None:
