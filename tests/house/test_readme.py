@@ -95,3 +95,11 @@ def test_its_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_cluster_is_started_as_the_end_to_end_test_starts_it() -> None:
+    """tests/e2e/test_jobs.py runs the blocks of docs/jobs.md; README must not say anything else."""
+    jobs = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    start, use, end = jobs
+    assert start in blocks("sh")
+    assert use + end in blocks("sh")
