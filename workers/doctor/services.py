@@ -59,7 +59,7 @@ def of_ray(where: str, said: dict[str, Any]) -> Iterator[Finding]:
         return
     seen = said["seen"]
     gpus = f" and {said['gpus']:g} GPUs" if said["gpus"] else ""
-    yield ok("ray", f"{where} answers and ran a task: Ray {said['ray']}, {said['cores']:g} cores{gpus}.")
+    yield ok("ray", f"{where} answers and ran a task: Ray {said['ray']}, {said['cores']:g} core{'s' * (said['cores'] != 1)}{gpus}.")
     missing = [name for name, value in WORKER_ENVIRONMENT.items() if seen["environment"].get(name) != value]
     if missing:
         yield problem(
