@@ -273,6 +273,9 @@ def test_ray_tasks_make_the_same_files_and_survive_kill_9_of_the_driver(corpus: 
     made = {path.name: path.stat().st_mtime_ns for path in folder.glob("*/[0-9]*.tokens")}
     assert 3 <= len(made) < len(in_all)
     tokenized.clear()
+    import ray
+
+    connected = ray.is_initialized()  # other tests of this process may share a cluster, which is then used
     kept: dict[str, int] = {}
     remove = ShardedText.remove
 
@@ -286,9 +289,7 @@ def test_ray_tasks_make_the_same_files_and_survive_kill_9_of_the_driver(corpus: 
     assert tokenized == [], "tokenized in Ray tasks, not here"
     assert sorted(kept) == sorted(in_all)
     assert made.items() <= kept.items(), "a finished shard was made again"
-    import ray
-
-    assert not ray.is_initialized(), "the cluster of its own is ended"
+    assert ray.is_initialized() == connected, "a cluster of its own is ended"
 
 
 def test_a_pool_that_is_asked_for_nothing_starts_nothing(tmp_path: Path) -> None:
