@@ -30,6 +30,7 @@ def doctor(
     experiment = load_experiment(file) if file is not None else None
     from mixopt.terminal import RichReporter, print_line
     from workers.doctor import examine
+    from workers.doctor.findings import counted
 
     reporter = RichReporter()
     findings = examine(experiment, start_ray=not quick, reporter=reporter)
@@ -37,7 +38,8 @@ def doctor(
         _print(reporter.output, finding)
     counts = {status: sum(finding.status == status for finding in findings) for status in COLORS}
     print_line(
-        reporter.output, f"{_some(counts['problem'], 'problem')}, {_some(counts['warning'], 'warning')}, {counts['ok']} findings in order."
+        reporter.output,
+        f"{counted(counts['problem'], 'problem')}, {counted(counts['warning'], 'warning')}, {counts['ok']} findings in order.",
     )
     if json_file is not None:
         write_json(json_file, {"counts": counts, "findings": [finding.to_json() for finding in findings]})
@@ -53,7 +55,3 @@ def _print(console: Console, finding: Finding) -> None:
     console.print(status, Text(f"{finding.topic:<19}"), Text(finding.found), soft_wrap=True)
     if finding.remedy:
         console.print(Text(f"{'':<29}{finding.remedy}"), soft_wrap=True)
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -138,7 +138,7 @@ def _ask_database(uri: str) -> str | None:
     except (ImportError, sa.exc.NoSuchModuleError, sa.exc.ArgumentError) as error:
         raise ConfigError(
             f"The driver for {shown} is missing ({_short(str(error))}).",
-            "For PostgreSQL: `pip install psycopg2-binary`, as MLflow wants it.",
+            "For PostgreSQL: `pip install 'mixopt[postgres]'`, and an address that begins with postgresql+psycopg://.",
         ) from error
     try:
         with engine.connect():

@@ -10,7 +10,7 @@ from mixopt.corpus.files import open_file, resolve_files
 from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.errors import MixoptError
 from workers.compose import check_settings
-from workers.doctor.findings import Finding, ok, problem
+from workers.doctor.findings import Finding, counted, ok, problem
 
 
 def settings(experiment: Experiment) -> list[Finding]:
@@ -25,7 +25,14 @@ def settings(experiment: Experiment) -> list[Finding]:
 def inputs(experiment: Experiment) -> list[Finding]:
     """Whether every path of a domain, target or tokenizer leads to files."""
     found = list(_missing(experiment))
-    return found or [ok("inputs", f"The files of {len(experiment.domains)} domains and {len(experiment.targets)} targets are there.")]
+    if found:
+        return found
+    of_files = [sum(part.hub is None for part in parts) for parts in (experiment.domains, experiment.targets)]
+    remote = len(experiment.domains) + len(experiment.targets) - sum(of_files)
+    said = f"The files of {counted(of_files[0], 'domain')} and {counted(of_files[1], 'target')} are there."
+    if remote:
+        said += f" The hub was not asked for its {counted(remote, 'data set')}; `mixopt domains FILE --quick` reads the beginning of each."
+    return [ok("inputs", said)]
 
 
 def _missing(experiment: Experiment) -> Iterator[Finding]:

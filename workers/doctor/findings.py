@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mixopt.errors import MixoptError
+
 
 class Status(enum.StrEnum):
     """OK: nothing to do. WARNING: it works, slower or less safely than it could. PROBLEM: work will fail."""
@@ -45,6 +47,11 @@ def warning(topic: str, found: str, remedy: str) -> Finding:
 
 def problem(topic: str, found: str, remedy: str) -> Finding:
     return Finding(topic, Status.PROBLEM, found, remedy)
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 domain", "2 domains"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ def run_checks(checks: Sequence[Check], done: Callable[[], None] = lambda: None)
 def _run(check: Check, found: list[Finding]) -> None:
     try:
         found.extend(check.look())
+    except MixoptError as error:
+        found.append(problem(check.topic, error.message, error.hint or "Mend what it says."))
     except Exception as error:  # noqa: BLE001 - whatever goes wrong while looking is a finding, never the end of the doctor
         reason = " ".join(str(error).split())[:300]
         found.append(problem(check.topic, f"It could not be looked at: {type(error).__name__}: {reason}", "Mend what it says, if you can."))

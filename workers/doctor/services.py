@@ -16,9 +16,10 @@ from typing import Any
 
 from mixopt import __version__
 from mixopt.config import Experiment, without_login
+from mixopt.tracking.first_contact import DATABASES, check_address, first_contact
 from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
 from workers.compose import tracking_uri
-from workers.doctor.findings import Finding, ok, problem, warning
+from workers.doctor.findings import Finding, counted, ok, problem, warning
 from workers.doctor.processes import probe_process
 from workers.output_folder import existing_folder
 from workers.ray_runner import PROBE_SECONDS, WORKER_ENVIRONMENT
@@ -58,8 +59,8 @@ def of_ray(where: str, said: dict[str, Any]) -> Iterator[Finding]:
         yield problem("ray", said["error"], said["hint"])
         return
     seen = said["seen"]
-    gpus = f" and {said['gpus']:g} GPUs" if said["gpus"] else ""
-    yield ok("ray", f"{where} answers and ran a task: Ray {said['ray']}, {said['cores']:g} core{'s' * (said['cores'] != 1)}{gpus}.")
+    gpus = f" and {counted(round(said['gpus']), 'GPU')}" if said["gpus"] else ""
+    yield ok("ray", f"{where} answers and ran a task: Ray {said['ray']}, {counted(round(said['cores']), 'core')}{gpus}.")
     missing = [name for name, value in WORKER_ENVIRONMENT.items() if seen["environment"].get(name) != value]
     if missing:
         yield problem(
@@ -122,6 +123,9 @@ def mlflow(experiment: Experiment | None) -> list[Finding]:
     uri = tracking_uri(experiment)
     if uri.startswith("sqlite:///"):
         return sqlite_database(Path(uri.removeprefix("sqlite:///")))
+    check_address(uri)
+    if uri.partition("://")[0].partition("+")[0] in DATABASES:
+        return [database_server(uri, experiment.tracking.experiment)]
     found = list(server_version(uri)) if uri.startswith(("http://", "https://")) else []
     if any(finding.status == "problem" for finding in found):
         return found
@@ -154,6 +158,18 @@ def sqlite_database(path: Path) -> list[Finding]:
     if not known:
         return [problem("mlflow", f"{path} is a database, but not one of MLflow.", "Set another `tracking.uri`.")]
     return [ok("mlflow", f"{path} can be written.")]
+
+
+def database_server(uri: str, experiment: str) -> Finding:
+    """One connection, as a search makes it first. MLflow's own client is not asked: it would try for two minutes, and set up what it finds empty.
+
+    Raises:
+        MixoptError: the login is refused, or the driver is missing.
+    """
+    away = first_contact(uri, experiment)
+    if away is not None:
+        return problem("mlflow", away, "Start it, or mend `tracking.uri`.")
+    return ok("mlflow", f"{without_login(uri)} lets us in.")
 
 
 def server_version(uri: str) -> Iterator[Finding]:

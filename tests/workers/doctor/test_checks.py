@@ -20,7 +20,7 @@ from mixopt import __version__
 from mixopt.config import Experiment, parse_experiment
 from workers.doctor import accelerators, checks, examine, installation, machine, services
 from workers.doctor import experiment as experiments
-from workers.doctor.findings import Finding, Status
+from workers.doctor.findings import Check, Finding, Status, run_checks
 from workers.machine import cpu_quota
 from workers.ray_runner import WORKER_ENVIRONMENT
 
@@ -426,6 +426,30 @@ def test_a_tracking_database(tmp_path: Path) -> None:
     assert only(services.sqlite_database(file), "mlflow").status is Status.OK
 
 
+def test_a_database_server_that_is_down_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own client tries for two minutes, and makes its tables in a database that it finds empty."""
+    monkeypatch.setattr(services, "logged_in", lambda uri: pytest.fail(f"asked MLflow about {uri}"))
+    uri = f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/runs"
+    found = only(services.mlflow(experiment(tmp_path, tracking={"uri": uri})), "mlflow")
+    assert found.status is Status.PROBLEM
+    assert "does not answer" in found.found
+    assert "secret" not in found.found
+
+
+def test_a_database_server_that_answers_is_only_connected_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "first_contact", lambda uri, name: None)
+    monkeypatch.setattr(services, "logged_in", lambda uri: pytest.fail(f"asked MLflow about {uri}"))
+    found = only(services.mlflow(experiment(tmp_path, tracking={"uri": "postgresql+psycopg://me:secret@db/runs"})), "mlflow")
+    assert (found.status, found.found) == (Status.OK, "postgresql+psycopg://db/runs lets us in.")
+
+
+def test_an_error_of_ours_keeps_its_remedy(tmp_path: Path) -> None:
+    wrong = experiment(tmp_path, tracking={"uri": "file:///data/mlruns"})
+    found = only(run_checks([Check("mlflow", lambda: services.mlflow(wrong))]), "mlflow")
+    assert found.found.startswith("'tracking.uri' is 'file:///data/mlruns', which is no address")
+    assert "sqlite:///" in found.remedy
+
+
 def test_a_locked_tracking_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "DATABASE_SECONDS", 0.05)
     file = tmp_path / "mine.db"
@@ -446,6 +470,10 @@ def test_an_experiment_is_looked_at(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n')
     assert only(experiments.inputs(experiment(tmp_path)), "inputs").status is Status.OK
+    hub = {"name": "c", "hub": {"dataset": "org/data"}, "max_bytes": "1MB", "tokens": "1B"}
+    domains = [*({"name": name, "path": f"{name}.jsonl", "tokens": "1B"} for name in "ab"), hub]
+    said = only(experiments.inputs(experiment(tmp_path, domains=domains)), "inputs").found
+    assert said.startswith("The files of 2 domains and 0 targets are there. The hub was not asked for its 1 data set")
     absent = experiment(tmp_path, tokenizer={"path": "tokenizer.json"})
     assert "tokenizer.json does not exist" in only(experiments.inputs(absent), "inputs").found
     assert only(experiments.settings(experiment(tmp_path)), "experiment").status is Status.OK
