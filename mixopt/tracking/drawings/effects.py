@@ -32,11 +32,15 @@ from mixopt.verification import OBJECTIVE
 PALE, GREY = 0.14, 0.35
 # Columns beyond this leave a cell no room for its number.
 MOST_NUMBERED_COLUMNS = 14
+BITS_PER_BYTE = "bits per byte"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The effect of a domain on a metric: mean and 90% interval in `unit`, and the noise that the drawing divides by."""
+    """The effect of a domain on a metric: mean and 90% interval in `unit`, and the noise in it that the drawing divides by.
+
+    An objective that is in standard deviations of a seed already is not divided again (`noise_std` 1): one unit, one number.
+    """
 
     domain: str
     metric: str
@@ -72,14 +76,15 @@ def effect_cells(findings: Findings) -> list[list[Cell]]:
     if effects is None or not scales:
         return []
     evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal else {}
-    scales = {OBJECTIVE: float(evidence.get("objective_noise_std") or 1.0), **scales}
+    in_bits = findings.objective_unit == BITS_PER_BYTE
+    scales = {OBJECTIVE: float(evidence.get("objective_noise_std") or 1.0) if in_bits else 1.0, **scales}
     columns = [(effects.metrics.index(metric), metric, scale) for metric, scale in scales.items() if metric in effects.metrics]
     cells = [
         [
             Cell(
                 domain,
                 "objective" if metric == OBJECTIVE else short_metric(metric),
-                findings.objective_unit if metric == OBJECTIVE else "bits per byte",
+                findings.objective_unit if metric == OBJECTIVE else BITS_PER_BYTE,
                 effects.mean[row][column],
                 effects.low[row][column],
                 effects.high[row][column],
@@ -140,7 +145,8 @@ def _draw_cell(axes: Any, line: int, column: int, cell: Cell, largest: float, nu
     box = Rectangle((column - 0.47, line - 0.45), 0.94, 0.9, facecolor=colour, alpha=alpha, edgecolor="none", zorder=1)
     axes.add_patch(box)
     numbers = f"{cell.mean:+.3g} {cell.unit} ({cell.low:+.3g} to {cell.high:+.3g}): {cell.verdict}"
-    mark(box, f"{cell.domain} on {cell.metric}", numbers, f"{cell.scaled:+.2f} standard deviations of one run's noise")
+    scaled = [f"{cell.scaled:+.2f} standard deviations of a seed"] if cell.unit == BITS_PER_BYTE else []
+    mark(box, f"{cell.domain} on {cell.metric}", numbers, *scaled)
     if numbered:
         text = f"{cell.scaled:+.{1 if abs(cell.scaled) >= 0.95 else 2}f}".replace("-", "\N{MINUS SIGN}")
         ink = MUTED if cell.certainty == "unclear" else INK

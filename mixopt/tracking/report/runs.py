@@ -52,7 +52,7 @@ def epochs_section(findings: Findings) -> Section:
         )
     blocks: list[Any] = []
     if proposal is None:
-        blocks.append(waiting(findings, "Epochs of the proposal"))
+        blocks.append(waiting(findings, "The drawing of the epochs"))
     else:
         listed = "; ".join(f"{name} {value:.2f}" for name, value in sorted(epochs.items(), key=lambda item: -item[1]))
         blocks.append(Drawing("epochs", f"Epochs of each domain under the proposal: {listed}"))

@@ -142,6 +142,8 @@ def _near_optimal(findings: Findings, proposal: Proposal) -> Prose:
 def verification_section(findings: Findings) -> Section:
     """The verdict of larger proxies, with paired differences."""
     title, verification = "Verification", findings.verification
+    if verification is None and findings.proposal is None:
+        return Section("verification", title, [missing("Not verified: there is no mixture to verify yet.")])
     if verification is None:
         started = sum(record.stage == "verification" for record in findings.trials)
         done = sum(record.outcome is not None for record in findings.trials if record.stage == "verification")

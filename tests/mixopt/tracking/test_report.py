@@ -17,6 +17,7 @@ from mixopt.errors import ConfigError, DataError
 from mixopt.history import History
 from mixopt.swarm import Swarm
 from mixopt.tracking.canvas import LINE_BREAK, NARROW, WIDE
+from mixopt.tracking.drawings.effects import effect_cells
 from mixopt.tracking.figures import FIGURES
 from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.report.blocks import Drawing, Prose, Section, Table
@@ -256,7 +257,8 @@ class TestUnfinished:
             if early.proposal is None:
                 assert "No proposal yet" in words_of(section(early, "answer")), name
                 assert "mixopt search FILE" in words_of(section(early, "answer"))
-            assert "Not verified" in words_of(section(early, "verification")), name
+            verification = words_of(section(early, "verification"))
+            assert ("larger proxies" if early.proposal else "Not verified: there is no mixture to verify yet.") in verification, name
             for part in report_sections(early):
                 assert part.blocks, (name, part.anchor)
 
@@ -322,6 +324,22 @@ def test_marks_say_the_numbers_they_stand_for(findings: Findings) -> None:
     assert svg.count('tabindex="0"') == 1
     orders = sorted(int(order) for order in re.findall(r'data-at="(\d+)"', svg))
     assert orders == list(range(svg.count('class="mark"')))
+
+
+def test_the_objective_has_one_number_in_one_unit(findings: Findings) -> None:
+    """The map of effects must not divide it by its own noise where it is in standard deviations of a seed already."""
+    effects = findings.effects
+    assert findings.proposal is not None
+    assert effects is not None
+    assert findings.proposal.evidence["objective_noise_std"] != pytest.approx(1.0, abs=0.01), "the case is not made"
+    column = effects.metrics.index("objective")
+    means = {name: row[column] for name, row in zip(effects.domains, effects.mean, strict=True)}
+    assert findings.objective_unit == "standard deviations of a seed"
+    assert {row[0].domain: row[0].scaled for row in effect_cells(findings)} == means
+    in_bits = replace(findings.proposal, evidence={**findings.proposal.evidence, "objective_unit": "bits per byte"})
+    noise = findings.proposal.evidence["objective_noise_std"]
+    scaled = {row[0].domain: row[0].scaled for row in effect_cells(replace(findings, proposal=in_bits))}
+    assert scaled == pytest.approx({name: mean / noise for name, mean in means.items()})
 
 
 class TestCommand:
