@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sqlite3
-import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -91,7 +90,7 @@ def authentication(address: str | None, environment: os._Environ[str] | dict[str
     topic, mode = "ray authentication", environment.get("RAY_AUTH_MODE", "").lower()
     file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
     given = "RAY_AUTH_TOKEN" in environment
-    if not given and file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+    if not given and file.is_file() and _others_may_read(file):
         yield problem(topic, f"Others may read the token in {file}: with it they run code in the cluster.", f"Run `chmod 600 {file}`.")
     if address is None:
         if mode and mode != "token":
@@ -112,6 +111,11 @@ def authentication(address: str | None, environment: os._Environ[str] | dict[str
         )
     else:
         yield ok(topic, f"On, with the token of {'RAY_AUTH_TOKEN' if given else file}.")
+
+
+def _others_may_read(file: Path) -> bool:
+    """Whether anybody but its owner may; not in a folder that only its owner may enter, as that of infra/secrets.sh."""
+    return bool(file.stat().st_mode & 0o077 and file.absolute().parent.stat().st_mode & 0o011)
 
 
 def mlflow(experiment: Experiment | None) -> list[Finding]:

@@ -291,10 +291,14 @@ def test_authentication_of_ray(tmp_path: Path) -> None:
     assert status("head:6379", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="x") == ["ok"]
     put(tmp_path, ".ray/auth_token", "x")
     file = tmp_path / ".ray" / "auth_token"
+    file.parent.chmod(0o755)
     file.chmod(0o644)
     assert status("head:6379", RAY_AUTH_MODE="token") == ["problem", "ok"], "others may read it"
     (found, _) = services.authentication(None, {}, tmp_path)
     assert found.remedy == f"Run `chmod 600 {file}`."
+    file.parent.chmod(0o700)
+    assert status("head:6379", RAY_AUTH_MODE="token") == ["ok"], "nobody else gets into its folder, as that of infra/secrets.sh"
+    file.parent.chmod(0o755)
     file.chmod(0o600)
     assert status("head:6379", RAY_AUTH_MODE="token") == ["ok"]
 
