@@ -38,6 +38,8 @@ VERSION_KEYS = (
     "mtime",
     "created",
 )
+ABSENT = (404, 410)
+"""HTTP states of what is not there."""
 SUFFIXES = {
     ".jsonl": "json",
     ".json": "json",
@@ -184,10 +186,13 @@ def _resolve_url(pattern: str, owner: str) -> list[Url]:
     is_glob = any(sign in path for sign in ("*[" if pattern.startswith("http") else "*?["))
     try:
         infos = system.glob(path, detail=True) if is_glob else {path: system.info(path)}
-    except FileNotFoundError as error:
-        raise DataError(f"File {shown} of {owner} does not exist.", "Mend the address.") from error
     except Exception as error:  # every driver has errors of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        # Of a web address fsspec says "not found" whatever went wrong; what did is behind it.
+        cause = (error.__cause__ if pattern.startswith("http") else None) or error
+        status = getattr(cause, "status", None)
+        if isinstance(cause, FileNotFoundError) or status in ABSENT:
+            raise DataError(f"File {shown} of {owner} does not exist.", "Mend the address.") from error
+        reason = f"HTTP {status}" if status else " ".join(str(cause).replace(pattern, shown).split())[:200] or type(cause).__name__
         raise DataError(
             f"{shown} of {owner} cannot be reached: {reason}.", "Check the address, the network, and the credentials in the environment."
         ) from error

@@ -165,7 +165,7 @@ def test_a_server_without_tag_or_time_is_known_as_one(web: tuple[Path, str]) -> 
         ("memory://bucket/*.parquet", DataError, r"\*\.parquet of domain 'web' matches no file", "Mend the pattern"),
         ("memory://bucket", ConfigError, "memory://bucket of domain 'web' is a folder", r"memory://bucket/*.jsonl"),
         ("memory://bucket/a.csv", ConfigError, r"a\.csv of domain 'web' has the unsupported suffix", "jsonl"),
-        ("http://127.0.0.1:9/a.jsonl", DataError, "cannot be reached|does not exist", "address"),
+        ("http://127.0.0.1:9/a.jsonl", DataError, r"http://127.0.0.1:9/a\.jsonl of domain 'web' cannot be reached: .*onnect", "network"),
     ],
 )
 def test_addresses_that_lead_nowhere_are_told(memory: Any, address: str, kind: type[MixoptError], message: str, hint: str) -> None:
@@ -180,6 +180,30 @@ def test_addresses_that_lead_nowhere_are_told(memory: Any, address: str, kind: t
 def test_what_is_missing_at_a_server_is_told_without_its_signature(web: tuple[Path, str]) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl of domain 'web' does not exist") as caught:
         resolve_files([f"{web[1]}/none.jsonl?signature=secret"], OWNER)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(403, "cannot be reached: HTTP 403"), (503, "cannot be reached: HTTP 503"), (410, "does not exist")]
+)
+def test_what_a_server_refuses_is_not_called_missing(status: int, message: str) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(DataError, match=message) as caught:
+            resolve_files([f"http://127.0.0.1:{server.server_port}/a.jsonl?signature=secret"], OWNER)
+    finally:
+        server.shutdown()
+        server.server_close()
     assert "secret" not in str(caught.value)
 
 
