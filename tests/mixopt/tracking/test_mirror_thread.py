@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,50 @@ def test_stop_mirrors_what_happened_last() -> None:
         mirror.history.counter += 1  # type: ignore[attr-defined]
         assert thread.stop(timeout_seconds=30)
     assert mirror.syncs == 2
+
+
+class StoppableMirror(FakeMirror):
+    """A mirror of a search whose state is `state`; what a sync has read of it is shown."""
+
+    def __init__(self, act: Callable[[], object] = lambda: None) -> None:
+        super().__init__(act)
+        self.state = "running"
+        self.search_id = SEARCH_ID
+        self.shown_state = "running"
+        self.history.search = lambda search_id: SimpleNamespace(state=self.state)  # type: ignore[method-assign, assignment, return-value]
+
+    def sync(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        self.shown_state = self.state
+        return super().sync(should_stop)
+
+
+def test_a_search_that_is_stopped_is_shown_at_once_and_not_at_the_next_look() -> None:
+    """A cluster kills a stopped job after seconds; the usual interval may be longer, and `stop` may never be called."""
+    mirror = StoppableMirror()
+    with running(MirrorThread(mirror, interval_seconds=3600)):
+        assert mirror.synced.acquire(timeout=30)
+        mirror.history.counter += 1  # type: ignore[attr-defined]
+        mirror.state = "interrupted"
+        assert mirror.synced.acquire(timeout=30), "it waited for the next look"
+        assert mirror.shown_state == "interrupted"
+
+
+def test_a_sync_under_way_gives_way_to_a_stop() -> None:
+    """Hundreds of trials take longer to write than a cluster waits."""
+    gave_way = []
+
+    def sync(should_stop: Callable[[], bool]) -> bool:
+        if not gave_way:
+            mirror.state = "interrupted"  # after this sync had read the record
+        gave_way.append(should_stop())
+        mirror.synced.release()
+        return not gave_way[-1]
+
+    mirror = StoppableMirror()
+    mirror.sync = sync  # type: ignore[method-assign, assignment]
+    with running(MirrorThread(mirror, interval_seconds=3600)):
+        assert mirror.synced.acquire(timeout=30)
+        assert gave_way[0]
 
 
 def test_a_failure_is_told_once_and_mended_by_a_later_sync() -> None:
