@@ -154,6 +154,9 @@ def _search_metrics(findings: Findings) -> dict[str, float]:
         effect = findings.proposal.objective
         metrics |= {"objective/predicted": effect.mean, "objective/predicted_low": effect.low, "objective/predicted_high": effect.high}
         metrics |= {f"weight/{name}": round(weight, 6) for name, weight in findings.proposal.mixture.as_dict().items()}
+        # What the answer calls the best measured mixture: one that the target run may use, over its seeds. `objective` is the best single run.
+        if "objective" in findings.proposal.best_measured:
+            metrics["objective/best_measured"] = float(findings.proposal.best_measured["objective"])
     if findings.verification is not None:
         metrics |= {
             f"objective/verified_against_{row.baseline}": row.mean for row in findings.verification.comparisons if row.metric == OBJECTIVE

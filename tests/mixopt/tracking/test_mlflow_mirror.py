@@ -121,6 +121,9 @@ def test_every_finished_run_has_the_numbers_to_sort_by(uri: str, mirrored: tuple
     parent = values.pop(next(name for name in values if name.startswith("demo")))
     searched = [pair for name, pair in values.items() if not name.startswith("v")]
     assert parent == (min(value for value, _ in searched), min(mean for _, mean in searched))
+    (search,) = (run for run in runs if run.data.tags["mixopt.kind"] == "search")
+    best = finished.history.document(SEARCH_ID, "proposal")["best_measured"]["objective"]
+    assert search.data.metrics["objective/best_measured"] == pytest.approx(best), "as the answer says it, whatever single runs are better"
     outcome = finished.history.trials(SEARCH_ID)[0].outcome
     ends = {m.evaluation_key: m.bits_per_byte for m in outcome.measurements if m.tokens == outcome.tokens}
     assert values["001 natural nano s0"][1] == pytest.approx((3 * ends["key-t"] + ends["key-q"]) / 4, rel=1e-5), (
