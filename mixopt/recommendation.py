@@ -214,7 +214,7 @@ def _guard(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any],
         f"The predicted difference to the best measured {'feasible ' if best['feasible'] else ''}mixture ({best['label'] or best['trial_id']}) is "
         f"{gain.mean:.3g} {unit} (90% interval {gain.low:.3g} to {gain.high:.3g})"
     )
-    sentence += ", inside the noise: prefer the measured mixture unless verification says otherwise." if inside else ", beyond the noise."
+    sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
     return {"difference": _effect_json(gain), "inside_noise": bool(inside), "sentence": sentence}
 
 
