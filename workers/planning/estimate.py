@@ -98,8 +98,9 @@ class Planner:
                 "assumed, and FLOPs, memory and disk grow with them."
             )
         if not corpus.prepared:
+            why = f"Changed since it was prepared: {', '.join(corpus.changed)}" if corpus.changed else "Nothing is prepared yet"
             self._notes.append(
-                "Nothing is prepared yet: tokens at hand are estimated from bytes, and trials already in the record cannot be told."
+                f"{why}; so tokens at hand are estimated from bytes, and which trials are already in the record shows after `mixopt prepare`."
             )
         self._notes.append(
             "Time is training and measuring; starting Ray, fitting surrogates and drawing come on top, about a minute in all."

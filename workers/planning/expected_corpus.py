@@ -1,22 +1,25 @@
 """The prepared corpus as it is, or as it may be expected to become: what a plan needs before `mixopt prepare` has run.
 
 Expected counts are estimated from the bytes of files on this machine and the beginnings of those that are compressed or limited, and said to be
-estimates; of text that lies elsewhere nothing is guessed. The trade-off: a manifest of an older version of the experiment file is believed as long as it names every domain and
-target, because finding out what changed is the work of `prepare`.
+estimates; of text that lies elsewhere nothing is guessed. A manifest is believed where it names the files that `prepare` would make of the documents
+as they are now. The trade-off: what lies elsewhere is taken to be as it was, because a plan asks no server.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixopt.config import DomainConfig, Experiment, TargetConfig, is_url
+from mixopt.config import DomainConfig, Experiment, TargetConfig
 from mixopt.corpus.documents import Limits, estimated_text_bytes, read_documents, read_pairs
-from mixopt.corpus.files import resolve_files
+from mixopt.corpus.files import is_elsewhere, resolve_files
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.domains import ASSUMED_BYTES_PER_TOKEN
 from mixopt.errors import DataError
+from workers.tokens.files import output_of
+from workers.tokens.jobs import local_jobs
+from workers.tokens.tokenizer import expected_name
 
 UNKNOWN_TOKENS = 2**52
 """Stands for a count that is not known, where more tokens than this change nothing."""
@@ -34,12 +37,14 @@ class Corpus:
         prepared: the manifest is real.
         text_bytes: of all documents; None: some are not on this machine.
         unknown: domains and targets whose size is not known.
+        changed: domains, targets and "the tokenizer" that were prepared from other files or with other settings.
     """
 
     manifest: Manifest
     prepared: bool
     text_bytes: float | None
     unknown: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 def corpus_of(experiment: Experiment) -> Corpus:
@@ -60,7 +65,21 @@ def corpus_of(experiment: Experiment) -> Corpus:
     domains = {domain.name: manifest.domains[domain.name] for domain in experiment.domains}
     targets = {target.name: manifest.targets[target.name] for target in experiment.targets}
     real = Manifest(manifest.root, manifest.tokenizer_path, manifest.tokenizer_hash, manifest.vocab_size, domains, targets)
-    return Corpus(real, True, expected.text_bytes)
+    changed = _changed(experiment, real)
+    return replace(expected, changed=changed) if changed else Corpus(real, True, expected.text_bytes)
+
+
+def _changed(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
+    """What `prepare` would make anew, as far as files of this machine tell."""
+    name = expected_name(experiment.tokenizer)
+    changed = ["the tokenizer"] if name is not None and name != manifest.tokenizer_path else []
+    prepared = {file.path for file in _files(manifest)}
+    changed += [
+        job.owner
+        for job in local_jobs(experiment)
+        if output_of(job, manifest.root, job.specification(manifest.tokenizer_hash)).name not in prepared
+    ]
+    return tuple(dict.fromkeys(changed))
 
 
 def token_file_bytes(manifest: Manifest) -> float:
@@ -174,7 +193,7 @@ def _of_first(documents: int, sizes: list[int], whole: float) -> float:
 
 def _local_bytes(patterns: tuple[str, ...] | None, column: str, owner: str) -> float | None:
     """Bytes of text in files of this machine; None where some lie elsewhere."""
-    if patterns is None or any(is_url(pattern) and not pattern.startswith("file://") for pattern in patterns):
+    if patterns is None or any(map(is_elsewhere, patterns)):
         return None
     return estimated_text_bytes(resolve_files(patterns, owner), column)
 

@@ -240,6 +240,22 @@ def test_a_limited_source_is_as_large_as_its_limit_and_a_file_address_is_a_file(
     assert expected.targets["more-code"].file.bytes == pytest.approx(manifest.targets["more-code"].file.bytes, rel=0.01)
 
 
+def test_what_changed_since_it_was_prepared_is_not_taken_for_what_will_be_trained(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    prepare(experiment(tmp_path))
+    assert make_plan(experiment(tmp_path), may_probe=False).search_id is not None
+    (tmp_path / "code.jsonl").write_text("\n".join((tmp_path / "code.jsonl").read_text().splitlines()[:100]) + "\n")
+    plan = make_plan(experiment(tmp_path), may_probe=False)
+    assert plan.search_id is None
+    assert not plan.preparation.done
+    assert any(note.startswith("Changed since it was prepared: domain 'code'; ") for note in plan.notes)
+    prepare(experiment(tmp_path))
+    assert make_plan(experiment(tmp_path), may_probe=False).search_id is not None
+    plan = make_plan(experiment(tmp_path, tokenizer={"vocab_size": 600}), may_probe=False)
+    assert plan.search_id is None
+    assert any(note.startswith("Changed since it was prepared: the tokenizer; ") for note in plan.notes)
+
+
 def test_bytes_become_the_same_tokens_in_a_plan_as_in_an_inventory(tmp_path: Path) -> None:
     write_documents(tmp_path)
     domains = [domain.model_dump() for domain in experiment(tmp_path).domains]
