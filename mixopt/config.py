@@ -57,6 +57,8 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+# Far more than any published swarm has; a slip of the finger would have commands think for hours before the first trial.
+MOST_TRIALS = 10_000
 Bounds = Annotated[tuple[float, float], AfterValidator(_check_bounds)]
 Paths = Annotated[
     tuple[Annotated[str, AfterValidator(lambda value: _named(_without_secret(value)))], ...],
@@ -266,7 +268,7 @@ class SearchConfig(Model):
 
     strategy: str = Field("regression", description="Name of a strategy; `mixopt list` names them.")
     surrogate: str = Field("gaussian_process", description="Name of a surrogate: gaussian_process or lightgbm.")
-    trials: int = Field(48, ge=4, description="Trials of the search; raising it later continues the search.")
+    trials: int = Field(48, ge=4, le=MOST_TRIALS, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)
     max_attempts: int = Field(3, ge=1, description="How often a failed trial is tried before it is abandoned.")
