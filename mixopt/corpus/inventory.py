@@ -182,16 +182,17 @@ def _scan(domain: DomainConfig) -> DomainScan:
 
 
 def _text_bytes(domain: DomainConfig, limit_bytes: float) -> float | None:
-    """About how many bytes of text will be read; None where an address hides it."""
-    total = 0.0
-    if domain.hub is not None:
-        total += min(domain.max_bytes or limit_bytes, limit_bytes)
-    for paths in (domain.path, domain.valid or ()):
+    """About how many bytes of text will be read; None where an address hides it, or a data set of the hub is limited by documents."""
+    limit = min(domain.max_bytes or limit_bytes, limit_bytes)
+    if domain.hub is not None and limit == float("inf"):
+        return None
+    total = limit if domain.hub is not None else 0.0
+    for paths, most in ((domain.path, limit), (domain.valid, limit_bytes)):
         if paths:
             size = estimated_text_bytes(resolve_files(paths, f"domain '{domain.name}'"), domain.text_column)
             if size is None:
                 return None
-            total += min(size, limit_bytes)
+            total += min(size, most)
     return total
 
 
