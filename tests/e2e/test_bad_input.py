@@ -218,6 +218,12 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "No mixture is feasible: the largest weights sum to ",
         "Raise `max_epochs` of ",
     ),
+    "the same target twice": (
+        {"targets": [{"name": "one", "path": "table.parquet", "text_column": "content"}, {"name": "two", "path": "good.jsonl"}]},
+        CONFIG,
+        "Target 'one' and target 'two' hold the same text",
+        "leave the target out",
+    ),
     "missing tokenizer": ({"tokenizer": {"path": "none.json"}}, DATA, "none.json does not exist", "Name a tokenizer.json"),
     "no tokenizer": ({"tokenizer": {"path": "lossy.json"}}, DATA, "lossy.json is not a tokenizer", "Name a tokenizer.json"),
 }
@@ -297,6 +303,26 @@ def test_a_cluster_that_does_not_answer_is_told_before_a_document_is_read(
     assert problem.startswith(f"error: No Ray cluster answers at {address}: ")
     assert "`ray.address`" in hint
     assert not (tmp_path / "run" / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"path": "table.parquet"},
+        {"path": "good.jsonl", "text_column": "txt"},
+        {"path": "latin.txt"},
+    ],
+)
+def test_a_target_that_cannot_be_read_is_told_before_a_domain_is_read(
+    corpus: Path, tmp_path: Path, mixopt: Callable[..., Ended], target: dict[str, str]
+) -> None:
+    ended = mixopt("prepare", experiment(corpus, tmp_path / "run", targets=[{"name": "last", **target}]))
+    assert ended.code in (CONFIG, DATA)
+    assert "target 'last'" in ended.errors[0], "the first line is the error: nothing was read for the tokenizer, nothing tokenized"
+    prepared = mixopt("prepare", experiment(corpus, tmp_path / "run"))
+    assert prepared.code == 0
+    again = mixopt("prepare", experiment(corpus, tmp_path / "run", targets=[{"name": "last", **target}]))
+    assert not any("Tokenizing" in line for line in again.errors)
 
 
 def test_more_trials_than_a_file_may_ask_for_are_refused(corpus: Path, tmp_path: Path, mixopt: Callable[..., Ended]) -> None:
