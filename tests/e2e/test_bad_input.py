@@ -309,7 +309,7 @@ def test_a_cluster_that_does_not_answer_is_told_before_a_document_is_read(
     "target",
     [
         {"path": "table.parquet"},
-        {"path": "good.jsonl", "text_column": "txt"},
+        {"path": "numbers.jsonl", "text_column": "txt"},
         {"path": "latin.txt"},
     ],
 )
