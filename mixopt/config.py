@@ -41,6 +41,15 @@ WholeByteCount = Annotated[int, BeforeValidator(parse_whole_bytes), Field(gt=0, 
 TokenCount = Annotated[float | Literal["count"] | None, BeforeValidator(parse_token_count)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
+# For problems whose words in pydantic speak of Python's types and regular expressions.
+PLAIN_WORDS = {
+    "string_pattern_mismatch": "write letters, digits, `_`, `-` and `.`, up to 64, a letter or digit first",
+    "tuple_type": "write a list, as [a, b]",
+    "model_type": "write keys with values, as {key: value}",
+    "dict_type": "write keys with values, as {key: value}",
+    "string_type": "write text, in quotes where YAML would read something else",
+}
+
 
 def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 <= value[0] <= value[1] <= 1:
@@ -48,9 +57,11 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+# Far more than any published swarm has; a slip of the finger would have commands think for hours before the first trial.
+MOST_TRIALS = 10_000
 Bounds = Annotated[tuple[float, float], AfterValidator(_check_bounds)]
 Paths = Annotated[
-    tuple[Annotated[str, AfterValidator(lambda value: _without_secret(value))], ...],
+    tuple[Annotated[str, AfterValidator(lambda value: _named(_without_secret(value)))], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(min_length=1),
 ]
@@ -257,7 +268,7 @@ class SearchConfig(Model):
 
     strategy: str = Field("regression", description="Name of a strategy; `mixopt list` names them.")
     surrogate: str = Field("gaussian_process", description="Name of a surrogate: gaussian_process or lightgbm.")
-    trials: int = Field(48, ge=4, description="Trials of the search; raising it later continues the search.")
+    trials: int = Field(48, ge=4, le=MOST_TRIALS, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)
     max_attempts: int = Field(3, ge=1, description="How often a failed trial is tried before it is abandoned.")
@@ -312,6 +323,8 @@ class Experiment(Model):
     def _folder(cls, value: str) -> str:
         if is_url(value):
             raise ValueError("an address; name a folder of a file system, which all workers share")
+        if not value.strip():
+            raise ValueError("no folder; name one, which will hold tokens, record and results")
         return value
 
     @model_validator(mode="after")
@@ -384,6 +397,12 @@ def _without_secret(location: str) -> str:
     return location
 
 
+def _named(location: str) -> str:
+    if not location.strip():
+        raise ValueError("no path; name a file, a pattern or an address")
+    return location
+
+
 def without_login(address: str) -> str:
     """An address without user and password; MLflow takes them from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as well."""
     parts = urlsplit(address)
@@ -412,7 +431,8 @@ def load_experiment(path: Path) -> Experiment:
         ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or an environment variable is not set.
     """
     if not path.is_file():
-        raise ConfigError(f"Experiment file {path} does not exist.", "Name a YAML file; `mixopt schema` prints what goes into it.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"Experiment file {path} {found}.", "Name a YAML file; `mixopt schema` prints what goes into it.")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -428,7 +448,10 @@ def load_experiment(path: Path) -> Experiment:
 
 def parse_experiment(raw: dict[str, Any], base: Path) -> Experiment:
     """Validates the content of an experiment file whose relative paths are relative to `base`."""
-    expanded = _expand_variables(raw, "")
+    try:
+        expanded = _expand_variables(raw, "")
+    except RecursionError as error:
+        raise ConfigError("The experiment file has an anchor that holds itself.", "Write out what `*NAME` stands for.") from error
     for location, key, valid in _unknown_keys(expanded, Experiment, ""):
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
         remedy = f"Did you mean '{near[0]}'?" if near else f"Valid keys there: {', '.join(sorted(valid))}."
@@ -466,8 +489,8 @@ def _expand_variables(value: Any, location: str) -> Any:
 def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     def absolute(value: Any) -> Any:
         if isinstance(value, str):
-            if is_url(value):
-                return value
+            if is_url(value) or not value.strip():
+                return value  # nothing, as an empty variable leaves it, is refused and not taken for the file's own folder
             return os.path.normpath(base / Path(value).expanduser())
         return [absolute(item) for item in value] if isinstance(value, list) else value
 
@@ -524,7 +547,9 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     location = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
-    message = problem["msg"].removeprefix("Value error, ")
+    message = PLAIN_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):  # of a list of fixed length
+        return f"'{location.rpartition('[')[0]}' is {problem['input']!r}: it has too few values."
     if problem["type"] == "missing":
         return f"Key '{location}' is missing from the experiment file."
     if isinstance(problem["input"], dict) and problem["type"] == "value_error":

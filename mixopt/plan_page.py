@@ -27,9 +27,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     for stage in plan.stages:
         _say(console, f"{stage.name.capitalize()}: {stage.what}; measuring losses adds {stage.measuring_share:.0%} to the training.")
     _say(console, _time(plan))
-    for stage in plan.stages:
-        speed = stage.speed
-        _say(console, f"Speed of {stage.source.split('/')[1]}: {speed.flops_per_second / 1e9:.3g} GFLOP/s per slot, {speed.sentence}.")
+    for size_name, speed in dict.fromkeys((stage.source.split("/")[1], stage.speed) for stage in plan.stages):
+        _say(console, f"Speed of {size_name}: {speed.flops_per_second / 1e9:.3g} GFLOP/s per slot, {speed.sentence}.")
     _say(console, f"Memory: {_memory(plan.memory, plan)}.")
     _say(console, f"Disk: {_disk(plan.disk, plan)}.")
     console.print(_epochs_table(plan.domains))

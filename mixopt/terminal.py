@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -212,10 +213,10 @@ def levels_table(rows: Sequence[LevelWeight], names: Sequence[str] = ()) -> Tabl
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A plain table; the first column is text, the others numbers."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    """A plain table; the first column is text, the others numbers. Brackets, as in `part[0].jsonl`, are no markup."""
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

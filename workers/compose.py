@@ -110,13 +110,14 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
 
 
 def checked_domains(experiment: Experiment, manifest: Manifest) -> DomainSet:
-    """As `domain_set`, once it is sure that counts and estimates leave a feasible mixture.
+    """As `domain_set`, once it is sure that a search can follow: counts and estimates leave a feasible mixture, and no held-out sets are twins.
 
     Raises:
-        ConfigError: two domains hold the same documents.
+        ConfigError: two domains, or two held-out sets, hold the same documents.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     domains = domain_set(experiment, manifest)
+    refuse_twin_evaluations(manifest)
     MixtureSpace.from_domains(domains)
     return domains
 

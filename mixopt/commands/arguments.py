@@ -11,11 +11,13 @@ import typer
 from mixopt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from mixopt.config import Experiment
     from mixopt.history import History, SearchRecord
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).", show_default=False)]
 OutputFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a search.", show_default=False)]
 SearchOption = Annotated[str | None, typer.Option("--search", help="Search id or its first digits; default: the newest search in DIR.")]
+TrialsOption = Annotated[int | None, typer.Option("--trials", min=4, help="Overrides search.trials; raising it continues the search.")]
 
 
 def write_json(file: Path, body: Any) -> None:
@@ -29,6 +31,21 @@ def write_json(file: Path, body: Any) -> None:
         file.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"--json {file} cannot be written ({error.strerror}).", "Name another file.") from error
+
+
+def with_trials(experiment: Experiment, trials: int | None) -> Experiment:
+    """The experiment with another number of trials, if one is given.
+
+    Raises:
+        ConfigError: more than an experiment file may ask for.
+    """
+    from mixopt.config import MOST_TRIALS
+
+    if trials is None:
+        return experiment
+    if trials > MOST_TRIALS:
+        raise ConfigError(f"--trials {trials} is more than {MOST_TRIALS:,}.", "Ask for fewer; the search can be continued later.")
+    return experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
 
 
 def open_record(folder: Path) -> History:

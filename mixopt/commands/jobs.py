@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from mixopt.commands.arguments import ExperimentFile
+from mixopt.commands.arguments import ExperimentFile, TrialsOption, with_trials
 from mixopt.errors import ConfigError, DataError, MixoptError, RunError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def submit(
     file: ExperimentFile,
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's log and end with its exit code.")] = False,
-    trials: Annotated[int | None, typer.Option("--trials", min=4, help="Overrides search.trials; raising it continues the search.")] = None,
+    trials: TrialsOption = None,
     env: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,8 +60,7 @@ def submit(
     from workers.jobs.submit import check_here, passed_on
     from workers.jobs.submit import submit as submit_job
 
-    if trials is not None:
-        experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
+    experiment = with_trials(experiment, trials)
     check_here(experiment)
     environment = passed_on(env or [])
     reporter = RichReporter()
@@ -153,6 +152,8 @@ def _connect(address: str | None) -> JobsApi:
 
 def _find(api: JobsApi, name: str) -> Job:
     """The newest job of an experiment file, or the one whose id begins so; of several attempts of one search the last."""
+    if not name.strip():  # as an empty variable leaves it; every id begins so
+        raise ConfigError("The name of the job is empty.", "`mixopt jobs` lists those that are there.")
     if Path(name).is_file():
         from mixopt.config import load_experiment
         from workers.jobs.submit import job_key

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixopt.commands.arguments import ExperimentFile, open_record
+from mixopt.commands.arguments import ExperimentFile, TrialsOption, open_record, with_trials
 from mixopt.commands.review import export_mixture
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def prepare(file: ExperimentFile) -> None:
 
 def search(
     file: ExperimentFile,
-    trials: Annotated[int | None, typer.Option("--trials", min=4, help="Overrides search.trials; raising it continues the search.")] = None,
+    trials: TrialsOption = None,
 ) -> None:
     """Searches, proposes and verifies; the same command goes on after an interruption and trains nothing twice."""
     from mixopt.terminal import RichReporter
@@ -91,8 +91,7 @@ def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
     from workers.output_folder import named_in_errors
     from workers.run import run
 
-    if trials is not None:
-        experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
+    experiment = with_trials(experiment, trials)
     with named_in_errors(experiment.output_dir), SearchProgress(reporter.console) as progress:
         return run(experiment, reporter, observers=(progress,))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mixopt.commands.arguments import ExperimentFile
+from mixopt.commands.arguments import ExperimentFile, write_json
 
 
 def plan(
@@ -31,6 +30,5 @@ def plan(
     reporter = RichReporter()
     made = make_plan(experiment, reporter, may_probe=probe)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(made.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, made.to_json())
     show_plan(made, reporter.output)

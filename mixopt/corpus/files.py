@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from mixopt.config import is_url
 from mixopt.errors import ConfigError, DataError, MixoptError
 
+FILE_SCHEME = "file://"
 # Drivers that fsspec does not bring, and the package that does.
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "adl": "adlfs"}
 # What file systems call the thing that changes with the content, best first.
@@ -91,13 +92,18 @@ def resolve_files(patterns: Sequence[str], owner: str) -> tuple[InputFile, ...]:
     """
     files: dict[InputFile, None] = {}
     for pattern in patterns:
-        if pattern.startswith("file://"):
+        if pattern.startswith(FILE_SCHEME):
             pattern = unquote(urlsplit(pattern).path)
         found: Sequence[InputFile] = _resolve_url(pattern, owner) if is_url(pattern) else _resolve_path(pattern, owner)
         for file in found:
             format_of(file, owner)
         files.update(dict.fromkeys(found))
     return tuple(files)
+
+
+def is_elsewhere(location: str) -> bool:
+    """Whether a location is an address that is not of a file of this machine."""
+    return is_url(location) and not location.startswith(FILE_SCHEME)
 
 
 def format_of(file: InputFile, owner: str) -> str:

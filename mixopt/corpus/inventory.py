@@ -21,15 +21,13 @@ from mixopt.corpus.inspection import DomainScan, Extreme, Shared, SideScan, read
 from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.corpus.overlap import Overlap, TargetItem, TargetRuns
 from mixopt.corpus.verdicts import verdicts
-from mixopt.domains import Domain, DomainSet, TokenCountSource, inventory_of
+from mixopt.domains import ASSUMED_BYTES_PER_TOKEN, Domain, DomainSet, TokenCountSource, inventory_of
 from mixopt.errors import DataError, InfeasibleError, RunError
 from mixopt.mixture import Mixture
 from mixopt.progress import Reporter
 
 QUICK_BYTES = 20e6
 """Read of each set of files by a quick inventory."""
-# A tokenizer of 4,096 entries trained on 14 domains gives 2.4 (Chinese) to 3.4 (contracts) bytes per token; of 8,192 entries a tenth more.
-ASSUMED_BYTES_PER_TOKEN = 3.0
 # Below it one process is done before a second has loaded its libraries.
 PARALLEL_BYTES = 64e6
 
@@ -184,16 +182,17 @@ def _scan(domain: DomainConfig) -> DomainScan:
 
 
 def _text_bytes(domain: DomainConfig, limit_bytes: float) -> float | None:
-    """About how many bytes of text will be read; None where compression hides it."""
-    total = 0.0
-    if domain.hub is not None:
-        total += min(domain.max_bytes or limit_bytes, limit_bytes)
-    for paths in (domain.path, domain.valid or ()):
+    """About how many bytes of text will be read; None where an address hides it, or a data set of the hub is limited by documents."""
+    limit = min(domain.max_bytes or limit_bytes, limit_bytes)
+    if domain.hub is not None and limit == float("inf"):
+        return None
+    total = limit if domain.hub is not None else 0.0
+    for paths, most in ((domain.path, limit), (domain.valid, limit_bytes)):
         if paths:
             size = estimated_text_bytes(resolve_files(paths, f"domain '{domain.name}'"), domain.text_column)
             if size is None:
                 return None
-            total += min(size, limit_bytes)
+            total += min(size, most)
     return total
 
 

@@ -106,7 +106,8 @@ def load_tokenizer(path: Path) -> CorpusTokenizer:
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        raise DataError(f"Tokenizer {path} does not exist.", "Name a tokenizer.json, or leave `tokenizer.path` out to train one.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"Tokenizer {path} {found}.", "Name a tokenizer.json, or leave `tokenizer.path` out to train one.")
     content = path.read_bytes()
     try:
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from mixopt.cli import main
+from workers.jobs.api import ATTEMPT, KEY, Job
 
 WINDOW = 64
 TEXTS = [f"Sentence {number} of a text that is long enough, with {number * 7} in it." for number in range(60)]
@@ -217,6 +218,12 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "No mixture is feasible: the largest weights sum to ",
         "Raise `max_epochs` of ",
     ),
+    "the same target twice": (
+        {"targets": [{"name": "one", "path": "table.parquet", "text_column": "content"}, {"name": "two", "path": "good.jsonl"}]},
+        CONFIG,
+        "Target 'one' and target 'two' hold the same text",
+        "leave the target out",
+    ),
     "missing tokenizer": ({"tokenizer": {"path": "none.json"}}, DATA, "none.json does not exist", "Name a tokenizer.json"),
     "no tokenizer": ({"tokenizer": {"path": "lossy.json"}}, DATA, "lossy.json is not a tokenizer", "Name a tokenizer.json"),
 }
@@ -296,3 +303,72 @@ def test_a_cluster_that_does_not_answer_is_told_before_a_document_is_read(
     assert problem.startswith(f"error: No Ray cluster answers at {address}: ")
     assert "`ray.address`" in hint
     assert not (tmp_path / "run" / "tokens").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"path": "table.parquet"},
+        {"path": "numbers.jsonl", "text_column": "txt"},
+        {"path": "latin.txt"},
+    ],
+)
+def test_a_target_that_cannot_be_read_is_told_before_a_domain_is_read(
+    corpus: Path, tmp_path: Path, mixopt: Callable[..., Ended], target: dict[str, str]
+) -> None:
+    ended = mixopt("prepare", experiment(corpus, tmp_path / "run", targets=[{"name": "last", **target}]))
+    assert ended.code in (CONFIG, DATA)
+    assert "target 'last'" in ended.errors[0], "the first line is the error: nothing was read for the tokenizer, nothing tokenized"
+    prepared = mixopt("prepare", experiment(corpus, tmp_path / "run"))
+    assert prepared.code == 0
+    again = mixopt("prepare", experiment(corpus, tmp_path / "run", targets=[{"name": "last", **target}]))
+    assert not any("Tokenizing" in line for line in again.errors)
+
+
+def test_more_trials_than_a_file_may_ask_for_are_refused(corpus: Path, tmp_path: Path, mixopt: Callable[..., Ended]) -> None:
+    file = experiment(corpus, tmp_path / "many")
+    for arguments in (("search", file, "--trials", "10000000"), ("submit", file, "--trials", "10000000")):
+        ended = mixopt(*arguments)
+        assert (ended.code, len(ended.errors)) == (CONFIG, 2)
+        assert "--trials 10000000 is more than 10,000" in ended.errors[0]
+    ended = mixopt("plan", experiment(corpus, tmp_path / "file", search={"trials": 10_000_000}), "--no-probe")
+    assert ended.code == CONFIG
+    assert "'search.trials' is 10000000" in ended.errors[0]
+
+
+def test_a_plan_that_cannot_be_written_is_one_sentence(corpus: Path, tmp_path: Path, mixopt: Callable[..., Ended]) -> None:
+    ended = mixopt("plan", experiment(corpus, tmp_path / "plan"), "--no-probe", "--json", tmp_path)
+    assert (ended.code, len(ended.errors)) == (CONFIG, 2)
+    assert "cannot be written" in ended.errors[0]
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "stop"])
+def test_an_empty_name_is_no_job(command: str, mixopt: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every id begins with it: `mixopt stop "$JOB"` must not stop the only search of a cluster where the variable is not set."""
+    monkeypatch.setattr("workers.jobs.api.JobsApi", _OneJob)
+    ended = mixopt(command, "")
+    assert ended.code == CONFIG
+    assert "The name of the job is empty" in ended.errors[0]
+    assert _OneJob.stopped == []
+
+
+class _OneJob:
+    """A cluster with one job that runs."""
+
+    address = "http://127.0.0.1:8265"
+    stopped: ClassVar[list[str]] = []
+
+    def __init__(self, address: str) -> None:
+        pass
+
+    def jobs(self) -> list[Job]:
+        return [Job("abc-1", "running", 0.0, None, "", None, {KEY: "abc", ATTEMPT: "1"})]
+
+    def logs(self, job_id: str) -> str:
+        return ""
+
+    def stop(self, job_id: str) -> None:
+        self.stopped.append(job_id)
+
+    def wait(self, job_id: str, seconds: float) -> Job:
+        return self.jobs()[0]

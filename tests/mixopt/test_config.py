@@ -112,6 +112,13 @@ def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest
         ("targets.0.weight", float("inf"), "'targets[0].weight' is inf"),
         ("proxy.tokens", 10**30, "'proxy.tokens' is 1000"),
         ("search.seed", 2**70, "'search.seed' is 1180591620717411303424"),
+        ("domains.0.name", "ä/b", "'domains[0].name' is 'ä/b': write letters, digits"),
+        ("domains.0.bounds", "0-1", "'domains[0].bounds' is '0-1': write a list"),
+        ("domains.0.bounds", [0.3], "'domains[0].bounds' is [0.3]: it has too few values"),
+        ("domains.0.path", "", "'domains[0].path[0]' is '': no path"),
+        ("domains.0", "web", "'domains[0]' is 'web': write keys with values"),
+        ("proxy", [1], "'proxy' is [1]: write keys with values"),
+        ("output", " ", "'output' is ' ': no folder"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, message: str) -> None:
@@ -178,9 +185,18 @@ def test_anchors_and_merged_keys_are_read(tmp_path: Path) -> None:
     ]
 
 
+def test_an_anchor_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("name: &name [*name]\n")
+    with pytest.raises(ConfigError, match="an anchor that holds itself"):
+        load_experiment(file)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_experiment(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_experiment(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def test_every_part_of_the_answer_is_there() -> None:
     ):
         assert sentence in text
     assert "enough by this evidence" in "\n".join(shown(replace(PLAN, advice=replace(PLAN.advice, enough=True))))
+    one_size = replace(PLAN, stages=(SEARCH, replace(VERIFICATION, source="trained/nano/2000000")))
+    assert "\n".join(shown(one_size)).count("Speed of nano") == 1, "the same speed is said once"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,13 @@ def test_names_of_domains_are_whole_at_80_columns() -> None:
     assert "a-quite-long-domain-name" in "".join(line[:20].strip() for line in lines)
 
 
+def test_brackets_are_no_markup() -> None:
+    """Files are called so, and the words of a failed job may hold a path in brackets."""
+    lines = shown(rows_table("Tokens in /data/[/old]", ["file", "said"], [["part[red].jsonl:7", "no such file [/usr/lib]"]]), width=80)
+    assert lines[0].strip() == "Tokens in /data/[/old]"
+    assert any("part[red].jsonl:7" in line and "[/usr/lib]" in line for line in lines)
+
+
 def test_rows_keep_every_character_however_narrow() -> None:
     lines = shown(rows_table("Trials", ["trial", "source"], [["0123456789abcdef", "trained/nano/150000"]]), width=30)
     text = "".join("".join(line.split()) for line in lines)

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from mixopt.config import Experiment, without_login
+from mixopt.config import Experiment, GroupConfig, without_login
 from mixopt.errors import ConfigError, MixoptError, RunError
+from mixopt.groups.rules import ancestors
 from mixopt.progress import Reporter
 from mixopt.trial import content_digest
 from workers.compose import check_settings
@@ -54,11 +55,11 @@ class Submitted:
 def job_key(experiment: Experiment) -> str:
     """What tells one search of a cluster from another before anything is prepared; equal files have equal keys.
 
-    Leaves out what `search_identity` leaves out: names of targets and labels of domains, the number of trials and how they are asked for,
+    Leaves out what `search_identity` leaves out: names of targets and levels, groups without a rule, the number of trials and how they are asked for,
     verification, tracking and Ray.
     """
     body = experiment.model_dump(mode="json")
-    for section in ("name", "verification", "tracking", "ray"):
+    for section in ("name", "levels", "groups", "verification", "tracking", "ray"):
         del body[section]
     for key in ("trials", "batch", "max_attempts"):
         del body["search"][key]
@@ -66,8 +67,19 @@ def job_key(experiment: Experiment) -> str:
     body["domains"] = sorted(
         ({k: v for k, v in domain.items() if k != "group"} for domain in body["domains"]), key=lambda d: str(d["name"])
     )
+    body["rules"] = _rules(experiment)
     body["targets"] = sorted(json.dumps({k: v for k, v in target.items() if k != "name"}, sort_keys=True) for target in body["targets"])
     return content_digest([body, versions()["engine"]])[:KEY_DIGITS]
+
+
+def _rules(experiment: Experiment) -> list[object]:
+    """The rules on groups, each with the domains that it is about and where in the group they are; groups without a rule are labels."""
+    described: list[object] = []
+    for path, group in sorted(experiment.groups.items()):
+        if group != GroupConfig():
+            members = {d.name: d.group.removeprefix(path) for d in experiment.domains if path in ancestors(d.group)}
+            described.append([path, group.model_dump(mode="json"), members])
+    return described
 
 
 def passed_on(names: Sequence[str]) -> dict[str, str]:

@@ -92,9 +92,15 @@ class Planner:
             self._notes.append(
                 f"The size of {', '.join(corpus.unknown)} is not known before `mixopt prepare`; it is left out of disk and time."
             )
-        if not corpus.prepared:
+        if not corpus.prepared and experiment.tokenizer.hub is not None:
             self._notes.append(
-                "Nothing is prepared yet: tokens at hand are estimated from bytes, and trials already in the record cannot be told."
+                f"How many entries the tokenizer {experiment.tokenizer.hub} has is not known before `mixopt prepare`; {corpus.manifest.vocab_size:,} are "
+                "assumed, and FLOPs, memory and disk grow with them."
+            )
+        if not corpus.prepared:
+            why = f"Changed since it was prepared: {', '.join(corpus.changed)}" if corpus.changed else "Nothing is prepared yet"
+            self._notes.append(
+                f"{why}; so tokens at hand are estimated from bytes, and which trials are already in the record shows after `mixopt prepare`."
             )
         self._notes.append(
             "Time is training and measuring; starting Ray, fitting surrogates and drawing come on top, about a minute in all."
@@ -318,9 +324,9 @@ def preparation(experiment: Experiment, corpus: Corpus) -> Preparation:
         return Preparation(True, corpus.text_bytes, 0.0, "done; what has changed since is prepared again")
     rate = f"at {TOKENIZED_BYTES_PER_SECOND / 1e6:.0f} MB/s, measured once on two cores of another machine"
     if corpus.text_bytes is None:
-        return Preparation(False, None, None, f"unknown: compressed or remote text is not counted in advance; {rate}")
+        return Preparation(False, None, None, f"unknown: text that is not on this machine is not counted in advance; {rate}")
     seconds = corpus.text_bytes / TOKENIZED_BYTES_PER_SECOND
-    if experiment.tokenizer.path is None:
+    if experiment.tokenizer.path is None and experiment.tokenizer.hub is None:
         sample = min(corpus.text_bytes, float(experiment.tokenizer.sample_bytes))
         seconds += corpus.text_bytes / READ_BYTES_PER_SECOND + sample / TRAINED_BYTES_PER_SECOND
     return Preparation(False, corpus.text_bytes, seconds, rate)

@@ -1,27 +1,31 @@
 """The prepared corpus as it is, or as it may be expected to become: what a plan needs before `mixopt prepare` has run.
 
-Expected counts are estimated from the bytes of files on this machine, and said to be estimates; where compression or distance hides the bytes,
-nothing is guessed. The trade-off: a manifest of an older version of the experiment file is believed as long as it names every domain and
-target, because finding out what changed is the work of `prepare`.
+Expected counts are estimated from the bytes of files on this machine and the beginnings of those that are compressed or limited, and said to be
+estimates; of text that lies elsewhere nothing is guessed. A manifest is believed where it names the files that `prepare` would make of the documents
+as they are now. The trade-off: what lies elsewhere is taken to be as it was, because a plan asks no server.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixopt.config import DomainConfig, Experiment, TargetConfig
-from mixopt.corpus.documents import estimated_text_bytes
-from mixopt.corpus.files import resolve_files
+from mixopt.corpus.documents import Limits, estimated_text_bytes, read_documents, read_pairs
+from mixopt.corpus.files import is_elsewhere, resolve_files
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.corpus.tokenizer import load_tokenizer
+from mixopt.domains import ASSUMED_BYTES_PER_TOKEN
 from mixopt.errors import DataError
+from workers.tokens.files import output_of
+from workers.tokens.jobs import local_jobs
+from workers.tokens.tokenizer import expected_name
 
-BYTES_PER_TOKEN = 2.8
-"""Mean over 14 domains of real text (2.1 for Chinese to 3.3 for dialogue) with a trained vocabulary of 4,096; larger vocabularies give more."""
 UNKNOWN_TOKENS = 2**52
 """Stands for a count that is not known, where more tokens than this change nothing."""
 HASH_LETTERS = "not prepared: "
+# Read of a source that is limited to a number of documents, to tell how large they are: a moment's work.
+SAMPLED_DOCUMENTS, SAMPLED_BYTES = 256, 4 << 20
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,16 @@ class Corpus:
     Attributes:
         manifest: real, or expected: then hashes are placeholders, and counts estimates.
         prepared: the manifest is real.
-        text_bytes: of all documents; None: hidden by compression, or not on this machine.
+        text_bytes: of all documents; None: some are not on this machine.
         unknown: domains and targets whose size is not known.
+        changed: domains, targets and "the tokenizer" that were prepared from other files or with other settings.
     """
 
     manifest: Manifest
     prepared: bool
     text_bytes: float | None
     unknown: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 def corpus_of(experiment: Experiment) -> Corpus:
@@ -59,7 +65,21 @@ def corpus_of(experiment: Experiment) -> Corpus:
     domains = {domain.name: manifest.domains[domain.name] for domain in experiment.domains}
     targets = {target.name: manifest.targets[target.name] for target in experiment.targets}
     real = Manifest(manifest.root, manifest.tokenizer_path, manifest.tokenizer_hash, manifest.vocab_size, domains, targets)
-    return Corpus(real, True, expected.text_bytes)
+    changed = _changed(experiment, real)
+    return replace(expected, changed=changed) if changed else Corpus(real, True, expected.text_bytes)
+
+
+def _changed(experiment: Experiment, manifest: Manifest) -> tuple[str, ...]:
+    """What `prepare` would make anew, as far as files of this machine tell."""
+    name = expected_name(experiment.tokenizer)
+    changed = ["the tokenizer"] if name is not None and name != manifest.tokenizer_path else []
+    prepared = {file.path for file in _files(manifest)}
+    changed += [
+        job.owner
+        for job in local_jobs(experiment)
+        if output_of(job, manifest.root, job.specification(manifest.tokenizer_hash)).name not in prepared
+    ]
+    return tuple(dict.fromkeys(changed))
 
 
 def token_file_bytes(manifest: Manifest) -> float:
@@ -124,6 +144,9 @@ def _domain_bytes(domain: DomainConfig) -> tuple[float | None, float | None, flo
     """Bytes of the training side, of the held-out side, and of all that is read."""
     owner = f"domain '{domain.name}'"
     text = _local_bytes(domain.path, domain.text_column, owner)
+    if text is not None and domain.max_documents is not None:
+        beginning = read_documents(resolve_files(domain.path or (), owner), domain.text_column, owner, _sample_of(domain.max_documents))
+        text = _of_first(domain.max_documents, [len(document.text.encode("utf-8")) for document in beginning], text)
     if domain.max_bytes is not None:
         text = float(domain.max_bytes) if text is None else min(text, float(domain.max_bytes))
     if domain.valid is not None:
@@ -136,6 +159,19 @@ def _domain_bytes(domain: DomainConfig) -> tuple[float | None, float | None, flo
 
 def _target_bytes(target: TargetConfig) -> float | None:
     owner = f"target '{target.name}'"
+    size = _whole_target_bytes(target, owner)
+    if size is None or target.max_documents is None:
+        return size
+    files, limits = resolve_files(target.path or (), owner), _sample_of(target.max_documents)
+    if target.prompt_column is not None and target.completion_column is not None:
+        pairs = read_pairs(files, target.prompt_column, target.completion_column, owner, limits)
+        sizes = [len((pair.prompt + pair.completion).encode("utf-8")) for pair in pairs]
+    else:
+        sizes = [len(item.text.encode("utf-8")) for item in read_documents(files, target.text_column or "text", owner, limits)]
+    return _of_first(target.max_documents, sizes, size)
+
+
+def _whole_target_bytes(target: TargetConfig, owner: str) -> float | None:
     if target.prompt_column is None or target.completion_column is None:
         return _local_bytes(target.path, target.text_column or "text", owner)
     sizes = [_local_bytes(target.path, column, owner) for column in (target.prompt_column, target.completion_column)]
@@ -146,13 +182,22 @@ def _target_bytes(target: TargetConfig) -> float | None:
     return sizes[0]  # rows of text hold both columns: their file was measured twice
 
 
+def _sample_of(documents: int) -> Limits:
+    return Limits(min(documents, SAMPLED_DOCUMENTS), SAMPLED_BYTES)
+
+
+def _of_first(documents: int, sizes: list[int], whole: float) -> float:
+    """Bytes of the first so many documents, by the mean of the few at the beginning; no more than there are."""
+    return min(documents * sum(sizes) / len(sizes), whole) if sizes else whole
+
+
 def _local_bytes(patterns: tuple[str, ...] | None, column: str, owner: str) -> float | None:
-    """Bytes of text in files of this machine; None where they cannot be told without reading, or lie elsewhere."""
-    if patterns is None or any("://" in pattern for pattern in patterns):
+    """Bytes of text in files of this machine; None where some lie elsewhere."""
+    if patterns is None or any(map(is_elsewhere, patterns)):
         return None
     return estimated_text_bytes(resolve_files(patterns, owner), column)
 
 
 def _file(name: str, text_bytes: float | None) -> TokenFile:
-    tokens = UNKNOWN_TOKENS if text_bytes is None else max(1, int(text_bytes / BYTES_PER_TOKEN))
+    tokens = UNKNOWN_TOKENS if text_bytes is None else max(1, int(text_bytes / ASSUMED_BYTES_PER_TOKEN))
     return TokenFile(f"{name}.tokens", f"{HASH_LETTERS}{name}", tokens, int(text_bytes or 0), 0)

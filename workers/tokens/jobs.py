@@ -14,11 +14,11 @@ from typing import Any
 
 from mixopt.config import DomainConfig, Experiment, HubConfig, TargetConfig
 from mixopt.corpus.documents import NO_LIMITS, Document, Limits, Pair, estimated_text_bytes, read_documents, read_pairs
-from mixopt.corpus.files import InputFile, Url, identity, resolve_files
+from mixopt.corpus.files import InputFile, Url, identity, is_elsewhere, resolve_files
 from mixopt.corpus.hub import Commits, HubDataset
 from mixopt.corpus.splits import Side, take_side
 from mixopt.errors import ConfigError, DataError
-from mixopt.progress import Reporter
+from mixopt.progress import Reporter, Silent
 
 # Raise it when the same input would give other token files; files of an older version are then made again.
 PREPARE_VERSION = 1
@@ -105,6 +105,21 @@ def experiment_jobs(experiment: Experiment, commits: Commits, reporter: Reporter
         if unknown:
             reporter.note(f"{job.owner}: the server of {unknown[0]} gives neither tag nor time; a change that keeps the size is not seen.")
     return jobs
+
+
+def local_jobs(experiment: Experiment) -> list[Job]:
+    """Those jobs of an experiment whose documents lie in files of this machine: found without a network, and without a word.
+
+    Raises:
+        DataError, ConfigError: files are missing or of an unknown kind.
+    """
+    commits = Commits(experiment.output_dir / "tokens")
+    jobs: list[Job] = []
+    for domain in experiment.domains:
+        if domain.hub is None and not any(map(is_elsewhere, (*(domain.path or ()), *(domain.valid or ())))):
+            jobs.extend(_domain_jobs(domain, commits, Silent()))
+    here = [target for target in experiment.targets if target.hub is None and not any(map(is_elsewhere, target.path or ()))]
+    return [*jobs, *(_target_job(target, experiment.proxy.window, commits, Silent()) for target in here)]
 
 
 def job_items(job: Job, files: tuple[InputFile, ...] | None = None) -> Iterator[Document | Pair]:

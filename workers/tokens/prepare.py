@@ -9,6 +9,7 @@ stay until someone deletes them.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import tempfile
@@ -24,7 +25,7 @@ from mixopt.errors import DataError
 from mixopt.progress import Reporter, Silent
 from workers.tokens import shards as token_shards
 from workers.tokens.files import build, finished
-from workers.tokens.jobs import Job, experiment_jobs, text_bytes
+from workers.tokens.jobs import Job, experiment_jobs, job_items, text_bytes
 from workers.tokens.pool import LazyPool
 from workers.tokens.shards import Pool
 from workers.tokens.sources import Sources
@@ -45,6 +46,8 @@ def prepare(experiment: Experiment, reporter: Reporter | None = None) -> Manifes
     with _alone_in(folder, reporter), LazyPool(experiment.ray, experiment.output_dir) as pool:
         commits = Commits(folder)
         jobs = experiment_jobs(experiment, commits, reporter)
+        if not (folder / MANIFEST_NAME).exists():
+            _look_at_beginnings(jobs.all())
         sources = Sources(folder / "fetched", reporter)
         tokenizer, kept = prepare_tokenizer(experiment.tokenizer, folder, jobs.training(), sources, commits, reporter)
         files = _all_files(jobs.all(), folder, tokenizer, kept, sources, pool, reporter)
@@ -95,6 +98,17 @@ def _alone_in(folder: Path, reporter: Reporter) -> Iterator[None]:
         yield
 
 
+def _look_at_beginnings(jobs: list[Job]) -> None:
+    """Reads the first item of every job of this machine, so that a wrong column of the last target is told before the first domain is read.
+
+    Raises:
+        DataError, ConfigError: it cannot be read, or is not text.
+    """
+    for job in jobs:
+        if not job.is_remote:
+            next(job_items(dataclasses.replace(job, side=None)), None)
+
+
 def _all_files(
     jobs: list[Job],
     folder: Path,
@@ -111,6 +125,7 @@ def _all_files(
         return files
     if tokenizer_is_kept and (folder / MANIFEST_NAME).exists():
         reporter.note(f"The tokenizer is kept; delete {tokenizer.path} to train it on the changed documents.")
+    _look_at_beginnings(pending)
     copies = sources.copies(pending)
     with reporter.stage("Tokenizing", text_bytes(pending, copies), "bytes") as stage:
         for job in pending:

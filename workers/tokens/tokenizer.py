@@ -32,15 +32,9 @@ def prepare_tokenizer(
         DataError, ConfigError: a given one cannot be read or does not fit, or there is no text to train on.
     """
     given = load_tokenizer(Path(settings.path)) if settings.path is not None else None
-    wanted: dict[str, Any]
-    if given is not None:
-        wanted = {"given": given.hash}
-    elif settings.hub is not None:
-        wanted = {"hub": settings.hub, "commit": commits.resolve("model", settings.hub, settings.revision, "the tokenizer")[0]}
-    else:
-        wanted = {"vocab_size": settings.vocab_size, "sample_bytes": settings.sample_bytes}
-    wanted["version"] = PREPARE_VERSION
-    path = folder / f"tokenizer.{digest_of(wanted)}.json"
+    commit = commits.resolve("model", settings.hub, settings.revision, "the tokenizer")[0] if settings.hub is not None else ""
+    wanted = _wanted(settings, given, commit)
+    path = folder / _file_name(wanted)
     record = read_json(record_path(path))
     if path.exists() and record is not None and record.get("settings") == wanted:
         if hashlib.sha256(path.read_bytes()).hexdigest() == record.get("hash"):
@@ -58,6 +52,32 @@ def prepare_tokenizer(
         reporter.note(f"Tokenizer {name}: {tokenizer.vocab_size:,} entries, '{tokenizer.end_token}' ends a document.")
     write_atomically(record_path(path), json.dumps({"settings": wanted, "hash": tokenizer.hash}, indent=1).encode("utf-8"))
     return tokenizer, False
+
+
+def expected_name(settings: TokenizerConfig) -> str | None:
+    """Name of the tokenizer's file in an output folder; None if only the Hugging Face hub could tell.
+
+    Raises:
+        DataError, ConfigError: a given one cannot be read or does not fit.
+    """
+    if settings.hub is not None:
+        return None
+    return _file_name(_wanted(settings, load_tokenizer(Path(settings.path)) if settings.path is not None else None, ""))
+
+
+def _wanted(settings: TokenizerConfig, given: CorpusTokenizer | None, commit: str) -> dict[str, Any]:
+    """What determines a tokenizer, but for the documents."""
+    if given is not None:
+        wanted: dict[str, Any] = {"given": given.hash}
+    elif settings.hub is not None:
+        wanted = {"hub": settings.hub, "commit": commit}
+    else:
+        wanted = {"vocab_size": settings.vocab_size, "sample_bytes": settings.sample_bytes}
+    return wanted | {"version": PREPARE_VERSION}
+
+
+def _file_name(wanted: dict[str, Any]) -> str:
+    return f"tokenizer.{digest_of(wanted)}.json"
 
 
 def _train_again(

@@ -104,6 +104,8 @@ def test_files_that_are_no_tokenizer_are_told(tmp_path: Path, content: bytes) ->
 def test_a_missing_tokenizer_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         load_tokenizer(tmp_path / "t.json")
+    with pytest.raises(DataError, match="is a folder"):
+        load_tokenizer(tmp_path)
 
 
 words = st.lists(st.text("abcd é", min_size=0, max_size=12), max_size=40)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixopt.config import Experiment, load_experiment, parse_experiment
+from mixopt.config import DomainConfig, Experiment, load_experiment, parse_experiment
 from mixopt.corpus.documents import Document
 from mixopt.corpus.inspection import EXTREMES, DomainScan, SideScan, shared_documents
 from mixopt.corpus.inventory import PARALLEL_BYTES, Inventory, take_inventory
+from mixopt.corpus.overlap import TargetRuns
 from mixopt.errors import DataError
 from mixopt.progress import Silent
 
@@ -159,6 +160,32 @@ def test_several_processes_find_what_one_finds(corpus: Path, monkeypatch: pytest
     (corpus / "books.jsonl").write_text('{"text": 5}\n')
     with pytest.raises(DataError, match=r"Row 1 of .*books\.jsonl"):
         take_inventory(experiment(corpus), Silent(), processes=2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "quick_bytes", "known"),
+    [
+        ({"max_documents": 10}, float("inf"), None),
+        ({"max_documents": 10}, 50.0, 50.0),
+        ({"max_bytes": 40, "max_documents": 10}, float("inf"), 40.0),
+    ],
+)
+def test_a_bar_never_waits_for_endless_bytes(
+    limits: dict[str, int], quick_bytes: float, known: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal's estimate of the time left does not survive an endless total."""
+    from mixopt.corpus import inventory as module
+
+    class Totals(Silent):
+        def stage(self, title: str, total: float | None, unit: str) -> Any:
+            totals.append(total)
+            return super().stage(title, total, unit)
+
+    totals: list[float | None] = []
+    monkeypatch.setattr(module, "scan_domain", lambda *_: None)
+    hub = DomainConfig.model_validate({"name": "hub", "hub": {"dataset": "a/b"}, "tokens": 1e9} | limits)
+    module.scan_domains([hub], TargetRuns.from_items({}), quick_bytes, Totals())
+    assert totals == [known]
 
 
 def test_the_result_is_json(corpus: Path) -> None:

@@ -90,7 +90,10 @@ def test_what_makes_another_search_makes_another_key() -> None:
         experiment(domains=[RAW["domains"][0] | {"group": "b"}, RAW["domains"][1]]),
         experiment(targets=[{"name": "renamed", "path": "more.jsonl"}]),
         experiment(objective={"over": "targets"}),
+        experiment(levels=["source"]),
+        experiment(groups={"a": {}}),
     ]
+    ruled = {"groups": {"a": {"bounds": [0, 0.5]}}}
     other = [
         experiment(output="elsewhere"),
         experiment(budget_tokens="20B"),
@@ -104,6 +107,8 @@ def test_what_makes_another_search_makes_another_key() -> None:
         experiment(targets=[{"name": "more", "path": "more.jsonl", "weight": 2}]),
         experiment(domains=[RAW["domains"][0] | {"path": "other.jsonl"}, RAW["domains"][1]]),
         experiment(domains=[RAW["domains"][0] | {"bounds": [0, 0.5]}, RAW["domains"][1]]),
+        experiment(**ruled),
+        experiment(**ruled, domains=[RAW["domains"][0], RAW["domains"][1] | {"group": "a"}]),  # the rule is about both then
     ]
     assert {job_key(one) for one in same} == {job_key(experiment())}
     keys = [job_key(one) for one in (experiment(), *other)]

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 
 from mixopt.config import Experiment, parse_experiment
+from mixopt.corpus.inventory import take_inventory
 from mixopt.cost import Plan, Shape
 from mixopt.errors import DataError, RunError
 from mixopt.history import History
+from mixopt.progress import Silent
 from proxy_models.config import proxy_config
 from workers import machine
 from workers.compose import check_experiment, compose, record_location
 from workers.planning import estimate
 from workers.planning.estimate import make_plan
+from workers.planning.expected_corpus import corpus_of
 from workers.run import run
 from workers.tokens.prepare import prepare
 
@@ -215,6 +218,63 @@ def test_remote_text_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert [domain.prepared_tokens is None for domain in plan.domains] == [True, False, False]
     assert any("domain 'code'" in note for note in plan.notes)
     assert plan.stages[1].measuring_share < 10, "an unknown size is not taken for an endless one"
+
+
+def test_a_limited_source_is_as_large_as_its_limit_and_a_file_address_is_a_file(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    raw = experiment(tmp_path)
+    domains = [domain.model_dump() for domain in raw.domains]
+    domains[0]["max_documents"] = 30
+    domains[1]["path"] = [f"file://{tmp_path}/prose.jsonl"]
+    targets = [raw.targets[0].model_dump() | {"max_documents": 10}]
+    wanted = experiment(tmp_path, domains=domains, targets=targets)
+    plan = make_plan(wanted, may_probe=False)
+    manifest = prepare(wanted)
+    assert plan.preparation.text_bytes is not None
+    assert not any("is not known before" in note for note in plan.notes)
+    read = sum(files.train.bytes + files.valid.bytes for files in manifest.domains.values()) + manifest.targets["more-code"].file.bytes
+    assert plan.preparation.text_bytes == pytest.approx(read, rel=0.1)  # the rows of whole files are a little more than their text
+    expected = corpus_of(experiment(tmp_path, domains=domains, targets=targets, output="other")).manifest
+    for name in ("code", "prose"):
+        assert expected.domains[name].train.bytes == pytest.approx(manifest.domains[name].train.bytes, rel=0.15)
+    assert expected.targets["more-code"].file.bytes == pytest.approx(manifest.targets["more-code"].file.bytes, rel=0.01)
+
+
+def test_what_changed_since_it_was_prepared_is_not_taken_for_what_will_be_trained(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    prepare(experiment(tmp_path))
+    assert make_plan(experiment(tmp_path), may_probe=False).search_id is not None
+    (tmp_path / "code.jsonl").write_text("\n".join((tmp_path / "code.jsonl").read_text().splitlines()[:100]) + "\n")
+    plan = make_plan(experiment(tmp_path), may_probe=False)
+    assert plan.search_id is None
+    assert not plan.preparation.done
+    assert any(note.startswith("Changed since it was prepared: domain 'code'; ") for note in plan.notes)
+    prepare(experiment(tmp_path))
+    assert make_plan(experiment(tmp_path), may_probe=False).search_id is not None
+    plan = make_plan(experiment(tmp_path, tokenizer={"vocab_size": 600}), may_probe=False)
+    assert plan.search_id is None
+    assert any(note.startswith("Changed since it was prepared: the tokenizer; ") for note in plan.notes)
+
+
+def test_bytes_become_the_same_tokens_in_a_plan_as_in_an_inventory(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    domains = [domain.model_dump() for domain in experiment(tmp_path).domains]
+    domains[1] |= {"tokens": None, "bytes": "28GB"}
+    wanted = experiment(tmp_path, domains=domains)
+    planned = make_plan(wanted, may_probe=False).domains[1].target_tokens
+    listed = take_inventory(wanted, Silent()).domains[1].target_tokens
+    assert planned == pytest.approx(listed, rel=1e-3)
+    assert planned == pytest.approx(1e10, rel=1e-3)
+
+
+def test_a_tokenizer_of_the_hub_is_not_trained_and_its_size_not_known(tmp_path: Path) -> None:
+    write_documents(tmp_path)
+    own, hub = (make_plan(experiment(tmp_path, tokenizer=chosen), may_probe=False) for chosen in ({}, {"hub": "team/tokenizer"}))
+    assert hub.preparation.seconds is not None
+    assert own.preparation.seconds is not None
+    assert hub.preparation.seconds < own.preparation.seconds
+    assert any("team/tokenizer has is not known" in note for note in hub.notes)
+    assert not any("entries" in note for note in own.notes)
 
 
 def test_slots_are_those_of_a_cluster_that_answers_else_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
