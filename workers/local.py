@@ -12,7 +12,7 @@ from pathlib import Path
 from mixopt.runner import Evaluation
 from workers.convert import CHECKPOINT_SECONDS
 from workers.pack_runner import PackRunner
-from workers.plan import Device
+from workers.packing import Device
 from workers.train_pack import PackJob, TrialResult, run_pack
 
 

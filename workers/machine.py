@@ -12,7 +12,7 @@ from pathlib import Path
 from mixopt.config import Experiment
 from mixopt.cost import Machine
 from workers.output_folder import free_bytes
-from workers.plan import Device
+from workers.packing import Device
 
 ROOT = Path("/")
 

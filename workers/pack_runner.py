@@ -20,7 +20,7 @@ from mixopt.trial import Failure, FailureKind, Trial
 from workers.control import LOOK_SECONDS, DriverControl
 from workers.convert import CHECKPOINT_SECONDS, proxy_of
 from workers.failures import failure_of
-from workers.plan import Device, default_pack_size, plan_packs
+from workers.packing import Device, default_pack_size, plan_packs
 from workers.train_pack import PackJob, TrialResult
 from workers.trial_folder import TrialFolder, measured_at_end
 

@@ -26,7 +26,7 @@ from mixopt.errors import ConfigError, RunError
 from mixopt.runner import Capacity, Evaluation
 from workers.convert import CHECKPOINT_SECONDS
 from workers.pack_runner import PackRunner
-from workers.plan import Device
+from workers.packing import Device
 from workers.train_pack import PackJob, TrialResult, run_pack
 
 MAX_RETRIES = 3

@@ -34,7 +34,7 @@ from workers.convert import (
     settings_of,
 )
 from workers.failures import failure_of
-from workers.plan import Device
+from workers.packing import Device
 from workers.trial_folder import TrialFolder, measured_at_end
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from workers.convert import pack_memory_bytes
 from workers.doctor.findings import Finding, ok, problem, warning
 from workers.machine import ROOT, cpu_quota, free_memory
 from workers.output_folder import existing_folder, free_bytes, lack_of_space
-from workers.plan import default_pack_size
+from workers.packing import default_pack_size
 from workers.ray_runner import OBJECT_STORE_BYTES
 
 # Of `ray start` itself: it asks for as many, and every worker and connection takes some.

@@ -25,7 +25,7 @@ from mixopt.verification import plan_verification
 from workers.compose import EVALUATION_SHARE, Search, compose, evaluation_cost, evaluation_tokens, objective_weights
 from workers.convert import CostModel, proxy_of, shape_of, trained_tokens
 from workers.machine import look_at, this_machine
-from workers.plan import default_pack_size
+from workers.packing import default_pack_size
 from workers.planning import fits, footprint, known_noise
 from workers.planning.advice import advise
 from workers.planning.expected_corpus import UNKNOWN_TOKENS, Corpus, corpus_of, tokens_of
@@ -254,7 +254,7 @@ class Planner:
             return f"{len(trials)} trials of the strategy {experiment.search.strategy}, with {seeds}"
         seeds_of_arm = experiment.verification.seeds
         arms = -(-len(trials) // seeds_of_arm)
-        return f"{'at most ' if at_most else ''}{arms} mixtures (proposal, best measured, natural, uniform, UniMax) with {seeds_of_arm} seeds each"
+        return f"{'at most ' if at_most else ''}{arms} different mixtures among proposal, best measured, natural, uniform and UniMax, with {seeds_of_arm} seeds each"
 
     def _pack_size(self, trial: Trial) -> int:
         return self._experiment.ray.pack_size or default_pack_size(int(trial.recipe["tokens_per_step"]), self._machine.device)

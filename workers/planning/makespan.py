@@ -1,4 +1,4 @@
-"""When packs start and end, before any runs: the loop of `mixopt.search` and the packs of `workers.plan`, with estimated seconds.
+"""When packs start and end, before any runs: the loop of `mixopt.search` and the packs of `workers.packing`, with estimated seconds.
 
 It follows the loop step by step (ask for whole free slots, pack what was asked for, start the next pack when a slot is free) rather than
 dividing work by slots, because with few trials the last packs, and slots that stay empty, are a large part of the time. Failures, and packs
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mixopt.trial import Trial
-from workers.plan import Device, default_pack_size, plan_packs
+from workers.packing import Device, default_pack_size, plan_packs
 
 Pack = tuple[Trial, ...]
 Seconds = Callable[[Trial], float]

@@ -25,7 +25,7 @@ from typing import Any
 from mixopt.cost import Shape
 from mixopt.progress import Reporter
 from proxy_models.config import proxy_config
-from workers.plan import Device
+from workers.packing import Device
 from workers.planning.speed import ASSUMED_FLOPS_PER_SECOND
 
 PROBE_SECONDS = 20.0

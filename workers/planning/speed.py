@@ -14,7 +14,7 @@ from pathlib import Path
 from mixopt.cost import Shape, Speed
 from mixopt.history import TrialRecord
 from workers.convert import shape_of
-from workers.plan import Device
+from workers.packing import Device
 
 ASSUMED_FLOPS_PER_SECOND = 50e9
 """Of one core with AVX-512: 22,000 tokens per CPU-second of nano with 4,096 entries at a window of 512 (docs/log.md, speed of the engine)

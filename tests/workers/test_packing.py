@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mixopt.mixture import Mixture, Schedule
 from mixopt.trial import Source, Trial, TrialDomain
-from workers.plan import default_pack_size, plan_packs
+from workers.packing import default_pack_size, plan_packs
 
 
 def trial(number: int, tokens: int = 8192, tokens_per_step: int = 1024, rate: float = 3e-3) -> Trial:
