@@ -72,6 +72,6 @@ def find_search(history: History, folder: Path, search_id: str | None) -> Search
 def stored_experiment(record: SearchRecord) -> Any:
     import yaml
 
-    from mixopt.config import parse_experiment
+    from mixopt.experiment_file import parse_experiment
 
     return parse_experiment(yaml.safe_load(record.experiment_yaml), Path("/"))

@@ -25,7 +25,7 @@ def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Do not start a local Ray cluster, which takes some 15 seconds.")] = False,
 ) -> None:
     """Looks at the installation, the machine, Ray, MLflow and an experiment; names a remedy for what it finds wrong."""
-    from mixopt.config import load_experiment
+    from mixopt.experiment_file import load_experiment
 
     experiment = load_experiment(file) if file is not None else None
     from mixopt.terminal import RichReporter, print_line

@@ -21,8 +21,8 @@ def domains(
     quick: Annotated[bool, typer.Option("--quick", help="Read only the first 20 MB of each domain.")] = False,
 ) -> None:
     """Shows the documents of a corpus: sizes, epochs at the budget, duplicates, overlap of training text with targets."""
-    from mixopt.config import load_experiment
     from mixopt.corpus.inventory import take_inventory
+    from mixopt.experiment_file import load_experiment
     from mixopt.terminal import RichReporter, print_line
 
     experiment = load_experiment(file)

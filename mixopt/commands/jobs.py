@@ -53,7 +53,7 @@ def submit(
     ] = None,
 ) -> None:
     """Runs a search as a job on a Ray cluster; attaches to the one that runs, goes on where the last one stopped."""
-    from mixopt.config import load_experiment
+    from mixopt.experiment_file import load_experiment
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
     from mixopt.terminal import RichReporter, print_line
@@ -155,7 +155,7 @@ def _find(api: JobsApi, name: str) -> Job:
     if not name.strip():  # as an empty variable leaves it; every id begins so
         raise ConfigError("The name of the job is empty.", "`mixopt jobs` lists those that are there.")
     if Path(name).is_file():
-        from mixopt.config import load_experiment
+        from mixopt.experiment_file import load_experiment
         from workers.jobs.submit import job_key
 
         found = api.attempts(job_key(load_experiment(Path(name))))

@@ -49,7 +49,7 @@ def corpus_demo(out: Annotated[Path, typer.Option("--out", help="Folder to write
 
 def prepare(file: ExperimentFile) -> None:
     """Turns documents into token files; does only what is missing."""
-    from mixopt.config import load_experiment
+    from mixopt.experiment_file import load_experiment
     from mixopt.terminal import RichReporter, quantity, rows_table
     from workers.compose import check_experiment, checked_domains
     from workers.output_folder import named_in_errors
@@ -84,7 +84,7 @@ def search(
 
 
 def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
-    from mixopt.config import load_experiment
+    from mixopt.experiment_file import load_experiment
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
     from mixopt.terminal import SearchProgress

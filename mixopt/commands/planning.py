@@ -18,7 +18,7 @@ def plan(
     ] = True,
 ) -> None:
     """Says what a search will cost and what it can tell, before anything is spent."""
-    from mixopt.config import load_experiment
+    from mixopt.experiment_file import load_experiment
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
     from mixopt.plan_page import show_plan

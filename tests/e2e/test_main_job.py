@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mixopt.config import Experiment, parse_experiment
+from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.errors import ConfigError
+from mixopt.experiment_file import parse_experiment
 from mixopt.export import export_search
 from mixopt.history import History
 from workers.compose import Search, compose, record_location

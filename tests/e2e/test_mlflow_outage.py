@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mixopt.config import load_experiment
+from mixopt.experiment_file import load_experiment
 from mixopt.history import TrialRecord
 from mixopt.progress import Silent
 from mixopt.runner import TrialEvent

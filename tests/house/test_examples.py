@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixopt.config import load_experiment
+from mixopt.experiment_file import load_experiment
 from workers.compose import check_experiment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import typer.main
 import yaml
 
 from mixopt.cli import app
-from mixopt.config import parse_experiment
+from mixopt.experiment_file import parse_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "infra" / "kuberay"

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from mixopt.config import json_schema, load_experiment, parse_experiment
+from mixopt.config import json_schema
 from mixopt.errors import ConfigError
+from mixopt.experiment_file import load_experiment, parse_experiment
 from mixopt.groups.rules import GroupRule
 from mixopt.quantities import parse_bytes, parse_count
 

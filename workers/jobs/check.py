@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mixopt import __version__
-from mixopt.config import Experiment, load_experiment
+from mixopt.config import Experiment
 from mixopt.errors import DataError, MixoptError, RunError
+from mixopt.experiment_file import load_experiment
 from proxy_models import ENGINE_VERSION
 from workers.compose import check_experiment
 from workers.tokens.prepare import check_inputs

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mixopt.config import load_experiment
 from mixopt.corpus.demo import DemoCorpus, build_demo_corpus
 from mixopt.corpus.demo.installation import Installation, InstalledFile
 from mixopt.corpus.demo.sources import DOCUMENT_BYTES, DOMAIN_SOURCES, Text, docstrings, pieces
@@ -18,6 +17,7 @@ from mixopt.corpus.demo.targets import Example, explanation_examples, function_e
 from mixopt.corpus.splits import Side, side_of
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import DataError
+from mixopt.experiment_file import load_experiment
 
 MODULE = '''"""About the module. It has two sentences."""
 

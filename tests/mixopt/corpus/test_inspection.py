@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixopt.config import DomainConfig, Experiment, load_experiment, parse_experiment
+from mixopt.config import DomainConfig, Experiment
 from mixopt.corpus.documents import Document
 from mixopt.corpus.inspection import EXTREMES, DomainScan, SideScan, shared_documents
 from mixopt.corpus.inventory import PARALLEL_BYTES, Inventory, take_inventory
 from mixopt.corpus.overlap import TargetRuns
 from mixopt.errors import DataError
+from mixopt.experiment_file import load_experiment, parse_experiment
 from mixopt.progress import Silent
 
 QUESTION = "how many of the seven hundred and twelve grey geese that left the lake in autumn came back"

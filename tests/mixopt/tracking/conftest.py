@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixopt.config import parse_experiment
 from mixopt.domains import Domain, DomainSet
 from mixopt.effects import DomainEffects, raised
+from mixopt.experiment_file import parse_experiment
 from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from mixopt import __version__
-from mixopt.config import Experiment, parse_experiment
+from mixopt.config import Experiment
+from mixopt.experiment_file import parse_experiment
 from workers.doctor import accelerators, checks, examine, installation, machine, services
 from workers.doctor import experiment as experiments
 from workers.doctor.findings import Check, Finding, Status, run_checks

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mixopt.config import Experiment, load_experiment, parse_experiment
+from mixopt.config import Experiment
 from mixopt.errors import ConfigError, DataError, InfeasibleError, RunError
+from mixopt.experiment_file import load_experiment, parse_experiment
 from mixopt.progress import Silent
 from workers.jobs.api import Job
 from workers.jobs.check import ANSWER, look, versions

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from mixopt.config import Experiment, parse_experiment
+from mixopt.config import Experiment
 from mixopt.corpus.inventory import take_inventory
 from mixopt.cost import Plan, Shape
 from mixopt.errors import DataError, RunError
+from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
 from mixopt.progress import Silent
 from proxy_models.config import proxy_config

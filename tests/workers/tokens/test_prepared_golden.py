@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixopt.config import parse_experiment
 from mixopt.corpus.splits import Side
+from mixopt.experiment_file import parse_experiment
 from workers.tokens.files import digest_of
 from workers.tokens.jobs import Job
 from workers.tokens.prepare import prepare

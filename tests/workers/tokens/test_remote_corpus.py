@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import workers.tokens.sources
-from mixopt.config import Experiment, parse_experiment
+from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.corpus.tokenizer import load_tokenizer, train_tokenizer
 from mixopt.errors import DataError
+from mixopt.experiment_file import parse_experiment
 from proxy_models.token_store import TokenStore
 from workers.tokens.prepare import prepare
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 import workers.tokens.shards
-from mixopt.config import Experiment, RayConfig, parse_experiment
+from mixopt.config import Experiment, RayConfig
 from mixopt.corpus.manifest import Manifest
 from mixopt.errors import DataError
+from mixopt.experiment_file import parse_experiment
 from mixopt.progress import Silent
 from proxy_models.token_store import TokenStore
 from workers.tokens.pool import LazyPool
@@ -209,7 +210,7 @@ def test_a_tokenizer_that_changes_under_the_workers_is_told(corpus: Path) -> Non
 
 SCRIPT = """
 import os, pathlib, sys, time
-import mixopt.config, workers.tokens.pool as pool, workers.tokens.shards as shards, workers.tokens.prepare as tokenize
+import mixopt.experiment_file, workers.tokens.pool as pool, workers.tokens.shards as shards, workers.tokens.prepare as tokenize
 shards.SHARD_BYTES, shards.SHARDED_FROM_BYTES = int(sys.argv[2]), 1
 made, original, waiting = [], shards.tokenize_shard, pool.RayPool._one
 def dying(task):
@@ -223,7 +224,7 @@ def slow(self, running):
     time.sleep(0.1)
     return waiting(self, running)
 pool.RayPool._one = slow
-tokenize.prepare(mixopt.config.load_experiment(pathlib.Path(sys.argv[1])))
+tokenize.prepare(mixopt.experiment_file.load_experiment(pathlib.Path(sys.argv[1])))
 """
 
 

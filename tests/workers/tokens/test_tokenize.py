@@ -20,11 +20,12 @@ import pytest
 import workers.tokens.files
 import workers.tokens.prepare
 import workers.tokens.tokenizer
-from mixopt.config import Experiment, parse_experiment
+from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.corpus.splits import Side, side_of
 from mixopt.corpus.tokenizer import END_TOKEN, load_tokenizer
 from mixopt.errors import ConfigError, DataError, MixoptError
+from mixopt.experiment_file import parse_experiment
 from mixopt.progress import Silent
 from proxy_models.token_store import TokenStore
 from workers.tokens.prepare import prepare
@@ -440,7 +441,7 @@ def test_experiments_that_share_an_output_keep_their_own_files(corpus: Path) -> 
 def test_what_a_killed_run_left_half_written_goes(corpus: Path) -> None:
     """Killed while it writes a token file: the next run removes the half and makes the file."""
     script = (
-        "import os, sys, pathlib, proxy_models.token_store as store, workers.tokens.prepare as tokenize, mixopt.config as config\n"
+        "import os, sys, pathlib, proxy_models.token_store as store, workers.tokens.prepare as tokenize, mixopt.experiment_file as config\n"
         "store.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
         "tokenize.prepare(config.load_experiment(pathlib.Path(sys.argv[1])))\n"
     )
