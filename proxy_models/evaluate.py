@@ -31,6 +31,7 @@ from proxy_models.checkpoint import load_checkpoint
 from proxy_models.config import ProxyConfig
 from proxy_models.hashed_order import hashed_order
 from proxy_models.model import PackedProxy
+from proxy_models.products import fast_products
 from proxy_models.token_store import TokenStore
 
 # Padded tokens per member and batch. Not a function of K, so that a member's losses do not depend on the size of its pack.
@@ -167,6 +168,7 @@ def evaluate(model: PackedProxy, evaluations: Sequence[EvaluationSet], which: Wh
     return [[scores[k] for scores in per_set] for k in range(model.members)]
 
 
+@fast_products()
 def score_weights(
     config: ProxyConfig, weights_path: Path, evaluations: Sequence[EvaluationSpec], window: int, device: torch.device | str = "cpu"
 ) -> list[Score]:

@@ -1,14 +1,15 @@
 """Router, dispatch, experts and combine of K stacked members.
 
-Tokens of all members are sorted by (member, expert) and every expert of the pack runs in one grouped product. Dispatch and combine only
-gather, forward and backward: no two threads ever add into one place, so that the result does not depend on their order. The trade-off: the
-sort keeps both directions of a permutation in memory, and the shapes of the groups depend on the data (no CUDA graph).
+Tokens of all members are sorted by (member, expert). On a CPU the experts of one member then run in one batched product, padded to the fullest of
+them: small batched products reach the speed of large ones, which a loop over experts does not. Dispatch and combine only gather, forward and
+backward: no two threads ever add into one place, so that the result does not depend on their order. A member's layout follows from its own load
+alone, so that its last digits do not depend on its company. The trade-off: the loads come to the host, and up to a half more rows are computed.
 
 Load is balanced without an auxiliary loss: a bias that no gradient trains is added to the scores for the choice of experts alone, and moves
 by a fixed step toward the experts that had too few tokens (arXiv 2408.15664, algorithm 1).
 
 Legend: K pack members, N tokens of a member, M = K*N tokens of the pack, D model width, E experts, S experts chosen per token,
-R = S*M rows (one per token and chosen expert, sorted by group), G = K*E groups, F hidden width of an expert.
+R = S*M slots (one per token and chosen expert), P rows (slots sorted by group, and padding), G = K*E groups, F hidden width of an expert.
 """
 
 from __future__ import annotations
@@ -24,92 +25,141 @@ from torch import Tensor, nn
 from proxy_models.config import ProxyConfig
 from proxy_models.layers import rms_norm
 
+ROW_MULTIPLE = 16
+"""Blocks of rows are multiples of this, so that products come in few shapes: a library that makes code for every new shape stays fast."""
+MOST_PADDING = 1.5
+"""A member's experts share one batched product, padded to the fullest, while that is at most so many times the work; beyond, each has its own."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of consecutive experts of one member, the same number for each.
+
+    Attributes:
+        start: first row.
+        member, first, last: experts `first` to `last - 1` of this member.
+        capacity: rows of each.
+    """
+
+    start: int
+    member: int
+    first: int
+    last: int
+    capacity: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + (self.last - self.first) * self.capacity)
+
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A permutation between slots (choice s of token m, slot s*M + m) and rows (slots sorted by group).
+    """Where each slot (choice s of token m, slot s*M + m) lies among the rows, which are sorted by group and padded.
+
+    A padding row repeats the first token of its member with weight zero: no gradient passes, and no other member's numbers are read.
 
     Attributes:
-        slot_of_row_R: which slot each row came from.
-        row_of_slot_R: the inverse.
-        token_of_row_R: which token of the pack each row holds.
-        group_ends_G: end of each group's rows, int32, as grouped products want it.
-        load_KE: rows per expert, int64.
+        row_of_slot_R: row of each slot.
+        token_of_row_P: which token of the pack each row holds.
+        blocks: all rows, in order.
+        load_KE: slots per expert, int64.
     """
 
-    slot_of_row_R: Tensor
     row_of_slot_R: Tensor
-    token_of_row_R: Tensor
-    group_ends_G: Tensor
+    token_of_row_P: Tensor
+    blocks: tuple[Block, ...]
     load_KE: Tensor
 
 
 def plan_dispatch(expert_SKN: Tensor, n_experts: int) -> Dispatch:
     """Sorts the chosen experts, int64 (S, K, N), by member and expert; stable, so that rows of a group stay in slot order."""
-    _, members, tokens = expert_SKN.shape
+    choices, members, tokens = expert_SKN.shape
     group_SKN = expert_SKN + n_experts * torch.arange(members, device=expert_SKN.device)[:, None]
-    sorted_R, slot_of_row_R = torch.sort(group_SKN.flatten(), stable=True)
-    rows_R = torch.arange(len(sorted_R), device=sorted_R.device)
-    row_of_slot_R = torch.empty_like(slot_of_row_R).scatter_(0, slot_of_row_R, rows_R)  # a permutation: no place is written twice
-    # Ends by search rather than bincount, which on a GPU waits for the largest value.
-    groups_G = torch.arange(members * n_experts, device=sorted_R.device)
-    ends_G = torch.searchsorted(sorted_R, groups_G, right=True)
-    load_G = ends_G.diff(prepend=ends_G.new_zeros(1))
-    return Dispatch(
-        slot_of_row_R=slot_of_row_R,
-        row_of_slot_R=row_of_slot_R,
-        token_of_row_R=slot_of_row_R % (members * tokens),
-        group_ends_G=ends_G.to(torch.int32),
-        load_KE=load_G.view(members, n_experts),
-    )
+    sorted_R, slot_of_sorted_R = torch.sort(group_SKN.flatten(), stable=True)
+    load_G = torch.bincount(sorted_R, minlength=members * n_experts)
+    load_KE = load_G.view(members, n_experts)
+    blocks, starts = _blocks(load_KE.tolist(), choices * tokens)
+    # Row of a sorted slot: its group's first row, plus its place in the group.
+    shift_G = torch.tensor(starts, device=load_G.device) - (load_G.cumsum(0) - load_G)
+    row_of_sorted_R = torch.arange(len(sorted_R), device=sorted_R.device) + shift_G[sorted_R]
+    row_of_slot_R = torch.empty_like(slot_of_sorted_R).scatter_(0, slot_of_sorted_R, row_of_sorted_R)  # no place is written twice
+    token_of_row_P = _first_tokens(blocks, tokens).to(sorted_R.device).scatter_(0, row_of_sorted_R, slot_of_sorted_R % (members * tokens))
+    return Dispatch(row_of_slot_R, token_of_row_P, blocks, load_KE)
 
 
-def _sum_over_choices(rows_RD: Tensor, dispatch: Dispatch, tokens: int) -> Tensor:
+def _blocks(loads_KE: list[list[int]], slots: int) -> tuple[tuple[Block, ...], list[int]]:
+    """Blocks of every member, by its own load alone, and the first row of every group.
+
+    Args:
+        slots: of one member, chosen experts times tokens.
+    """
+    blocks, starts, row = [], [], 0
+    for member, loads in enumerate(loads_KE):
+        multiple = ROW_MULTIPLE * max(1, slots // len(loads) // (16 * ROW_MULTIPLE))
+        capacities = [max(1, -(-load // multiple)) * multiple for load in loads]
+        if max(capacities) * len(loads) <= MOST_PADDING * slots:
+            sizes = [(0, len(loads), max(capacities))]
+        else:
+            sizes = [(expert, expert + 1, capacity) for expert, capacity in enumerate(capacities)]
+        for first, last, capacity in sizes:
+            blocks.append(Block(row, member, first, last, capacity))
+            starts += [row + index * capacity for index in range(last - first)]
+            row += (last - first) * capacity
+    return tuple(blocks), starts
+
+
+def _first_tokens(blocks: Sequence[Block], tokens: int) -> Tensor:
+    """The first token of the member of every row."""
+    lengths = torch.tensor([block.rows.stop - block.rows.start for block in blocks])
+    return torch.repeat_interleave(torch.tensor([block.member * tokens for block in blocks]), lengths)
+
+
+def _sum_over_choices(rows_PD: Tensor, dispatch: Dispatch, tokens: int) -> Tensor:
     """Adds up the S rows of each token; (M, D). The order of addition is the order of choices."""
     rows_of_token = dispatch.row_of_slot_R.view(-1, tokens)
-    total_MD = rows_RD.index_select(0, rows_of_token[0])
+    total_MD = rows_PD.index_select(0, rows_of_token[0])
     for rows_M in rows_of_token[1:]:
-        total_MD += rows_RD.index_select(0, rows_M)
+        total_MD += rows_PD.index_select(0, rows_M)
     return total_MD
 
 
 class ToRows(torch.autograd.Function):
-    """Copies tokens (M, D) to rows (R, D) in group order. Backward gathers and adds the rows of each token."""
+    """Copies tokens (M, D) to rows (P, D) in group order. Backward gathers and adds the rows of each token."""
 
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, dispatch: Dispatch) -> Tensor:
         ctx.dispatch, ctx.tokens = dispatch, len(x_MD)
-        return x_MD.index_select(0, dispatch.token_of_row_R)
+        return x_MD.index_select(0, dispatch.token_of_row_P)
 
     @staticmethod
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None]:
-        return _sum_over_choices(grad_RD, ctx.dispatch, ctx.tokens), None
+    def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None]:
+        return _sum_over_choices(grad_PD, ctx.dispatch, ctx.tokens), None
 
 
 class FromRows(torch.autograd.Function):
-    """Adds up the rows (R, D) of each token into (M, D). Backward copies tokens to rows."""
+    """Adds up the rows (P, D) of each token into (M, D). Backward copies tokens to rows."""
 
     @staticmethod
-    def forward(ctx: Any, rows_RD: Tensor, dispatch: Dispatch, tokens: int) -> Tensor:
+    def forward(ctx: Any, rows_PD: Tensor, dispatch: Dispatch, tokens: int) -> Tensor:
         ctx.dispatch = dispatch
-        return _sum_over_choices(rows_RD, dispatch, tokens)
+        return _sum_over_choices(rows_PD, dispatch, tokens)
 
     @staticmethod
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None, None]:
-        return grad_MD.index_select(0, ctx.dispatch.token_of_row_R), None, None
+        return grad_MD.index_select(0, ctx.dispatch.token_of_row_P), None, None
 
 
 class SortWeights(torch.autograd.Function):
-    """Brings weights from slot order (R,) into row order (R,); backward applies the inverse permutation."""
+    """Brings weights from slot order (R,) into row order (P,), zero for padding; backward gathers."""
 
     @staticmethod
     def forward(ctx: Any, weight_R: Tensor, dispatch: Dispatch) -> Tensor:
         ctx.dispatch = dispatch
-        return weight_R.index_select(0, dispatch.slot_of_row_R)
+        return weight_R.new_zeros(len(dispatch.token_of_row_P)).scatter_(0, dispatch.row_of_slot_R, weight_R)
 
     @staticmethod
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None]:
-        return grad_R.index_select(0, ctx.dispatch.row_of_slot_R), None
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None]:
+        return grad_P.index_select(0, ctx.dispatch.row_of_slot_R), None
 
 
 class PickLogits(torch.autograd.Function):
@@ -155,27 +205,34 @@ class SwiGLU(torch.autograd.Function):
         return grad_gate_up, grad_weight
 
 
-def grouped_product(rows_RX: Tensor, matrices_GXY: Tensor, group_ends_G: Tensor) -> Tensor:
-    """Multiplies each group of rows with its own matrix: (R, X) by (G, X, Y) gives (R, Y).
+class ExpertProduct(torch.autograd.Function):
+    """Multiplies each row with its expert's matrix: (P, X) by (K, E, X, Y) gives (P, Y); one batched product per block."""
 
-    Uses `torch.nn.functional.grouped_mm`; where it is missing for a type or device, one product per group.
-    """
-    if has_grouped_mm(rows_RX.dtype, rows_RX.device.type):
-        product: Tensor = F.grouped_mm(rows_RX, matrices_GXY, offs=group_ends_G)
-        return product
-    return looped_product(rows_RX, matrices_GXY, group_ends_G)
+    @staticmethod
+    def forward(ctx: Any, rows_PX: Tensor, matrices_KEXY: Tensor, dispatch: Dispatch) -> Tensor:
+        ctx.save_for_backward(rows_PX, matrices_KEXY)
+        ctx.dispatch = dispatch
+        out_PY = rows_PX.new_empty(len(rows_PX), matrices_KEXY.shape[-1])
+        for block in dispatch.blocks:
+            matrices_EXY = matrices_KEXY[block.member, block.first : block.last]
+            torch.bmm(_by_expert(rows_PX, block), matrices_EXY, out=_by_expert(out_PY, block))
+        return out_PY
+
+    @staticmethod
+    def backward(ctx: Any, grad_PY: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows_PX, matrices_KEXY = ctx.saved_tensors
+        grad_PX, grad_KEXY = torch.empty_like(rows_PX), torch.empty_like(matrices_KEXY)
+        for block in ctx.dispatch.blocks:
+            grad_ECY = _by_expert(grad_PY, block)
+            matrices_EXY = matrices_KEXY[block.member, block.first : block.last]
+            torch.bmm(grad_ECY, matrices_EXY.mT, out=_by_expert(grad_PX, block))
+            torch.bmm(_by_expert(rows_PX, block).mT, grad_ECY, out=grad_KEXY[block.member, block.first : block.last])
+        return grad_PX, grad_KEXY, None
 
 
-def has_grouped_mm(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether grouped products, with gradients, are offered: float32 on a CPU, bfloat16 on a GPU (torch 2.13)."""
-    return hasattr(F, "grouped_mm") and (dtype, device_type) in {(torch.float32, "cpu"), (torch.bfloat16, "cuda")}
-
-
-def looped_product(rows_RX: Tensor, matrices_GXY: Tensor, group_ends_G: Tensor) -> Tensor:
-    """As `grouped_product`, one group after the other; waits for the device to learn the sizes."""
-    ends = group_ends_G.tolist()
-    pieces = rows_RX.split([end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)])
-    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, matrices_GXY, strict=True)])
+def _by_expert(rows_PX: Tensor, block: Block) -> Tensor:
+    """The rows of a block, (experts, capacity, X)."""
+    return rows_PX[block.rows].view(block.last - block.first, block.capacity, -1)
 
 
 class PackedMoE(nn.Module):
@@ -226,14 +283,14 @@ class PackedMoE(nn.Module):
         return expert_KNS, weight_KNS
 
     def _routed(self, normed_KND: Tensor, weight_KNS: Tensor, dispatch: Dispatch) -> Tensor:
-        rows_RD = ToRows.apply(normed_KND.flatten(0, 1), dispatch)
-        weight_R1 = SortWeights.apply(weight_KNS.permute(2, 0, 1).flatten(), dispatch)[:, None]
-        gate_up_RF = grouped_product(rows_RD, self.expert_in.flatten(0, 1), dispatch.group_ends_G)
+        rows_PD = ToRows.apply(normed_KND.flatten(0, 1), dispatch)
+        weight_P1 = SortWeights.apply(weight_KNS.permute(2, 0, 1).flatten(), dispatch)[:, None]
+        gate_up_PF = ExpertProduct.apply(rows_PD, self.expert_in, dispatch)
         # Weighted before the last product, where rows are half as wide as after it.
-        hidden_RF = SwiGLU.apply(gate_up_RF, weight_R1)
-        out_RD = grouped_product(hidden_RF, self.expert_out.flatten(0, 1), dispatch.group_ends_G)
+        hidden_PF = SwiGLU.apply(gate_up_PF, weight_P1)
+        out_PD = ExpertProduct.apply(hidden_PF, self.expert_out, dispatch)
         members, tokens, _ = normed_KND.shape
-        mixed_MD: Tensor = FromRows.apply(out_RD, dispatch, members * tokens)
+        mixed_MD: Tensor = FromRows.apply(out_PD, dispatch, members * tokens)
         return mixed_MD.view_as(normed_KND)
 
     @torch.no_grad()

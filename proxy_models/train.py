@@ -19,6 +19,7 @@ from proxy_models.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, f
 from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSet, EvaluationSpec
 from proxy_models.pack import MemberRun, Pack
+from proxy_models.products import fast_products
 from proxy_models.sampler import DomainStream, MemberSampler
 from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, TrainingStopped, TrainSettings, spec_hash
 
@@ -38,6 +39,7 @@ Progress = Callable[[Mapping[str, int]], None]
 ShouldStop = Callable[[], bool]
 
 
+@fast_products()
 def train_pack(
     config: ProxyConfig,
     settings: TrainSettings,

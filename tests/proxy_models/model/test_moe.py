@@ -11,16 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxy_models.config import ProxyConfig
 from proxy_models.moe import (
+    MOST_PADDING,
+    ROW_MULTIPLE,
     Dispatch,
+    ExpertProduct,
     FromRows,
     PackedMoE,
     PickLogits,
     SortWeights,
     SwiGLU,
     ToRows,
-    grouped_product,
-    has_grouped_mm,
-    looped_product,
     plan_dispatch,
 )
 
@@ -41,12 +41,42 @@ def test_dispatch_is_a_stable_sort_by_member_and_expert(size: tuple[int, int, in
     expert_SKN = choose(members, tokens, n_experts, 2, seed)
     plan = plan_dispatch(expert_SKN, n_experts)
     slots = [(k * n_experts + int(expert_SKN[s, k, n]), s, k * tokens + n) for s in range(2) for k in range(members) for n in range(tokens)]
-    ordered = sorted(slots)  # by group, then choice, then token: what a stable sort leaves
-    assert plan.token_of_row_R.tolist() == [token for _, _, token in ordered]
-    assert plan.slot_of_row_R[plan.row_of_slot_R].tolist() == list(range(len(slots)))
+    rows = plan.row_of_slot_R.tolist()
+    assert [slots[slot] for slot in sorted(range(len(slots)), key=rows.__getitem__)] == sorted(slots)  # what a stable sort leaves
+    assert plan.token_of_row_P[plan.row_of_slot_R].tolist() == [token for _, _, token in slots]
     groups = [group for group, _, _ in slots]
     assert plan.load_KE.flatten().tolist() == [groups.count(group) for group in range(members * n_experts)]
-    assert plan.group_ends_G.tolist() == plan.load_KE.flatten().cumsum(0).tolist()
+    owner = {
+        row: (block.member, block.first + (row - block.start) // block.capacity)
+        for block in plan.blocks
+        for row in range(*block.rows.indices(10**9))
+    }
+    assert sorted(owner) == list(range(len(plan.token_of_row_P)))  # blocks cover all rows, once
+    for (group, _, _), row in zip(slots, rows, strict=True):
+        assert owner[row] == divmod(group, n_experts)
+    for row in set(owner) - set(rows):
+        assert plan.token_of_row_P[row] == owner[row][0] * tokens  # padding reads its own member
+
+
+def test_padding_stays_below_its_limit_and_shapes_are_few() -> None:
+    for seed in range(20):
+        plan = plan_dispatch(choose(3, 200, 8, 2, seed), 8)
+        for member in range(3):
+            blocks = [block for block in plan.blocks if block.member == member]
+            assert all(block.capacity % ROW_MULTIPLE == 0 and block.capacity > 0 for block in blocks)
+            if len(blocks) == 1:
+                assert 8 * blocks[0].capacity <= MOST_PADDING * 400
+            else:
+                assert sum(block.capacity for block in blocks) < 400 + 8 * ROW_MULTIPLE
+
+
+def test_a_member_is_laid_out_by_its_own_load_alone() -> None:
+    expert_SKN = choose(3, 50, 4, 2, seed=3)
+    together = plan_dispatch(expert_SKN, 4)
+    for k in range(3):
+        alone = plan_dispatch(expert_SKN[:, k : k + 1], 4)
+        blocks = [(block.first, block.last, block.capacity) for block in together.blocks if block.member == k]
+        assert blocks == [(block.first, block.last, block.capacity) for block in alone.blocks]
 
 
 @settings(max_examples=20, deadline=None)
@@ -68,28 +98,35 @@ def test_custom_gradients_pass_gradcheck(plan: Dispatch) -> None:
         return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))).requires_grad_()
 
     expert_KNS = choose(2, 5, 4, 2, seed=1).permute(1, 2, 0)
-    assert torch.autograd.gradcheck(lambda x: ToRows.apply(x, plan), draw(10, 3))
-    assert torch.autograd.gradcheck(lambda x: FromRows.apply(x, plan, 10), draw(20, 3))
+    # Padding has weight zero, which is what stops its gradient.
+    weight_P1 = SortWeights.apply(torch.ones(20, dtype=torch.float64), plan)[:, None]
+    assert torch.autograd.gradcheck(lambda x: ToRows.apply(x, plan) * weight_P1, draw(10, 3))
+    assert torch.autograd.gradcheck(lambda x: FromRows.apply(x * weight_P1, plan, 10), draw(len(weight_P1), 3))
     assert torch.autograd.gradcheck(lambda x: SortWeights.apply(x, plan), draw(20))
     assert torch.autograd.gradcheck(lambda x: PickLogits.apply(x, expert_KNS), draw(2, 5, 4))
     assert torch.autograd.gradcheck(lambda x: SwiGLU.apply(x, None), draw(2, 3, 8))
     assert torch.autograd.gradcheck(SwiGLU.apply, (draw(6, 8), draw(6, 1)))
 
 
-@pytest.mark.parametrize("load", [[3, 0, 5, 2], [0, 0, 10, 0], [10, 0, 0, 0]])
-def test_grouped_and_looped_products_agree(load: list[int]) -> None:
-    assert has_grouped_mm(torch.float32, "cpu"), "the fast path is not taken where it should be"
-    ends = torch.tensor(load).cumsum(0).to(torch.int32)
-    results = []
-    for product in (grouped_product, looped_product):
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(10, 8, generator=generator).requires_grad_()
-        matrices = torch.randn(4, 8, 16, generator=generator).requires_grad_()
-        out = product(rows, matrices, ends)
-        slope = torch.randn(10, 16, generator=generator)
-        results.append((out, *torch.autograd.grad(out, (rows, matrices), slope)))
-    for fast, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("favourite", [0.0, 50.0], ids=["balanced", "collapsed"])
+def test_expert_products_agree_with_a_loop_over_rows(favourite: float) -> None:
+    """Balanced members share one product, collapsed ones have a product per expert."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(2, 200, 4, generator=generator)
+    scores[..., 0] += favourite
+    plan = plan_dispatch(scores.topk(2).indices.permute(2, 0, 1), 4)
+    assert len(plan.blocks) == (8 if favourite else 2)
+    rows = torch.randn(len(plan.token_of_row_P), 8, dtype=torch.float64, generator=generator).requires_grad_()
+    matrices = torch.randn(2, 4, 8, 16, dtype=torch.float64, generator=generator).requires_grad_()
+    of_row = [
+        matrices[block.member, block.first + i // block.capacity] for block in plan.blocks for i in range(block.rows.stop - block.start)
+    ]
+    slow = torch.stack([row @ matrix for row, matrix in zip(rows, of_row, strict=True)])
+    fast = ExpertProduct.apply(rows, matrices, plan)
+    slope = torch.randn(fast.shape, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(fast, slow)
+    for one, other in zip(*(torch.autograd.grad(out, (rows, matrices), slope) for out in (fast, slow)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 class Operations(TorchDispatchMode):
@@ -115,7 +152,7 @@ def test_nothing_adds_into_shared_places(tiny: ProxyConfig) -> None:
     moe = new_moe(tiny, 2)
     with Operations() as operations:
         moe(torch.randn(2, 24, tiny.d_model).requires_grad_(), record_load=True).square().sum().backward()
-    assert any("_grouped_mm" in name for name in operations.names)
+    assert any("bmm" in name for name in operations.names)
     assert not [
         name for name in operations.names if any(part in name for part in ("index_add", "scatter_add", "index_put", "scatter_reduce"))
     ]

@@ -52,6 +52,19 @@ def test_large_logits_neither_overflow_nor_underflow() -> None:
     torch.testing.assert_close(losses, plain_losses(hidden, output, target).detach(), rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])
+def test_shifted_and_unshifted_exponentials_agree_with_double_precision(scale: float) -> None:
+    """Rows are shifted only where the bound on logits asks for it; float32 losses and gradients keep their digits on both sides of it."""
+    fast = draw(torch.float32, scale)
+    exact = (fast[0].detach().double().requires_grad_(), fast[1].detach().double().requires_grad_(), fast[2])
+    losses = mean_losses(*fast, Workspace(16))
+    expected = plain_losses(*exact).mean(1)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(losses.sum(), fast[:2]), torch.autograd.grad(expected.sum(), exact[:2])
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor any operation returned."""
 

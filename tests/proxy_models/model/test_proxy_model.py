@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from proxy_models.config import ProxyConfig, proxy_config
-from proxy_models.layers import Rotate, rotary_table
+from proxy_models.layers import QUERY_BLOCK, CausalAttention, rotary_table
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
 from proxy_models.reference import PlainProxy, PlainTrainer, rotate
@@ -158,13 +159,26 @@ def test_chunks_of_logits_do_not_change_the_loss(tiny: ProxyConfig, draw_tokens:
         torch.testing.assert_close(other, losses[0], rtol=1e-6, atol=0)
 
 
-def test_rotation_matches_the_plain_one_and_rotates_back() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 9, 3, 8, generator=generator, dtype=torch.float64).requires_grad_()
-    table = rotary_table(9, 8, 10_000.0, torch.float64, torch.device("cpu"))
-    for head in range(3):
-        torch.testing.assert_close(Rotate.apply(x, table)[:, :, head], rotate(x[:, :, head], 10_000.0))
-    assert torch.autograd.gradcheck(lambda value: Rotate.apply(value, table), x)
+@pytest.mark.parametrize("window", [1, 9, QUERY_BLOCK, QUERY_BLOCK + 1, 3 * QUERY_BLOCK - 5])
+def test_attention_matches_a_plain_one_and_its_gradients(window: int) -> None:
+    """Torch's fused attention over heads rotated by the reference; windows of one block, of several and of a part."""
+    generator = torch.Generator().manual_seed(window)
+    qkv = torch.randn(2, window, 3, 2, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    query, key = (torch.stack([rotate(qkv[:, :, part, head], 10_000.0) for head in range(2)], dim=1) for part in (0, 1))
+    plain = F.scaled_dot_product_attention(query, key, qkv[:, :, 2].transpose(1, 2), is_causal=True).transpose(1, 2)
+    fast = CausalAttention.apply(qkv, rotary_table(window, 8, 10_000.0, torch.float64, torch.device("cpu")))
+    torch.testing.assert_close(fast, plain)
+    slope = torch.randn(fast.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(torch.autograd.grad(fast, qkv, slope), torch.autograd.grad(plain, qkv, slope))
+
+
+def test_attention_stands_scores_of_any_size() -> None:
+    """Logits of tens of thousands: exponentials are shifted by the largest."""
+    qkv = (1e3 * torch.randn(1, 20, 3, 1, 8, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    out = CausalAttention.apply(qkv, rotary_table(20, 8, 10_000.0, torch.float32, torch.device("cpu")))
+    (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+    assert out.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 def test_every_parameter_is_one_contiguous_leaf_with_the_pack_first(tiny: ProxyConfig) -> None:
