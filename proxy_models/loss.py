@@ -73,25 +73,70 @@ def token_losses(hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, work
     return loss_KN.mul_(math.log(2))
 
 
+class TiedGradient:
+    """Carries the gradient of an output matrix from the loss to the lookup of the embedding it is tied to.
+
+    The loss is differentiated first and leaves the gradient of every entry here; the lookup adds its rows in place. So the two are never added
+    as whole matrices, which for a tiny proxy is a tenth of a step.
+    """
+
+    def __init__(self) -> None:
+        self._gradient_KVD: Tensor | None = None
+
+    def put(self, gradient_KVD: Tensor) -> None:
+        self._gradient_KVD = gradient_KVD
+
+    def take(self) -> Tensor:
+        if self._gradient_KVD is None:
+            raise RuntimeError("The loss of a proxy can be differentiated once per forward pass.")
+        gradient_KVD, self._gradient_KVD = self._gradient_KVD, None
+        return gradient_KVD
+
+
+class TiedLookup(torch.autograd.Function):
+    """Rows of the embeddings (K, V, D) of the tokens (K, N), whose gradient joins that of `TiedGradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, embedding_KVD: Tensor, token_KN: Tensor, tied: TiedGradient) -> Tensor:
+        members, vocabulary, width = embedding_KVD.shape
+        first_row_K1 = vocabulary * torch.arange(members, device=token_KN.device)[:, None]
+        ctx.row_M, ctx.tied = (token_KN + first_row_K1).flatten(), tied
+        return embedding_KVD.view(-1, width).index_select(0, ctx.row_M).view(*token_KN.shape, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad_KND: Tensor) -> tuple[Tensor, None, None]:
+        gradient_KVD = ctx.tied.take()
+        gradient_KVD.view(-1, grad_KND.shape[-1]).index_add_(0, ctx.row_M, grad_KND.flatten(0, 1))
+        return gradient_KVD, None, None
+
+
 class MeanLoss(torch.autograd.Function):
     """Mean loss of each member, with the gradients computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, workspace: Workspace) -> Tensor:
+    def forward(
+        ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, workspace: Workspace, tied: TiedGradient | None
+    ) -> Tensor:
         loss_K = hidden_KND.new_empty(len(hidden_KND))
         grad_hidden_KND, grad_output_KVD = torch.empty_like(hidden_KND), torch.empty_like(output_KVD)
         for k in range(len(hidden_KND)):
             loss_K[k] = _member_loss(hidden_KND[k], output_KVD[k], target_KN[k], workspace, grad_hidden_KND[k], grad_output_KVD[k])
-        ctx.gradients = grad_hidden_KND, grad_output_KVD
+        ctx.gradients, ctx.tied = (grad_hidden_KND, grad_output_KVD), tied
         return loss_K
 
     @staticmethod
-    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("The loss of a proxy can be differentiated once per forward pass.")
         grad_hidden_KND, grad_output_KVD = ctx.gradients
         ctx.gradients = None
-        return grad_hidden_KND.mul_(grad_K[:, None, None]), grad_output_KVD.mul_(grad_K[:, None, None]), None, None
+        grad_hidden_KND.mul_(grad_K[:, None, None])
+        if not bool((grad_K == 1).all()):  # of `losses.sum()`, as in training, every gradient is one
+            grad_output_KVD.mul_(grad_K[:, None, None])
+        if ctx.tied is None:
+            return grad_hidden_KND, grad_output_KVD, None, None, None
+        ctx.tied.put(grad_output_KVD)
+        return grad_hidden_KND, None, None, None, None
 
 
 def _member_loss(
@@ -121,7 +166,13 @@ def _member_loss(
     return loss_bits * (math.log(2) / tokens)
 
 
-def mean_losses(hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, workspace: Workspace) -> Tensor:
-    """Mean loss of each member in nats per token, (K,); differentiable once in hidden states and output matrix."""
-    losses: Tensor = MeanLoss.apply(hidden_KND, output_KVD, target_KN, workspace)
+def mean_losses(
+    hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, workspace: Workspace, tied: TiedGradient | None = None
+) -> Tensor:
+    """Mean loss of each member in nats per token, (K,); differentiable once in hidden states and output matrix.
+
+    Args:
+        tied: takes the gradient of the output matrix, which autograd then does not get; None: the matrix is not tied.
+    """
+    losses: Tensor = MeanLoss.apply(hidden_KND, output_KVD, target_KN, workspace, tied)
     return losses

@@ -13,12 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxy_models.config import ProxyConfig
 from proxy_models.layers import PackedAttention, rms_norm
-from proxy_models.loss import CHUNK_TOKENS, Workspace, mean_losses, token_losses
+from proxy_models.loss import CHUNK_TOKENS, TiedGradient, TiedLookup, Workspace, mean_losses, token_losses
 from proxy_models.moe import PackedMoE
 
 EMBEDDING_STD = 0.02
@@ -107,23 +106,23 @@ class PackedProxy(nn.Module):
         Raises:
             ValueError: the shape is wrong or an id is outside the vocabulary.
         """
-        hidden_KND, target_KN = self._hidden(tokens_KBS, record_load=True)
-        return mean_losses(hidden_KND, self.embedding, target_KN, self._workspace)
+        tied = TiedGradient()
+        hidden_KND, target_KN = self._hidden(tokens_KBS, tied, record_load=True)
+        return mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied)
 
     @torch.no_grad()
     def token_losses(self, tokens_KBS: Tensor) -> Tensor:
         """Loss of every predicted token in nats, shape (K, B, T); leaves gradients and the recorded load alone. Raises as `training_loss`."""
-        hidden_KND, target_KN = self._hidden(tokens_KBS, record_load=False)
+        hidden_KND, target_KN = self._hidden(tokens_KBS, TiedGradient(), record_load=False)
         losses_KN = token_losses(hidden_KND, self.embedding, target_KN, self._workspace)
         return losses_KN.view(self.members, tokens_KBS.shape[1], -1)
 
-    def _hidden(self, tokens_KBS: Tensor, record_load: bool) -> tuple[Tensor, Tensor]:
+    def _hidden(self, tokens_KBS: Tensor, tied: TiedGradient, record_load: bool) -> tuple[Tensor, Tensor]:
         """Last hidden states (K, N, D), normed, and the targets (K, N)."""
         self._check_tokens(tokens_KBS)
         window = tokens_KBS.shape[2] - 1
         input_KN, target_KN = tokens_KBS[..., :-1].flatten(1), tokens_KBS[..., 1:].flatten(1)
-        first_row_K1 = self.config.vocab_size * torch.arange(self.members, device=tokens_KBS.device)[:, None]
-        embedded_KND = F.embedding(input_KN + first_row_K1, self.embedding.flatten(0, 1))
+        embedded_KND = TiedLookup.apply(self.embedding, input_KN, tied)
         # A tied embedding is small for the sake of the logits; unnormed, the first layers would drown it.
         x_KND = rms_norm(embedded_KND, self.config.norm_eps)
         for layer in self.layers:

@@ -27,8 +27,9 @@ from proxy_models.layers import rms_norm
 
 ROW_MULTIPLE = 16
 """Blocks of rows are multiples of this, so that products come in few shapes: a library that makes code for every new shape stays fast."""
-MOST_PADDING = 1.5
-"""A member's experts share one batched product, padded to the fullest, while that is at most so many times the work; beyond, each has its own."""
+CALL_MULTIPLICATIONS = 1_200_000
+"""What starting one more product costs, in multiplications that could have been done instead: about 10 microseconds at 240 billion FLOPs per second. A
+member's experts share one batched product, padded to the fullest, unless the padding costs more than a product for each expert."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,18 @@ class Dispatch:
     load_KE: Tensor
 
 
-def plan_dispatch(expert_SKN: Tensor, n_experts: int) -> Dispatch:
-    """Sorts the chosen experts, int64 (S, K, N), by member and expert; stable, so that rows of a group stay in slot order."""
+def plan_dispatch(expert_SKN: Tensor, n_experts: int, row_multiplications: int) -> Dispatch:
+    """Sorts the chosen experts, int64 (S, K, N), by member and expert; stable, so that rows of a group stay in slot order.
+
+    Args:
+        row_multiplications: what one row costs in the larger of the expert's products; decides how much padding is worth its while.
+    """
     choices, members, tokens = expert_SKN.shape
     group_SKN = expert_SKN + n_experts * torch.arange(members, device=expert_SKN.device)[:, None]
     sorted_R, slot_of_sorted_R = torch.sort(group_SKN.flatten(), stable=True)
     load_G = torch.bincount(sorted_R, minlength=members * n_experts)
     load_KE = load_G.view(members, n_experts)
-    blocks, starts = _blocks(load_KE.tolist(), choices * tokens)
+    blocks, starts = _blocks(load_KE.tolist(), choices * tokens, row_multiplications)
     # Row of a sorted slot: its group's first row, plus its place in the group.
     shift_G = torch.tensor(starts, device=load_G.device) - (load_G.cumsum(0) - load_G)
     row_of_sorted_R = torch.arange(len(sorted_R), device=sorted_R.device) + shift_G[sorted_R]
@@ -87,7 +92,7 @@ def plan_dispatch(expert_SKN: Tensor, n_experts: int) -> Dispatch:
     return Dispatch(row_of_slot_R, token_of_row_P, blocks, load_KE)
 
 
-def _blocks(loads_KE: list[list[int]], slots: int) -> tuple[tuple[Block, ...], list[int]]:
+def _blocks(loads_KE: list[list[int]], slots: int, row_multiplications: int) -> tuple[tuple[Block, ...], list[int]]:
     """Blocks of every member, by its own load alone, and the first row of every group.
 
     Args:
@@ -97,7 +102,8 @@ def _blocks(loads_KE: list[list[int]], slots: int) -> tuple[tuple[Block, ...], l
     for member, loads in enumerate(loads_KE):
         multiple = ROW_MULTIPLE * max(1, slots // len(loads) // (16 * ROW_MULTIPLE))
         capacities = [max(1, -(-load // multiple)) * multiple for load in loads]
-        if max(capacities) * len(loads) <= MOST_PADDING * slots:
+        padding = max(capacities) * len(loads) - sum(capacities)
+        if padding * row_multiplications <= (len(loads) - 1) * CALL_MULTIPLICATIONS:
             sizes = [(0, len(loads), max(capacities))]
         else:
             sizes = [(expert, expert + 1, capacity) for expert, capacity in enumerate(capacities)]
@@ -266,7 +272,8 @@ class PackedMoE(nn.Module):
         """Maps (K, N, D) to (K, N, D); with `record_load`, keeps the rows per expert for `update_bias`."""
         normed_KND = rms_norm(x_KND, self.config.norm_eps, self.norm)
         expert_KNS, weight_KNS = self.route(normed_KND)
-        dispatch = plan_dispatch(expert_KNS.permute(2, 0, 1), self.config.n_experts)
+        row_multiplications = 2 * self.config.d_model * self.config.d_expert
+        dispatch = plan_dispatch(expert_KNS.permute(2, 0, 1), self.config.n_experts, row_multiplications)
         if record_load:
             self.load.copy_(dispatch.load_KE)
         routed_KND = self._routed(normed_KND, weight_KNS, dispatch)
