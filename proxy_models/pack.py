@@ -30,7 +30,7 @@ from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSet, evaluate
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
-from proxy_models.sampler import MemberSampler
+from proxy_models.sampler import MemberSampler, next_windows
 from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, TrainSettings
 
 # Points of the training loss kept in a result.
@@ -141,8 +141,8 @@ class Pack:
 
     def train_step(self) -> list[MemberFailure]:
         """One optimizer step of every member; members whose loss or gradient is not finite do not take it and are dropped."""
-        windows = [run.sampler.next_windows(self.settings.windows_per_step) for run in self.runs]
-        tokens_KBS = torch.from_numpy(np.stack(windows)).to(self.device)
+        windows_KBS = next_windows([run.sampler for run in self.runs], self.settings.windows_per_step)
+        tokens_KBS = torch.from_numpy(windows_KBS).to(self.device)
         loss_K = self.model.training_loss(tokens_KBS)
         losses_nats: list[float] = loss_K.detach().tolist()
         finite_loss_K = [math.isfinite(loss) for loss in losses_nats]

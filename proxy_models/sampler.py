@@ -3,15 +3,18 @@
 Counter-based, so a member sees the same tokens alone, in any pack, in any process, after any interruption, and in whatever order its domains
 are listed. Two parts:
 
-- `DeficitRule` decides which domain the next window comes from. It is not random: each domain's count follows its share as closely as
+- `deficit_rule` decides which domain the next window comes from. It is not random: each domain's count follows its share as closely as
   whole windows allow, because the variance of drawing domains at random is noise a mixture search pays for (noise-measured.md).
 - `MemberSampler` decides which window of that domain. A domain's windows are slices of T + 1 tokens at stride T of its token stream (documents
   one after the other; a window may hold several). The proxy sees a subset of them, fixed by the domain's key alone and nested for smaller limits, in an
   order that the seed reshuffles every epoch.
 
-Trade-off: the tokens at the end of a domain that fill no window are never trained on.
+Windows are dealt and read a block ahead, for all members of a pack together, because one at a time they would cost a GPU more than it takes to train
+on them. What a sampler remembers and reports is what it handed out, never what it read ahead.
 
-Shapes: D domains of positive weight in some phase, P phases, B windows per step, T tokens per window.
+Trade-offs: the tokens at the end of a domain that fill no window are never trained on; a block of every member is in memory (128 KiB).
+
+Shapes: K members, D domains of positive weight in some phase, P phases, B windows per step, N windows of a block, T tokens per window.
 """
 
 from __future__ import annotations
@@ -21,15 +24,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from proxy_models.deficit_rule import DeficitRule, deal
 from proxy_models.hashed_order import hashed_order
 from proxy_models.token_store import TokenStore
 
-# Deficits are differences of sums of float weights; closer than this they are equal.
-TIE_WINDOWS = 1e-9
+BLOCK_TOKENS = 1 << 16
+"""Tokens of a member that are read ahead: the cost of looking into a domain is shared by all its windows of a block."""
 
 
 @dataclass(frozen=True)
@@ -63,50 +68,6 @@ def phase_windows(windows: int, fractions: Sequence[float]) -> tuple[int, ...]:
     return counts
 
 
-class DeficitRule:
-    """Tijdeman's chairman assignment: deals out windows so that running counts follow the weights.
-
-    After n windows in all, domain i is owed S_i(n), the sum of its weights so far, and has x_i. Of the domains that are owed at least
-    delta = 1 / (2k - 2) of a window, the one that would first be owed more than 1 - delta gets the next window (k domains of positive weight; R. Tijdeman,
-    "The chairman assignment problem", Discrete Mathematics 32, 1980). For constant weights |x_i - S_i| <= 1 - delta at every n, the best that any
-    rule can promise.
-
-    When weights change between phases, what is owed is carried over and the rule goes on with the new weights, which it does not know in
-    advance; a domain of zero weight is not drawn even if it is owed. The distance then stays below one window per phase so far, and in 170,000 random
-    schedules of up to 7 phases below 1.8 windows.
-
-    Args:
-        weights: shape (P, D), rows summing to 1, zeros allowed. Ties go to the lower index, so callers list domains by key.
-        windows: windows of each phase.
-    """
-
-    def __init__(self, weights: NDArray[np.float64], windows: Sequence[int]) -> None:
-        self._weights = weights
-        self._ends = np.cumsum(windows)
-        self._owed_before = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(weights * np.array(windows)[:, None], axis=0)])
-        self._active = [np.flatnonzero(row > 0) for row in weights]
-        self.counts = np.zeros(weights.shape, dtype=np.int64)  # windows drawn, per phase and domain
-
-    def draw(self) -> int:
-        """The index of the domain that the next window comes from."""
-        drawn = int(self.counts.sum())
-        phase = int(np.searchsorted(self._ends, drawn, side="right"))
-        assert phase < len(self._ends), "no windows left"
-        active = self._active[phase]
-        weight = self._weights[phase, active]
-        steps = drawn + 1 - (int(self._ends[phase - 1]) if phase else 0)
-        deficit = self._owed_before[phase, active] + steps * weight - self.counts[:, active].sum(axis=0)
-        margin = 1 / (2 * len(active) - 2) if len(active) > 1 else 0.0
-        owed = deficit >= margin - TIE_WINDOWS
-        if owed.any():
-            windows_left = np.where(owed, (1 - margin - deficit) / weight, np.inf)
-            choice = int(np.argmax(windows_left <= windows_left.min() + TIE_WINDOWS))
-        else:  # only after a change of weights: what is owed belongs to domains of zero weight
-            choice = int(np.argmax(deficit >= deficit.max() - TIE_WINDOWS))
-        self.counts[phase, active[choice]] += 1
-        return int(active[choice])
-
-
 @lru_cache(maxsize=64)
 def _unique_windows(key: str, available: int, unique: int) -> NDArray[np.int64]:
     """The first `unique` windows of a domain's fixed order. Cached, because members share it and sorting millions of windows takes long."""
@@ -127,20 +88,24 @@ class _DomainWindows:
                 f"{stream.path} holds {store.info.tokens} tokens, of which {stream.unique_tokens} may be seen; a window takes {window + 1}."
             )
         self.vocab_size = store.info.vocab_size
-        self._key, self._window, self._seed = stream.key, window, seed
-        # A plain array: indexing a numpy.memmap costs several times more.
-        self._tokens = np.asarray(store.tokens)
+        # All windows as rows, (available, T + 1), over the mapped file itself; neighbours share a token.
+        self.rows = np.lib.stride_tricks.sliding_window_view(np.asarray(store.tokens), window + 1)[::window]
+        self._key, self._seed = stream.key, seed
         self._subset = _unique_windows(stream.key, available, self.unique)
         self._epoch, self._order = -1, self._subset
 
-    def read(self, drawn: int) -> NDArray[np.int64]:
-        """The window after `drawn` earlier ones, shape (T + 1,)."""
-        epoch, position = divmod(drawn, self.unique)
-        if epoch != self._epoch:
-            self._order = self._subset[hashed_order(self.unique, "epoch", self._seed, self._key, epoch)]
-            self._epoch = epoch
-        start = int(self._order[position]) * self._window
-        return self._tokens[start : start + self._window + 1].astype(np.int64)
+    def read(self, drawn: int, count: int) -> NDArray[Any]:
+        """The `count` windows after `drawn` earlier ones, shape (count, T + 1), as they are stored."""
+        pieces = []
+        while count > 0:
+            epoch, position = divmod(drawn, self.unique)
+            if epoch != self._epoch:
+                self._order = self._subset[hashed_order(self.unique, "epoch", self._seed, self._key, epoch)]
+                self._epoch = epoch
+            piece = self._order[position : position + count]
+            pieces.append(piece)
+            drawn, count = drawn + len(piece), count - len(piece)
+        return self.rows[pieces[0] if len(pieces) == 1 else np.concatenate(pieces)]
 
 
 class MemberSampler:
@@ -176,14 +141,53 @@ class MemberSampler:
         self._rule = DeficitRule(rows[:, used], phase_windows(windows, fractions))
         self._domains = tuple(_DomainWindows(domains[index], window, seed) for index in used)
         self._window = window
+        self._tokens = np.empty((0, window + 1), dtype=np.result_type(*(domain.rows.dtype for domain in self._domains)))
+        self._forget_block()
 
     def next_windows(self, count: int) -> NDArray[np.int64]:
         """The next `count` windows, shape (count, T + 1)."""
-        windows = np.empty((count, self._window + 1), dtype=np.int64)
-        for row in windows:
-            index = self._rule.draw()
-            row[:] = self._domains[index].read(int(self._rule.counts[:, index].sum()) - 1)
-        return windows
+        return next_windows([self], count)[0]
+
+    def _forget_block(self) -> None:
+        """Goes on from the rule's counts, with nothing read ahead."""
+        self._before = self._rule.counts.copy()
+        self._dealt = np.empty(0, dtype=np.int64)
+        self._tokens = self._tokens[:0]
+        self._taken = 0
+
+    @property
+    def _ahead(self) -> int:
+        """Windows read and not yet handed out."""
+        return len(self._tokens) - self._taken
+
+    def _take(self, out_BS: NDArray[np.int64]) -> None:
+        """Hands out windows that were read ahead."""
+        end = self._taken + len(out_BS)
+        out_BS[:] = self._tokens[self._taken : end]
+        self._taken = end
+
+    def _read_ahead(self, domain_N: NDArray[np.int64]) -> None:
+        """Reads the windows that the rule dealt after those at hand; the rule has counted them already."""
+        drawn = (self._rule.counts.sum(axis=0) - np.bincount(domain_N, minlength=len(self._domains))).tolist()
+        tokens = np.empty((self._ahead + len(domain_N), self._window + 1), dtype=self._tokens.dtype)
+        tokens[: self._ahead] = self._tokens[self._taken :]
+        new = tokens[self._ahead :]
+        place_N = np.argsort(domain_N, kind="stable")
+        ends = np.cumsum(np.bincount(domain_N, minlength=len(self._domains))).tolist()
+        for domain, earlier, start, end in zip(self._domains, drawn, [0, *ends[:-1]], ends, strict=True):
+            if end > start:
+                new[place_N[start:end]] = domain.read(earlier, end - start)
+        self._before = self._counts()
+        self._dealt = np.concatenate([self._dealt[self._taken :], domain_N])
+        self._tokens, self._taken = tokens, 0
+
+    def _counts(self) -> NDArray[np.int64]:
+        """Windows handed out, per phase and domain."""
+        counts = self._before.copy()
+        first = int(counts.sum())
+        phases = np.searchsorted(self._rule.ends, np.arange(first, first + self._taken), side="right")
+        np.add.at(counts, (phases, self._dealt[: self._taken]), 1)
+        return counts
 
     @property
     def vocab_size(self) -> int:
@@ -192,7 +196,8 @@ class MemberSampler:
 
     def state(self) -> dict[str, list[int]]:
         """Windows drawn per phase, by key; JSON values, and all there is to remember."""
-        return {key: self._rule.counts[:, index].tolist() for index, key in enumerate(self._used_keys)}
+        counts = self._counts()
+        return {key: counts[:, index].tolist() for index, key in enumerate(self._used_keys)}
 
     def load_state(self, state: Mapping[str, Sequence[int]]) -> None:
         """Goes on where `state` was taken.
@@ -204,17 +209,39 @@ class MemberSampler:
         if set(state) != set(self._used_keys) or any(len(state[key]) != len(counts) for key in state):
             raise ValueError(f"Sampler state over {sorted(state)} does not fit domains {list(self._used_keys)} in {len(counts)} phases.")
         counts[:] = np.array([state[key] for key in self._used_keys], dtype=np.int64).T
+        self._forget_block()
 
     def realized(self) -> dict[str, tuple[float, ...]]:
         """Share of the windows drawn so far, per phase (0 in phases not begun), for every domain listed."""
-        counts = self._rule.counts
+        counts = self._counts()
         shares = dict(zip(self._used_keys, (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).T.tolist(), strict=True))
         return {key: tuple(shares.get(key, [0.0] * len(counts))) for key in self._keys}
 
     def epochs(self) -> dict[str, float]:
         """How often each domain that has weight was gone through so far."""
-        drawn = self._rule.counts.sum(axis=0).tolist()
+        drawn = self._counts().sum(axis=0).tolist()
         return {key: drawn[index] / self._domains[index].unique for index, key in enumerate(self._used_keys)}
+
+
+def next_windows(samplers: Sequence[MemberSampler], count: int, out_KBS: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The next `count` windows of every member of a pack, shape (K, count, T + 1): what each one's `next_windows` gives, faster.
+
+    Args:
+        samplers: of members that share T; they need not be at the same step.
+        out_KBS: filled and returned where it is given, for instance memory that a GPU copies from; nobody may be reading it any more.
+    """
+    window = samplers[0]._window
+    if out_KBS is None:
+        out_KBS = np.empty((len(samplers), count, window + 1), dtype=np.int64)
+    while short := [sampler for sampler in samplers if sampler._ahead < count]:
+        ahead = min(max(count, BLOCK_TOKENS // window), *(sampler._rule.left for sampler in short))
+        assert ahead > 0, "no windows left"
+        dealt_NK = deal([sampler._rule for sampler in short], ahead)
+        for sampler, domain_N in zip(short, dealt_NK.T, strict=True):
+            sampler._read_ahead(np.ascontiguousarray(domain_N))
+    for sampler, out_BS in zip(samplers, out_KBS, strict=True):
+        sampler._take(out_BS)
+    return out_KBS
 
 
 def _checked_weights(keys: tuple[str, ...], weights: Sequence[Sequence[float]], phases: int) -> NDArray[np.float64]:

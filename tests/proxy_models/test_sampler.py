@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy_models import sampler as sampler_module
+from proxy_models.deficit_rule import DeficitRule, deal
 from proxy_models.hashed_order import hashed_order
-from proxy_models.sampler import DeficitRule, DomainStream, MemberSampler, phase_windows
-from proxy_models.token_store import TokenWriter
+from proxy_models.sampler import DomainStream, MemberSampler, next_windows, phase_windows
+from proxy_models.token_store import TokenStore, TokenWriter
 
 WINDOW = 4
 GOLDEN_ORDER = [6, 4, 11, 5, 8, 0, 7, 2, 9, 1, 10, 3]
@@ -73,6 +75,107 @@ def test_the_order_of_domains_does_not_matter(weights: list[float], data: st.Dat
     other = MemberSampler(3, [*(streams[i] for i in used), absent], [[*(weights[i] for i in used), 0.0]], [1.0], 60, WINDOW)
     assert np.array_equal(plain.next_windows(60), other.next_windows(60))
     assert other.realized()["absent"] == (0.0,)
+
+
+def dealt_one_by_one(rule: DeficitRule, count: int) -> list[int]:
+    return [rule.draw() for _ in range(count)]
+
+
+# Equal and dyadic weights make ties of every kind; others make none.
+tied_cells = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.0 / 3.0]), st.floats(1e-6, 1.0))
+
+
+@st.composite
+def packs(draw: st.DrawFn) -> list[tuple[np.ndarray, list[int], int]]:
+    """Members with domains, phases and windows of their own, and how many windows each has drawn already."""
+    members = []
+    for _ in range(draw(st.integers(1, 5))):
+        domains, phases = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+        cells = st.lists(tied_cells, min_size=domains, max_size=domains).filter(lambda values: sum(values) > 0)
+        rows = draw(st.lists(cells, min_size=phases, max_size=phases))
+        windows = draw(st.lists(st.integers(1, 40), min_size=phases, max_size=phases))
+        members.append((np.array([row(values) for values in rows]), windows, draw(st.integers(0, sum(windows)))))
+    return members
+
+
+@settings(max_examples=200, deadline=None)
+@given(members=packs(), data=st.data())
+def test_dealing_a_pack_ahead_says_what_the_rule_says(members: list[tuple[np.ndarray, list[int], int]], data: st.DataObject) -> None:
+    slow = [DeficitRule(weights, windows) for weights, windows, _ in members]
+    fast = [DeficitRule(weights, windows) for weights, windows, _ in members]
+    for one, other, (_, _, drawn) in zip(slow, fast, members, strict=True):
+        dealt_one_by_one(one, drawn)
+        other.counts[:] = one.counts
+    left = min(rule.left for rule in slow)
+    first = data.draw(st.integers(0, left))
+    dealt = np.concatenate([deal(fast, first), deal(fast, left - first)])
+    assert dealt.T.tolist() == [dealt_one_by_one(rule, left) for rule in slow]
+    assert all(np.array_equal(one.counts, other.counts) for one, other in zip(slow, fast, strict=True))
+
+
+def test_dealing_agrees_with_the_rule_far_into_a_run() -> None:
+    """Where sums of weights are large, so that their last digits decide ties."""
+    for weights in ([0.5, 0.5], [0.1, 0.2, 0.7], [1 / 3, 1 / 3, 1 / 3], [0.3, 0.3, 0.2, 0.2]):
+        slow, fast = (DeficitRule(np.array([row(weights)]), [10**9]) for _ in range(2))
+        drawn = np.array([[round(40_000_000 * weight) for weight in weights]])
+        slow.counts[:], fast.counts[:] = drawn, drawn
+        assert deal([fast], 200)[:, 0].tolist() == dealt_one_by_one(slow, 200)
+
+
+def test_nothing_is_dealt_beyond_the_end() -> None:
+    with pytest.raises(AssertionError, match="no windows left"):
+        deal([DeficitRule(np.array([[1.0]]), [3])], 4)
+
+
+def plain_windows(seed: int, streams: list[DomainStream], weights: list[list[float]], fractions: list[float], windows: int) -> np.ndarray:
+    """What `MemberSampler` hands out, window by window; `streams` in the order of their keys."""
+    rule = DeficitRule(np.array([row(values) for values in weights]), phase_windows(windows, fractions))
+    rows = []
+    for _ in range(windows):
+        index = rule.draw()
+        stream, tokens = streams[index], np.asarray(TokenStore.open(streams[index].path).tokens)
+        available = (len(tokens) - 1) // WINDOW
+        unique = min(available, stream.unique_tokens // WINDOW)
+        epoch, position = divmod(int(rule.counts[:, index].sum()) - 1, unique)
+        order = hashed_order(available, "subset", stream.key)[:unique][hashed_order(unique, "epoch", seed, stream.key, epoch)]
+        start = int(order[position]) * WINDOW
+        rows.append(tokens[start : start + WINDOW + 1].astype(np.int64))
+    return np.array(rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(block=st.integers(1, 40), counts=st.lists(st.integers(0, 9), max_size=12), seed=st.integers(0, 99))
+def test_a_pack_hands_out_the_windows_of_the_plain_sampler(
+    block: int, counts: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever is read ahead, whoever is at another step, and where a sampler was left in the middle of a block."""
+    folder = shared_domains(tmp_path_factory)
+    streams = [DomainStream(f"key{index}", folder / str(index), 16 + 12 * index) for index in range(3)]
+    weights, fractions = [[0.5, 0.25, 0.25], [0.0, 0.9, 0.1]], [0.3, 0.7]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler_module, "BLOCK_TOKENS", block * WINDOW)
+        members = [MemberSampler(seed + k, streams, weights, fractions, 120, WINDOW) for k in range(3)]
+        expected = [plain_windows(seed + k, streams, weights, fractions, 120) for k in range(3)]
+        members[2].next_windows(7)
+        taken = [0, 0, 7]
+        for count in counts:
+            out = next_windows(members, count)
+            for k in range(3):
+                assert np.array_equal(out[k], expected[k][taken[k] : taken[k] + count])
+                taken[k] += count
+            resumed = MemberSampler(seed, streams, weights, fractions, 120, WINDOW)
+            resumed.load_state(json.loads(json.dumps(members[0].state())))
+            members[0] = resumed
+        assert [sum(map(sum, member.state().values())) for member in members] == taken
+
+
+def test_windows_are_put_where_they_are_wanted(pair: tuple[DomainStream, DomainStream]) -> None:
+    def members() -> list[MemberSampler]:
+        return [MemberSampler(seed, pair, [[0.5, 0.5]], [1.0], 20, WINDOW) for seed in (1, 2)]
+
+    out = np.full((2, 20, WINDOW + 1), -1, dtype=np.int64)
+    assert next_windows(members(), 20, out) is out
+    assert np.array_equal(out, next_windows(members(), 20))
 
 
 def write_domain(path: Path, tokens: int, offset: int = 0) -> Path:
