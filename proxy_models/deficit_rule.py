@@ -137,7 +137,7 @@ def _choices(
     owed_NAK: NDArray[np.float64], has_AK: NDArray[np.float64], weight_AK: NDArray[np.float64], margin_K: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Rows of the chosen domains, (N, K). Every line does what `draw` does, in one array of its own; `has_AK` counts along."""
-    count, _, members = owed_NAK.shape
+    count, members = len(owed_NAK), len(margin_K)
     least_owed_K, limit_K = margin_K - TIE_WINDOWS, 1 - margin_K
     choice_NK = np.empty((count, members), dtype=np.int64)
     deficit_AK, left_AK = np.empty_like(has_AK), np.empty_like(has_AK)

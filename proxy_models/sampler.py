@@ -146,7 +146,8 @@ class MemberSampler:
 
     def next_windows(self, count: int) -> NDArray[np.int64]:
         """The next `count` windows, shape (count, T + 1)."""
-        return next_windows([self], count)[0]
+        windows: NDArray[np.int64] = next_windows([self], count)[0]
+        return windows
 
     def _forget_block(self) -> None:
         """Goes on from the rule's counts, with nothing read ahead."""

@@ -15,14 +15,14 @@ TRANSFORMERS = "transformers"
 REFERENCE = (TRANSFORMERS, "workers")
 """Implementation and allocator of the line that ratios are to."""
 
-START_SECONDS = {"mixopt": 2.5, "transformers": 6.0, "data path": 2.5}
+START_SECONDS = {"mixopt": 2.0, "transformers": 4.5, "data path": 1.5}
 """Of a process, warm-up steps not included."""
 
-ASSUMED_SHARE = 0.3
+ASSUMED_SHARE = 0.4
 """Of the peak, to predict how long a step takes; trainers reach 0.2 to 0.6 on a CPU."""
 
 ASSUMED_GPU_SHARE = 0.02
-LONGEST_STEP_SECONDS = 10.0
+LONGEST_STEP_SECONDS = 15.0
 """Lines whose step is predicted to take longer are left out: that many tokens at once gain nothing on a CPU."""
 
 # Resident bytes per parameter (weights, gradient, two moments, what copies of them take) and per token, layer and width of the model; the planner's.

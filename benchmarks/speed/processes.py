@@ -6,6 +6,7 @@ it starts. Processes wait for their turn without using the processor. Trade-off:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -66,7 +67,7 @@ class Worker:
     def __init__(self, job: Mapping[str, Any], engine: Path, allocator: str, patience_seconds: float) -> None:
         self._name = f"{job['kind']} with {job.get('members', 1)} members of {job.get('size', 'no size')}"
         self._patience_seconds = patience_seconds
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # closed by `kill`
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), json.dumps(job)],
@@ -116,10 +117,8 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._errors):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # what was still to be written to a process that is gone
                     stream.close()
-                except OSError:  # what was still to be written to a process that is gone
-                    pass
 
     def _command(self, body: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -12,6 +12,7 @@ Which `proxy_models` is measured depends on PYTHONPATH alone: that of an older c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -107,7 +108,7 @@ def train_mixopt(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
         train.Pack.save = keep_losses
     with tempfile.TemporaryDirectory() as folder:
         folders = {member.member_id: Path(folder) / member.member_id for member in members}
-        try:
+        with contextlib.suppress(train.TrainingStopped):
             train.train_pack(
                 config,
                 settings,
@@ -118,8 +119,6 @@ def train_mixopt(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
                 on_progress=lambda tokens: gate.stepped(sum(tokens.values())),
                 should_stop=lambda: gate.ended,
             )
-        except train.TrainingStopped:
-            pass
     return losses
 
 

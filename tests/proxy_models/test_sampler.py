@@ -115,11 +115,18 @@ def test_dealing_a_pack_ahead_says_what_the_rule_says(members: list[tuple[np.nda
 
 def test_dealing_agrees_with_the_rule_far_into_a_run() -> None:
     """Where sums of weights are large, so that their last digits decide ties."""
-    for weights in ([0.5, 0.5], [0.1, 0.2, 0.7], [1 / 3, 1 / 3, 1 / 3], [0.3, 0.3, 0.2, 0.2]):
+    for weights in ([0.5, 0.5], [0.1, 0.2, 0.7], [1.0, 1.0, 1.0], [0.3, 0.3, 0.2, 0.2]):
         slow, fast = (DeficitRule(np.array([row(weights)]), [10**9]) for _ in range(2))
         drawn = np.array([[round(40_000_000 * weight) for weight in weights]])
         slow.counts[:], fast.counts[:] = drawn, drawn
         assert deal([fast], 200)[:, 0].tolist() == dealt_one_by_one(slow, 200)
+
+
+@pytest.mark.parametrize("parts", [(1, 1, 3, 7), (1, 1, 5, 11), (1, 1, 5, 7), (1, 3, 7, 7), (2, 2, 7, 7), (2, 3, 8, 11)])
+def test_what_is_equal_but_for_rounding_is_equal_for_both(parts: tuple[int, ...]) -> None:
+    """Shares for which a rule without `TIE_WINDOWS`, in the one place or the other, deals differently within 120 windows (searched for)."""
+    slow, fast = (DeficitRule(np.array([row(list(parts))]), [120]) for _ in range(2))
+    assert deal([fast], 120)[:, 0].tolist() == dealt_one_by_one(slow, 120)
 
 
 def test_nothing_is_dealt_beyond_the_end() -> None:
