@@ -50,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", nargs="+", type=int, help="tokens per member and step; 128 512 1024 4096 unless given")
     parser.add_argument("--windows", nargs="+", type=int, help="tokens per window; 128, and 512 at 1,024 tokens, unless given")
     parser.add_argument("--members", nargs="+", type=int, help="members of a pack; 1 4 8 16, on a GPU also 32 64, unless given")
+    parser.add_argument("--implementations", nargs="+", help="lines whose name begins so, as mixopt or 'data path'; all unless given")
     parser.add_argument("--vocab", type=int, default=8192, help="entries of the vocabulary")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--seconds", type=float, help="of each turn, at least one step; 1.2, or 0.6 with --quick, unless given")
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("transformers is not installed, so its lines are left out: pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
     shapes = shapes_for(options.quick, gpu, options.sizes, options.windows, options.tokens, options.vocab)
     lines = lines_for(options.quick, gpu, options.members, [ROOT, *options.engine], with_transformers, options.cores)
+    if options.implementations:
+        lines = [line for line in lines if line.implementation.startswith(tuple(options.implementations))]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mixopt-throughput-") as folder:
         domains = write_corpus(Path(folder), options.vocab, tokens=options.corpus_tokens)
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(bench: Bench, shapes: Sequence[Shape], lines: Sequence[Line], rows: list[Row], path: Path | None) -> None:
     """Fills `rows` shape by shape; one that fails leaves the others alone."""
     peak = bench.peak()
-    predicted = plan_seconds(shapes, lines, peak, bench.repeats, bench.seconds)
+    predicted = plan_seconds(shapes, lines, peak, bench.repeats, bench.seconds, bench.cores)
     print(f"{len(shapes)} shapes, {bench.cores} cores, peak {peak / 1e9:.0f} GFLOP/s: about {predicted / 60:.0f} minutes", flush=True)
     if predicted > 60 * LIMIT_MINUTES:
         print(
@@ -104,19 +107,25 @@ def _run(bench: Bench, shapes: Sequence[Shape], lines: Sequence[Line], rows: lis
         )
     started = time.monotonic()
     for shape in shapes:
-        new = measure_shape(bench, shape, lines, peak)
+        try:
+            new = measure_shape(bench, shape, lines, peak)
+        except ProcessError as error:
+            print(f"\n{shape}: {error}", file=sys.stderr)
+            continue
         rows += new
         print_rows(shape, new)
         if path is not None:
             write_json(path, rows)
-    if bench.device == "cpu":
+    if bench.device == "cpu" and any(line.kind == "data path" for line in lines):
         try:
-            rows += measure_pace(bench)
+            pace = measure_pace(bench)
         except ProcessError as error:
             print(error, file=sys.stderr)
-        print_rows(None, rows[-1:])
-        if path is not None:
-            write_json(path, rows)
+        else:
+            rows += pace
+            print_rows(None, pace)
+            if path is not None:
+                write_json(path, rows)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 

@@ -46,7 +46,7 @@ class DeficitRule:
         self.ends = np.cumsum(windows)
         self.owed_before = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(weights * np.array(windows)[:, None], axis=0)])
         self.active = [np.flatnonzero(row > 0) for row in weights]
-        self.counts = np.zeros(weights.shape, dtype=np.int64)
+        self.counts: NDArray[np.int64] = np.zeros(weights.shape, dtype=np.int64)
 
     @property
     def drawn(self) -> int:
@@ -125,8 +125,8 @@ def _deal_stretch(rules: Sequence[DeficitRule], count: int) -> NDArray[np.int64]
         has_AK[rows, k] = rule.counts[:, active].sum(axis=0)
         first_K[k] = rule.drawn + 1 - (int(rule.ends[phase - 1]) if phase else 0)
         margin_K[k] = rule.margin(phase)
-    steps_NK = first_K + np.arange(count)[:, None]
-    choice_NK = _choices(before_AK + steps_NK[:, None, :] * weight_AK, has_AK, weight_AK, margin_K)
+    steps_N1K: NDArray[np.float64] = (first_K + np.arange(count)[:, None])[:, None]
+    choice_NK = _choices(before_AK + steps_N1K * weight_AK, has_AK, weight_AK, margin_K)
     domain_NK = index_AK[choice_NK, np.arange(members)]
     for k, (rule, phase) in enumerate(zip(rules, phases, strict=True)):
         rule.counts[phase] += np.bincount(domain_NK[:, k], minlength=rule.counts.shape[1])

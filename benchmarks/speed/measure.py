@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speed.plan import REFERENCE, Line, Shape, available_memory_bytes, left_out, sets_in_memory
+from speed.plan import Line, Shape, available_memory_bytes, left_out, sets_in_memory
 from speed.processes import ProcessError, Stretch, Worker, take_turn
 from speed.table import Row
 
@@ -113,6 +113,7 @@ def _measure_set(bench: Bench, shape: Shape, running: Sequence[Running], peaks: 
         multiplier.wait_ready()
         for one in running:
             one.workers = [stack.enter_context(worker) for worker in bench.start(shape, one.line, peak)]
+        for one in running:
             try:
                 for worker in one.workers:
                     worker.wait_ready()
@@ -252,6 +253,3 @@ def measure_pace(bench: Bench) -> list[Row]:
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
     """Median and range under a row's names."""
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
-
-
-__all__ = ["REFERENCE", "Bench", "measure_pace", "measure_shape"]

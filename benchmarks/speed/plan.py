@@ -172,15 +172,17 @@ def available_memory_bytes() -> float:
     return float("inf") if free is None else MEMORY_SHARE * free
 
 
-def plan_seconds(shapes: Sequence[Shape], lines: Sequence[Line], peak: float, repeats: int, seconds: float) -> float:
-    """How long all of it takes, about."""
+def plan_seconds(shapes: Sequence[Shape], lines: Sequence[Line], peak: float, repeats: int, seconds: float, cores: int) -> float:
+    """How long all of it takes, about: processes start side by side, and then take turns."""
     total = 0.0
     memory = available_memory_bytes()
     for shape in shapes:
         measured = [line for line in lines if left_out(line, shape, peak, memory) is None]
         for one in sets_in_memory(measured, shape, memory):
+            total += START_SECONDS["data path"]  # of the process that measures the peak
             for line in one:
                 step = line.step_seconds(shape, peak)
-                total += START_SECONDS[line.kind] + max(0.5, 2 * step) + repeats * len(line.processes) * (seconds + step / 2)
+                start = (START_SECONDS[line.kind] + max(0.5, 2 * step)) * max(line.processes) / cores
+                total += start + repeats * len(line.processes) * (seconds + step / 2)
             total += repeats * seconds / 2  # the peak
     return total
