@@ -17,6 +17,8 @@ share_of_peak: useful FLOPs (`ProxyConfig.training_flops_per_token`, the same fo
 same rounds: float32 2,048 on a CPU core, bfloat16 8,192 on a GPU. On a CPU shares and `ratio_per_cpu_second` are by CPU time, which other work on the machine
 hardly moves; `ratio_to_transformers` is by the clock. Both are ratios within a round, to the line `transformers` with as many processes.
 
+"x K=1" and "x default" are by CPU time too: to the same engine with one member, and to `transformers` without the allocator's settings.
+
 JSON rows are written after every shape. Losses of a shape's lines after equally many steps are printed too: what is compared trains.
 """
 
@@ -33,7 +35,7 @@ from pathlib import Path
 
 from speed.corpus import TOKENS_PER_DOMAIN, write_corpus
 from speed.measure import Bench, measure_pace, measure_shape
-from speed.plan import Line, Shape, lines_for, plan_seconds, shapes_for
+from speed.plan import Line, Shape, available_memory_bytes, lines_for, plan_seconds, shapes_for
 from speed.processes import ProcessError
 from speed.table import Row, print_rows, print_targets, write_json
 
@@ -53,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--implementations", nargs="+", help="lines whose name begins so, as mixopt or 'data path'; all unless given")
     parser.add_argument("--vocab", type=int, default=8192, help="entries of the vocabulary")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--seconds", type=float, help="of each turn, at least one step; 1.2, or 0.6 with --quick, unless given")
+    parser.add_argument("--seconds", type=float, help="of each turn, at least one step; 1, or 0.6 with --quick, unless given")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--engine", action="append", type=Path, default=[], help="another checkout to compare with; may be given several times"
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mixopt-throughput-") as folder:
         domains = write_corpus(Path(folder), options.vocab, tokens=options.corpus_tokens)
-        seconds = options.seconds or (0.6 if options.quick else 1.2)
+        seconds = options.seconds or (0.6 if options.quick else 1.0)
         bench = Bench(ROOT, domains, options.device, options.repeats, seconds, options.cores, options.corpus_tokens)
         try:
             _run(bench, shapes, lines, rows, options.json)
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(bench: Bench, shapes: Sequence[Shape], lines: Sequence[Line], rows: list[Row], path: Path | None) -> None:
     """Fills `rows` shape by shape; one that fails leaves the others alone."""
     peak = bench.peak()
-    predicted = plan_seconds(shapes, lines, peak, bench.repeats, bench.seconds, bench.cores)
+    predicted = plan_seconds(shapes, lines, peak, available_memory_bytes(bench.device), bench.repeats, bench.seconds, bench.cores)
     print(f"{len(shapes)} shapes, {bench.cores} cores, peak {peak / 1e9:.0f} GFLOP/s: about {predicted / 60:.0f} minutes", flush=True)
     if predicted > 60 * LIMIT_MINUTES:
         print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speed.disturbance import Disturbance
 from speed.plan import Line, Shape, available_memory_bytes, left_out, sets_in_memory
 from speed.processes import ProcessError, Stretch, Worker, take_turn
 from speed.table import Row
@@ -96,14 +96,16 @@ class Running:
 
 def measure_shape(bench: Bench, shape: Shape, lines: Sequence[Line], peak: float) -> list[Row]:
     """Rows of a shape, in the order of `lines`; a line that fails has one that says why."""
-    memory = available_memory_bytes()
-    running = [Running(line, error=left_out(line, shape, peak, memory)) for line in lines]
+    memory = available_memory_bytes(bench.device)
+    running = [Running(line.for_shape(shape, peak), error=left_out(line, shape, peak, memory)) for line in lines]
     peaks: dict[int, float] = {}
+    disturbance = Disturbance()
     measured = [one.line for one in running if one.error is None]
     for number, together in enumerate(sets_in_memory(measured, shape, memory)):
         chosen = [one for one in running if one.line in together]
         _measure_set(bench, shape, chosen, peaks, peak, first_round=number * bench.repeats)
-    return rows_of(bench, shape, running, peaks)
+    others, stolen = disturbance.shares()
+    return [row.with_values(others_share=others, stolen_share=stolen) for row in rows_of(bench, shape, running, peaks)]
 
 
 def _measure_set(bench: Bench, shape: Shape, running: Sequence[Running], peaks: dict[int, float], peak: float, first_round: int) -> None:
@@ -213,24 +215,27 @@ def _with_ratios(row: Row, bench: Bench, rounds: Mapping[int, Sequence[Stretch]]
 
 def _with_comparisons_of_own(rows: Sequence[Row]) -> list[Row]:
     """What needs other rows of the shape: mixopt with one member, `transformers` as it is without settings, the training a data path feeds."""
-    done = []
-    for row in rows:
-        others = [other for other in rows if other.tokens_per_second is not None and other.processes == row.processes]
-        alone = next((other for other in others if other.implementation == row.implementation and other.members == 1), None)
-        bare = next((other for other in others if other.allocator == "default"), None)
-        if row.tokens_per_second is None:
-            pass
-        elif row.implementation == "data path":
-            fed = [other.tokens_per_second or math.nan for other in others if other.implementation == "mixopt"]
-            # The fastest training of the shape, whatever its members.
-            row = row.with_values(times_training=row.tokens_per_second / max(fed) if fed else None)
-        elif row.implementation.startswith("mixopt"):
-            if alone is not None and alone.tokens_per_cpu_second and row.tokens_per_cpu_second:
-                row = row.with_values(ratio_to_one_member=row.tokens_per_cpu_second / alone.tokens_per_cpu_second)
-            if bare is not None and bare.tokens_per_cpu_second and row.tokens_per_cpu_second:
-                row = row.with_values(ratio_to_default_allocator=row.tokens_per_cpu_second / bare.tokens_per_cpu_second)
-        done.append(row)
-    return done
+    return [_compared(row, [other for other in rows if other.processes == row.processes]) for row in rows]
+
+
+def _compared(row: Row, others: Sequence[Row]) -> Row:
+    own = _pace(row)
+    if own is None:
+        return row
+    if row.implementation == "data path":
+        # The fastest training of the shape, whatever its members.
+        fed = [pace for other in others if other.implementation == "mixopt" and (pace := _pace(other))]
+        return row.with_values(times_training=own / max(fed) if fed else None)
+    if not row.implementation.startswith("mixopt"):
+        return row
+    alone = next((_pace(other) for other in others if other.implementation == row.implementation and other.members == 1), None)
+    bare = next((_pace(other) for other in others if other.allocator == "default"), None)
+    return row.with_values(ratio_to_one_member=own / alone if alone else None, ratio_to_default_allocator=own / bare if bare else None)
+
+
+def _pace(row: Row) -> float | None:
+    """Tokens per CPU second on a CPU, which other work on the machine hardly moves; by the clock on a GPU."""
+    return row.tokens_per_cpu_second if row.device == "cpu" else row.tokens_per_second
 
 
 def measure_pace(bench: Bench) -> list[Row]:
@@ -246,8 +251,8 @@ def measure_pace(bench: Bench) -> list[Row]:
         for number in range(bench.repeats):
             rounds[number] = take_turn([worker], bench.seconds)
     row = _with_speed(_row(bench, PACE_SHAPE, line, 1), bench, line, rounds, {}, PACE_SHAPE.flops_per_token)
-    assert row.tokens_per_second is not None
-    return [row.with_values(device="cpu, at an assumed pace", times_training=row.tokens_per_second / PACE_TOKENS_PER_SECOND)]
+    times = (_pace(row) or 0.0) / PACE_TOKENS_PER_SECOND
+    return [row.with_values(device="cpu, at an assumed pace", times_training=times)]
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:

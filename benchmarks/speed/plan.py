@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ ASSUMED_SHARE = 0.4
 ASSUMED_GPU_SHARE = 0.02
 LONGEST_STEP_SECONDS = 15.0
 """Lines whose step is predicted to take longer are left out: that many tokens at once gain nothing on a CPU."""
+
+LONGEST_STEP_TOGETHER_SECONDS = 4.0
+"""Beyond this, processes are measured alone only: such lines take long, and are the ones that a busy neighbour slows least."""
 
 # Resident bytes per parameter (weights, gradient, two moments, what copies of them take) and per token, layer and width of the model; the planner's.
 STATE_BYTES = 28
@@ -78,6 +82,10 @@ class Line:
     @property
     def is_reference(self) -> bool:
         return (self.implementation, self.allocator) == REFERENCE
+
+    def for_shape(self, shape: Shape, peak: float) -> Line:
+        """Itself, or with single processes only where a step is long."""
+        return self if self.step_seconds(shape, peak) <= LONGEST_STEP_TOGETHER_SECONDS else dataclasses.replace(self, processes=(1,))
 
     def step_seconds(self, shape: Shape, peak: float) -> float:
         """A guess."""
@@ -166,19 +174,25 @@ def sets_in_memory(lines: Sequence[Line], shape: Shape, memory_bytes: float) -> 
     return [[*reference, *one] for one in sets]
 
 
-def available_memory_bytes() -> float:
-    """What processes of one set may take."""
-    free = free_memory()
-    return float("inf") if free is None else MEMORY_SHARE * free
+def available_memory_bytes(device: str) -> float:
+    """What processes of one set may take, of the machine's memory or the GPU's."""
+    if device == "cpu":
+        free = free_memory()
+        return float("inf") if free is None else MEMORY_SHARE * free
+    import torch
+
+    return MEMORY_SHARE * float(torch.cuda.get_device_properties(device).total_memory)
 
 
-def plan_seconds(shapes: Sequence[Shape], lines: Sequence[Line], peak: float, repeats: int, seconds: float, cores: int) -> float:
+def plan_seconds(
+    shapes: Sequence[Shape], lines: Sequence[Line], peak: float, memory_bytes: float, repeats: int, seconds: float, cores: int
+) -> float:
     """How long all of it takes, about: processes start side by side, and then take turns."""
     total = 0.0
-    memory = available_memory_bytes()
     for shape in shapes:
-        measured = [line for line in lines if left_out(line, shape, peak, memory) is None]
-        for one in sets_in_memory(measured, shape, memory):
+        fitting = [line.for_shape(shape, peak) for line in lines]
+        measured = [line for line in fitting if left_out(line, shape, peak, memory_bytes) is None]
+        for one in sets_in_memory(measured, shape, memory_bytes):
             total += START_SECONDS["data path"]  # of the process that measures the peak
             for line in one:
                 step = line.step_seconds(shape, peak)

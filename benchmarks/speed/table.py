@@ -35,10 +35,12 @@ class Row:
         processes: how many were busy at once; their tokens are added up.
         tokens_per_second, ...: medians over rounds, with their ranges (`_min`, `_max`).
         ratio_to_transformers: by the clock; `ratio_per_cpu_second` by CPU time.
-        ratio_to_one_member: to the same engine with K = 1, by CPU time.
+        ratio_to_one_member: to the same engine with K = 1, by CPU time (on a GPU by the clock, as the next two).
         ratio_to_default_allocator: to `transformers` in the environment that one would really have, by CPU time.
-        times_training: tokens of the data path over those of the fastest training of the shape.
+        times_training: tokens of the data path over those of the fastest training of the shape, by CPU time.
         first_loss_nats, loss_nats: after one step, and around `loss_steps`, the same for all lines of the shape; mean over members.
+        others_share, stolen_share: of all cores' time while the shape was measured, what other processes had and what the host took away; a machine
+            is quiet where both are near 0.
         error: why there are no numbers.
     """
 
@@ -77,6 +79,8 @@ class Row:
     loss_nats: float | None = None
     loss_steps: int = 0
     peak_resident_bytes: float | None = None
+    others_share: float | None = None
+    stolen_share: float | None = None
     error: str | None = None
 
     def with_values(self, **values: Any) -> Row:
@@ -96,7 +100,7 @@ def print_rows(shape: Shape | None, rows: Sequence[Row]) -> None:
     print(f"\n{shape}" if shape is not None else f"\n{rows[0].size if rows else ''} data path at the pace of a GPU", flush=True)
     print(
         f"{'implementation':33} {'K':>3} {'procs':>5} {'tokens/s':>22} {'per CPU-second':>22} {'of peak':>7} "
-        f"{'x transformers':>16} {'per CPU-second':>16} {'x K=1':>5} {'loss':>11}"
+        f"{'x transformers':>16} {'per CPU-second':>16} {'x K=1':>5} {'x default':>9} {'loss':>11}"
     )
     for row in rows:
         if row.error is not None:
@@ -107,14 +111,20 @@ def print_rows(shape: Shape | None, rows: Sequence[Row]) -> None:
         else:
             share = "-" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
             alone = "-" if row.ratio_to_one_member is None else f"{row.ratio_to_one_member:.2f}"
+            bare = "-" if row.ratio_to_default_allocator is None else f"{row.ratio_to_default_allocator:.2f}"
             loss = "-" if row.loss_nats is None else f"{row.first_loss_nats:.2f}→{row.loss_nats:.2f}"
             ratios = f"{_ratio(row, 'ratio_to_transformers'):>16} {_ratio(row, 'ratio_per_cpu_second'):>16}"
-            ending = f"{share:>7} {ratios} {alone:>5} {loss:>11}"
+            ending = f"{share:>7} {ratios} {alone:>5} {bare:>9} {loss:>11}"
         speeds = f"{_speed(row, 'tokens_per_second'):>22} {_speed(row, 'tokens_per_cpu_second'):>22}"
         print(f"{row.implementation:33} {row.members:3} {row.processes:5} {speeds} {ending}")
     steps = max((row.loss_steps for row in rows), default=0)
     if steps:
-        print(f"loss: nats per token in the first step and around step {steps}", flush=True)
+        print(f"loss: nats per token in the first step and around step {steps}")
+    if rows and rows[0].others_share is not None:
+        print(
+            f"meanwhile other processes had {rows[0].others_share:.0%} of the cores, the host took {rows[0].stolen_share or 0:.0%}",
+            flush=True,
+        )
 
 
 def print_targets(rows: Sequence[Row], gpu: bool) -> None:
@@ -150,7 +160,7 @@ def _print_target(what: str, aim: float, rows: Sequence[Row], name: str) -> None
         print(f"  {what}: {aim:g}, not measured")
         return
     best, members = max(values)
-    print(f"  {what}: {aim:g}, best {best:.2f} (K={members}){'' if best >= aim else ', missed'}")
+    print(f"  {what}: {aim:g}, best {best:.2f} (K={members}): {'reached' if best >= aim else 'missed'}")
 
 
 def _ratio(row: Row, name: str) -> str:

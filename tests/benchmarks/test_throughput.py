@@ -40,7 +40,7 @@ def test_packs_and_the_data_path_are_measured(tmp_path: Path) -> None:
     assert 0 < rows[0]["share_of_peak"] < 1.5
     assert rows[0]["loss_steps"] >= 2
     assert rows[0]["first_loss_nats"] == pytest.approx(5.55, abs=0.2)  # log 256
-    assert rows[1]["times_training"] == pytest.approx(rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"])
+    assert rows[1]["times_training"] == pytest.approx(rows[1]["tokens_per_cpu_second"] / rows[0]["tokens_per_cpu_second"])
     assert "about 0 minutes" in printed
     assert "not yet measured" in printed
 
