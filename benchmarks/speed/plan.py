@@ -132,6 +132,9 @@ def lines_for(
         lines.append(Line(TRANSFORMERS, "transformers", 1, first, processes=together))
         if gpu:
             lines.append(Line(f"{TRANSFORMERS}, compiled", "transformers", 1, first, options={"compile": True}))
+            narrow = {"bfloat16_weights": True}
+            lines.append(Line(f"{TRANSFORMERS}, bfloat16 weights", "transformers", 1, first, options=narrow))
+            lines.append(Line(f"{TRANSFORMERS}, bfloat16 weights, compiled", "transformers", 1, first, options={**narrow, "compile": True}))
         else:
             lines.append(Line(f"{TRANSFORMERS}, default allocator", "transformers", 1, first, "default", together))
         lines.append(Line(f"{TRANSFORMERS}, fused AdamW", "transformers", 1, first, options={"fused": True}))
@@ -146,13 +149,16 @@ def commit_of(checkout: Path) -> str:
     return ended.stdout.strip() or checkout.resolve().name
 
 
+LEFT_OUT = "left out: "
+
+
 def left_out(line: Line, shape: Shape, peak: float, memory_bytes: float) -> str | None:
     """Why a line is not measured; None: it is."""
     seconds = line.step_seconds(shape, peak)
     if seconds > LONGEST_STEP_SECONDS:
-        return f"left out: one step would take about {seconds:.0f} seconds"
+        return f"{LEFT_OUT}one step would take about {seconds:.0f} seconds"
     if line.memory_bytes(shape) > memory_bytes:
-        return f"left out: it may need {line.memory_bytes(shape) / 1e9:.0f} GB"
+        return f"{LEFT_OUT}it may need {line.memory_bytes(shape) / 1e9:.0f} GB"
     return None
 
 
