@@ -12,7 +12,7 @@ are listed. Two parts:
 Windows are dealt and read a block ahead, for all members of a pack together, because one at a time they would cost a GPU more than it takes to train
 on them. What a sampler remembers and reports is what it handed out, never what it read ahead.
 
-Trade-offs: the tokens at the end of a domain that fill no window are never trained on; a block of every member is in memory (128 KiB).
+Trade-offs: the tokens at the end of a domain that fill no window are never trained on; a block or two of every member are in memory (128 KiB each).
 
 Shapes: K members, D domains of positive weight in some phase, P phases, B windows per step, N windows of a block, T tokens per window.
 """
@@ -234,11 +234,14 @@ def next_windows(samplers: Sequence[MemberSampler], count: int, out_KBS: NDArray
     window = samplers[0]._window
     if out_KBS is None:
         out_KBS = np.empty((len(samplers), count, window + 1), dtype=np.int64)
-    while short := [sampler for sampler in samplers if sampler._ahead < count]:
-        ahead = min(max(count, BLOCK_TOKENS // window), *(sampler._rule.left for sampler in short))
+    block = max(count, BLOCK_TOKENS // window)
+    while any(sampler._ahead < count for sampler in samplers):
+        # With those who run out also those who soon will: members that joined at other steps are dealt to together from then on.
+        behind = [one for one in samplers if one._ahead < count or (one._ahead < block // 2 and one._rule.left > 0)]
+        ahead = min(block, *(sampler._rule.left for sampler in behind))
         assert ahead > 0, "no windows left"
-        dealt_NK = deal([sampler._rule for sampler in short], ahead)
-        for sampler, domain_N in zip(short, dealt_NK.T, strict=True):
+        dealt_NK = deal([sampler._rule for sampler in behind], ahead)
+        for sampler, domain_N in zip(behind, dealt_NK.T, strict=True):
             sampler._read_ahead(np.ascontiguousarray(domain_N))
     for sampler, out_BS in zip(samplers, out_KBS, strict=True):
         sampler._take(out_BS)

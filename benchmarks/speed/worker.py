@@ -100,7 +100,7 @@ def train_mixopt(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
     members = [_member(job, k, default_learning_rate(job["size"])) for k in range(job["members"])]
     losses: list[list[float]] = []
 
-    def keep_losses(pack: Any) -> None:
+    def keep_losses(pack: Any, *_arguments: Any, **_options: Any) -> None:
         losses.extend([float(loss) for loss in run.losses_nats] for run in pack.runs)
 
     # A pack that is stopped writes checkpoints, of gigabytes here. (Its name is all that is assumed of engines, older and newer.)
@@ -150,7 +150,7 @@ def train_transformers(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
     Its routed experts are the proxy's routed and shared ones together, of which each token takes as many as in the proxy. Attention and experts are the
     library's defaults: torch's attention kernel and `torch.nn.functional.grouped_mm`. The cache for generation is off. On a GPU under autocast to bfloat16;
     since that leaves the experts' weights in float32, for which there is no fast grouped product, "bfloat16_weights" asks for weights, moments and
-    updates in bfloat16: faster, and less exact than what it is compared with.
+    updates in bfloat16: faster, and less exact than what it is compared with. A window of T tokens counts as T, though the library predicts T - 1 of them.
     """
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
