@@ -162,7 +162,7 @@ def rows_of(bench: Bench, shape: Shape, running: Sequence[Running], peaks: Mappi
                 row = _with_ratios(row, bench, rounds, reference.rounds.get(processes, {}))
             losses = one.losses_nats()[:loss_steps]
             if losses:
-                tail = losses[-max(1, loss_steps // 10) :]
+                tail = losses[-max(1, loss_steps // 3) :]
                 row = row.with_values(first_loss_nats=losses[0], loss_nats=statistics.fmean(tail), loss_steps=loss_steps)
             rows.append(row.with_values(peak_resident_bytes=one.last_words.get("peak_resident_bytes")))
     return _with_comparisons_of_own(rows)

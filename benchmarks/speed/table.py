@@ -38,7 +38,8 @@ class Row:
         ratio_to_one_member: to the same engine with K = 1, by CPU time (on a GPU by the clock, as the next two).
         ratio_to_default_allocator: to `transformers` in the environment that one would really have, by CPU time.
         times_training: tokens of the data path over those of the fastest training of the shape, by CPU time.
-        first_loss_nats, loss_nats: after one step, and around `loss_steps`, the same for all lines of the shape; mean over members.
+        first_loss_nats, loss_nats: of the first step, and over the last third of `loss_steps` steps, as many for all lines of the shape; mean over
+            members.
         others_share, stolen_share: of all cores' time while the shape was measured, what other processes had and what the host took away; a machine
             is quiet where both are near 0.
         error: why there are no numbers.
@@ -119,7 +120,7 @@ def print_rows(shape: Shape | None, rows: Sequence[Row]) -> None:
         print(f"{row.implementation:33} {row.members:3} {row.processes:5} {speeds} {ending}")
     steps = max((row.loss_steps for row in rows), default=0)
     if steps:
-        print(f"loss: nats per token in the first step and around step {steps}")
+        print(f"loss: nats per token in the first step, and over the last third of {steps} steps")
     if rows and rows[0].others_share is not None:
         print(
             f"meanwhile other processes had {rows[0].others_share:.0%} of the cores, the host took {rows[0].stolen_share or 0:.0%}",
