@@ -149,6 +149,11 @@ class MemberSampler:
         windows: NDArray[np.int64] = next_windows([self], count)[0]
         return windows
 
+    def _forget_what_is_ahead(self) -> None:
+        """Stays where it is, with nothing dealt or read ahead."""
+        self._rule.counts[:] = self._counts()
+        self._forget_block()
+
     def _forget_block(self) -> None:
         """Goes on from the rule's counts, with nothing read ahead."""
         self._before = self._rule.counts.copy()
@@ -230,6 +235,8 @@ def next_windows(samplers: Sequence[MemberSampler], count: int, out_KBS: NDArray
     Args:
         samplers: of members that share T; they need not be at the same step.
         out_KBS: filled and returned where it is given, for instance memory that a GPU copies from; nobody may be reading it any more.
+
+    Whatever is raised, every sampler is where it was before: the members can be asked one by one whose trouble it is.
     """
     window = samplers[0]._window
     if out_KBS is None:
@@ -240,9 +247,14 @@ def next_windows(samplers: Sequence[MemberSampler], count: int, out_KBS: NDArray
         behind = [one for one in samplers if one._ahead < count or (one._ahead < block // 2 and one._rule.left > 0)]
         ahead = min(block, *(sampler._rule.left for sampler in behind))
         assert ahead > 0, "no windows left"
-        dealt_NK = deal([sampler._rule for sampler in behind], ahead)
-        for sampler, domain_N in zip(behind, dealt_NK.T, strict=True):
-            sampler._read_ahead(np.ascontiguousarray(domain_N))
+        try:
+            dealt_NK = deal([sampler._rule for sampler in behind], ahead)
+            for sampler, domain_N in zip(behind, dealt_NK.T, strict=True):
+                sampler._read_ahead(np.ascontiguousarray(domain_N))
+        except BaseException:
+            for sampler in behind:
+                sampler._forget_what_is_ahead()
+            raise
     for sampler, out_BS in zip(samplers, out_KBS, strict=True):
         sampler._take(out_BS)
     return out_KBS

@@ -19,7 +19,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -101,24 +101,27 @@ def train_mixopt(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
     losses: list[list[float]] = []
 
     def keep_losses(pack: Any, *_arguments: Any, **_options: Any) -> None:
+        getattr(pack, "_settle", lambda: None)()  # engines that hear of their steps late
         losses.extend([float(loss) for loss in run.losses_nats] for run in pack.runs)
+
+    def should_stop(ids: Sequence[str] | None = None) -> bool | list[str]:
+        """Older engines ask whether to stop, newer ones who is to."""
+        return gate.ended if ids is None else [*ids] if gate.ended else []
 
     # A pack that is stopped writes checkpoints, of gigabytes here. (Its name is all that is assumed of engines, older and newer.)
     if hasattr(train, "Pack"):
         train.Pack.save = keep_losses
-    with tempfile.TemporaryDirectory() as folder:
-        folders = {member.member_id: Path(folder) / member.member_id for member in members}
-        with contextlib.suppress(train.TrainingStopped):
-            train.train_pack(
-                config,
-                settings,
-                members,
-                [],
-                folders,
-                job["device"],
-                on_progress=lambda tokens: gate.stepped(sum(tokens.values())),
-                should_stop=lambda: gate.ended,
-            )
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(*filter(None, [getattr(train, "TrainingStopped", None)])):
+        train.train_pack(
+            config,
+            settings,
+            members,
+            [],
+            {member.member_id: Path(folder) / member.member_id for member in members},
+            job["device"],
+            on_progress=lambda tokens: gate.stepped(sum(tokens.values())),
+            should_stop=should_stop,
+        )
     return losses
 
 

@@ -176,6 +176,25 @@ def test_a_pack_hands_out_the_windows_of_the_plain_sampler(
         assert [sum(map(sum, member.state().values())) for member in members] == taken
 
 
+def test_a_member_that_cannot_read_leaves_all_where_they_were(
+    pair: tuple[DomainStream, DomainStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler_module, "BLOCK_TOKENS", 6 * WINDOW)
+    members = [MemberSampler(seed, pair, [[0.5, 0.5]], [1.0], 20, WINDOW) for seed in (1, 2, 3)]
+    expected = [MemberSampler(seed, pair, [[0.5, 0.5]], [1.0], 20, WINDOW).next_windows(20) for seed in (1, 2, 3)]
+    next_windows(members, 4)
+    states = [member.state() for member in members]
+    readers, members[1]._domains = members[1]._domains, ()
+    with pytest.raises((ValueError, IndexError)):
+        next_windows(members, 4)
+    assert [member.state() for member in members] == states
+    with pytest.raises((ValueError, IndexError)):
+        members[1].next_windows(4)
+    assert np.array_equal(members[2].next_windows(4), expected[2][4:8])
+    members[1]._domains = readers
+    assert np.array_equal(next_windows(members[:2], 16), [windows[4:] for windows in expected[:2]])
+
+
 def test_windows_are_put_where_they_are_wanted(pair: tuple[DomainStream, DomainStream]) -> None:
     def members() -> list[MemberSampler]:
         return [MemberSampler(seed, pair, [[0.5, 0.5]], [1.0], 20, WINDOW) for seed in (1, 2)]
