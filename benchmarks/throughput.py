@@ -10,13 +10,15 @@ that what disturbs the machine disturbs all of them. Medians and ranges are over
 - transformers: OLMoE of the `transformers` library in the same shape, `torch.optim.AdamW`, in the loop one would write: one process per trial. Its
   attention and experts are that library's defaults (torch's kernels: sdpa and grouped_mm). In the same environment as workers of a search; a line
   of its own says what it does without the allocator's settings, which is what one would really have. Another has torch's fused AdamW, the fastest
-  eager form (measured: experts one after the other, or as batched products, are slower). On a GPU: bfloat16 autocast, eager and with torch.compile, and
+  eager form (measured: experts one after the other, or as batched products, are slower); and where torch does not multiply in the library that is
+  fastest on this processor (`proxy_models/products.py`), one more has both: measured slower, because its products are small. On a GPU: bfloat16 autocast, eager and with torch.compile, and
   both with weights in bfloat16, which is what its grouped products want.
 - data path: sampler, windows and copy alone; it is to be 20 times as fast as the training it feeds.
 
 share_of_peak: useful FLOPs (`ProxyConfig.training_flops_per_token`, the same for all) over the median speed of a square matrix product, measured in the
-same rounds: float32 2,048 on a CPU core, bfloat16 8,192 on a GPU. On a CPU shares and `ratio_per_cpu_second` are by CPU time, which other work on the machine
-hardly moves; `ratio_to_transformers` is by the clock. Both are ratios within a round, to the line `transformers` with as many processes.
+same rounds: float32 2,048 on a CPU core, in the library that is fastest there, and bfloat16 8,192 on a GPU. On a CPU shares and `ratio_per_cpu_second`
+are by CPU time, which other work on the machine moves least; `ratio_to_transformers` is by the clock. Both are ratios within a round, to the line
+`transformers` with as many processes.
 
 "x K=1" and "x default" are by CPU time too: to the same engine with one member, and to `transformers` without the allocator's settings.
 

@@ -19,8 +19,8 @@ REFERENCE = (TRANSFORMERS, "workers")
 START_SECONDS = {"mixopt": 2.0, "transformers": 4.5, "data path": 1.5}
 """Of a process, warm-up steps not included."""
 
-ASSUMED_SHARE = 0.4
-"""Of the peak, to predict how long a step takes; trainers reach 0.2 to 0.6 on a CPU."""
+ASSUMED_SHARE = {"mixopt": 0.4, "transformers": 0.2}
+"""Of the peak, to predict how long a step takes on a CPU."""
 
 ASSUMED_GPU_SHARE = 0.02
 LONGEST_STEP_SECONDS = 15.0
@@ -91,7 +91,7 @@ class Line:
         """A guess."""
         if self.kind == "data path":
             return 0.0
-        share = ASSUMED_SHARE if peak < 10e12 else ASSUMED_GPU_SHARE
+        share = ASSUMED_SHARE.get(self.kind, 1.0) if peak < 10e12 else ASSUMED_GPU_SHARE
         return self.members * shape.tokens_per_step * shape.flops_per_token / (share * peak)
 
     def memory_bytes(self, shape: Shape) -> float:
@@ -138,8 +138,20 @@ def lines_for(
         else:
             lines.append(Line(f"{TRANSFORMERS}, default allocator", "transformers", 1, first, "default", together))
         lines.append(Line(f"{TRANSFORMERS}, fused AdamW", "transformers", 1, first, options={"fused": True}))
+        if not gpu and has_faster_products():
+            fastest = {"fused": True, "fast_products": True}
+            lines.append(Line(f"{TRANSFORMERS}, fused AdamW, oneDNN", "transformers", 1, first, options=fastest))
     lines += [Line("data path", "data path", k, first) for k in sorted({counts[0], counts[-1]})]
     return lines
+
+
+def has_faster_products() -> bool:
+    """Whether torch, left alone, multiplies in a library that is not the fastest on this processor."""
+    try:
+        from proxy_models.products import product_library
+    except ImportError:
+        return False
+    return product_library() != "mkl"
 
 
 def commit_of(checkout: Path) -> str:

@@ -100,12 +100,12 @@ def print_rows(shape: Shape | None, rows: Sequence[Row]) -> None:
     """The table of a shape; None: of what belongs to none."""
     print(f"\n{shape}" if shape is not None else f"\n{rows[0].size if rows else ''} data path at the pace of a GPU", flush=True)
     print(
-        f"{'implementation':33} {'K':>3} {'procs':>5} {'tokens/s':>22} {'per CPU-second':>22} {'of peak':>7} "
+        f"{'implementation':36} {'K':>3} {'procs':>5} {'tokens/s':>22} {'per CPU-second':>22} {'of peak':>7} "
         f"{'x transformers':>16} {'per CPU-second':>16} {'x K=1':>5} {'x default':>9} {'loss':>11}"
     )
     for row in rows:
         if row.error is not None:
-            print(f"{row.implementation:33} {row.members:3} {row.processes:5} {row.error}")
+            print(f"{row.implementation:36} {row.members:3} {row.processes:5} {row.error}")
             continue
         if row.times_training is not None:
             ending = f"{row.times_training:.1f} times the training it feeds"
@@ -117,7 +117,7 @@ def print_rows(shape: Shape | None, rows: Sequence[Row]) -> None:
             ratios = f"{_ratio(row, 'ratio_to_transformers'):>16} {_ratio(row, 'ratio_per_cpu_second'):>16}"
             ending = f"{share:>7} {ratios} {alone:>5} {bare:>9} {loss:>11}"
         speeds = f"{_speed(row, 'tokens_per_second'):>22} {_speed(row, 'tokens_per_cpu_second'):>22}"
-        print(f"{row.implementation:33} {row.members:3} {row.processes:5} {speeds} {ending}")
+        print(f"{row.implementation:36} {row.members:3} {row.processes:5} {speeds} {ending}")
     steps = max((row.loss_steps for row in rows), default=0)
     if steps:
         print(f"loss: nats per token in the first step, and over the last third of {steps} steps")

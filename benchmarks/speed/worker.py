@@ -186,22 +186,24 @@ def train_transformers(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
     peak_rate = default_learning_rate(job["size"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.95), weight_decay=0.1, **fused)
     forward = torch.compile(model) if job.get("compile") else model
+    library = fastest_products() if job.get("fast_products") else contextlib.nullcontext()
     tokens = np.concatenate([TokenStore.open(Path(path)).tokens for path in job["domains"]])
     rng = np.random.default_rng(0)
     batch, window = job["tokens_per_step"] // job["window"], job["window"]
     losses: list[torch.Tensor] = []
-    while not gate.ended:
-        starts = rng.integers(0, len(tokens) - window, size=batch)
-        ids = torch.from_numpy(np.stack([tokens[start : start + window] for start in starts]).astype(np.int64)).to(device)
-        optimizer.param_groups[0]["lr"] = peak_rate * min(1.0, (len(losses) + 1) / WARMUP_STEPS)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and not narrow):
-            loss = forward(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.detach())
-        gate.stepped(len(losses) * job["tokens_per_step"])
+    with library:
+        while not gate.ended:
+            starts = rng.integers(0, len(tokens) - window, size=batch)
+            ids = torch.from_numpy(np.stack([tokens[start : start + window] for start in starts]).astype(np.int64)).to(device)
+            optimizer.param_groups[0]["lr"] = peak_rate * min(1.0, (len(losses) + 1) / WARMUP_STEPS)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and not narrow):
+                loss = forward(input_ids=ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.detach())
+            gate.stepped(len(losses) * job["tokens_per_step"])
     return [[float(loss) for loss in losses]]
 
 
@@ -226,17 +228,27 @@ def run_data_path(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
 
 
 def multiply(job: Mapping[str, Any], gate: Gate) -> list[list[float]]:
-    """Square matrix products, as fast as they go; "tokens" are their FLOPs."""
+    """Square matrix products, in the library that is fastest on this processor; "tokens" are their FLOPs."""
     device = torch.device(job["device"])
     size = PEAK_SIZE[device.type]
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
     out = torch.empty_like(a)
     done = 0
-    while not gate.ended:
-        torch.mm(a, a, out=out)
-        done += 2 * size**3
-        gate.stepped(done)
+    with fastest_products():
+        while not gate.ended:
+            torch.mm(a, a, out=out)
+            done += 2 * size**3
+            gate.stepped(done)
     return []
+
+
+def fastest_products() -> contextlib.AbstractContextManager[None]:
+    """Torch's switch for the library of float32 products, where the engine knows one; as users could set it who knew of it."""
+    try:
+        from proxy_models.products import fast_products
+    except ImportError:  # an older engine
+        return contextlib.nullcontext()
+    return fast_products()
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Gate], list[list[float]]]] = {

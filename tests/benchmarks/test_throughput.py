@@ -50,7 +50,7 @@ def test_packs_and_the_data_path_are_measured(tmp_path: Path) -> None:
 def test_transformers_is_measured(tmp_path: Path) -> None:
     rows, _ = run_benchmark(tmp_path, "--implementations", "transformers")
     names = ["transformers", "transformers, default allocator", "transformers, fused AdamW"]
-    assert [row["implementation"] for row in rows] == names
+    assert [row["implementation"] for row in rows][:3] == names  # a fourth where torch's own choice of a library is not the fastest
     assert all(row["error"] is None and row["tokens_per_second"] > 0 for row in rows)
     assert rows[0]["ratio_to_transformers"] == 1.0
     # The same weights in the same order of data: how memory is allocated changes nothing, the fused optimizer almost nothing.
