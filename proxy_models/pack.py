@@ -194,7 +194,7 @@ class Pack:
             return
         try:
             self._stepper.place(k, run.spec.seed, run.spec.learning_rate, state)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
             self._fail_alone(run, error)
 
     # Steps
@@ -207,7 +207,7 @@ class Pack:
             if run is not None:
                 try:
                     tokens_KBS[k] = run.sampler.next_windows(settings.windows_per_step)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
                     self._fail_alone(run, error)
         if not self.runs:
             return
@@ -254,7 +254,7 @@ class Pack:
         """Scores the members at these places; one after the other if it cannot be done together, so that a failure stays with who causes it."""
         try:
             scores = evaluate(self._stepper.scoring_model(due), evaluations, which)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told apart below
             if len(due) > 1 and not about_memory(error):
                 for k in due:
                     self._measure_together([k], evaluations, which)
@@ -307,7 +307,7 @@ class Pack:
         """Writes files of these members together; one after the other if that fails, so that it costs only the members it concerns."""
         try:
             save_checkpoints({path: content for k, run in runs.items() for path, content in files(k, run).items()})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told apart below
             if len(runs) > 1 and not about_memory(error):
                 for k, run in runs.items():
                     self._write({k: run}, files)
