@@ -211,8 +211,8 @@ def test_one_member_is_stopped_and_the_others_lose_no_step(scene: Scene, tmp_pat
 
 def test_a_divergence_that_is_heard_of_late_counts_the_steps_before_it(scene: Scene, tmp_path: Path) -> None:
     """At step 5 the weights are ruined; the next look at weights is at step 8, and by then two more steps have been issued."""
-    asked = iter([()] * 5 + ["a"])
-    trained(scene, tmp_path, "a", should_stop=lambda _: next(asked))
+    asked = iter([()] * 5 + ["ab"])
+    trained(scene, tmp_path, "ab", should_stop=lambda _: next(asked))
     path = tmp_path / "a" / CHECKPOINT_NAME
     checkpoint = load_checkpoint(path)
     ruined = {name: tensor * torch.nan if name.startswith("model.") else tensor for name, tensor in checkpoint.tensors.items()}
