@@ -152,6 +152,8 @@ class Pack:
 
     def arrange(self, newcomers: Sequence[MemberRun], waiting: int) -> None:
         """Gives newcomers their places, and compacts the pack when more places are vacant than `waiting` further members would take."""
+        if not newcomers and self.places(0, waiting) >= len(self._places):
+            return  # before it is heard of the last steps
         self._settle()
         places = self.places(len(newcomers), waiting)
         if self._step is None and newcomers:
