@@ -74,15 +74,15 @@ def test_what_a_lost_pack_had_finished_counts(tmp_path: Path, trials: list[Trial
     runner.close()
 
 
-def test_a_pack_out_of_memory_is_tried_again_in_halves(tmp_path: Path, trials: list[Trial]) -> None:
+def test_a_pack_out_of_memory_is_tried_again_with_half_its_places(tmp_path: Path, trials: list[Trial]) -> None:
     runner = LosingRunner(tmp_path, MemoryError(), pack_size=4)
     sizes = []
     for _ in range(4):
         runner.submit(trials)
         assert {event.failure.kind for event in runner.events() if isinstance(event, Failed)} == {FailureKind.OUT_OF_MEMORY}
-        sizes.append([len(job.trials) for job in runner.jobs])
+        sizes.append([(len(job.trials), job.places) for job in runner.jobs])
         runner.jobs.clear()
-    assert sizes == [[4], [2, 2], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert sizes == [[(4, 4)], [(4, 2)], [(4, 1)], [(4, 1)]], "one slot: one pack with fewer places"
     runner.close()
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,37 @@ def job(tmp_path: Path) -> PackJob:
 
 
 class Engine:
-    """Stands in for `proxy_models.train.train_pack`: fails whenever the member with `bad_seed` is in the pack, or more than `limit` are."""
+    """Stands in for `proxy_models.train.train_pack`: fails whenever the member with `bad_seed` trains, or more than `limit` do together.
+
+    Members train in rounds, as many as there are places.
+    """
 
     def __init__(self, bad_seed: int | None = None, limit: int = 99, error: type[Exception] = RuntimeError) -> None:
         self.bad_seed, self.limit, self.error = bad_seed, limit, error
         self.packs: list[list[int]] = []
 
-    def __call__(self, config: object, settings: object, members: Sequence[MemberSpec], *_: object, **__: object) -> list[MemberResult]:
-        self.packs.append([member.seed for member in members])
-        if len(members) > self.limit or any(member.seed == self.bad_seed for member in members):
-            raise self.error(f"cannot train {self.packs[-1]}")
-        return [MemberResult(m.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5) for m in members]
+    def __call__(
+        self,
+        config: object,
+        settings: object,
+        members: Sequence[MemberSpec],
+        *_: object,
+        places: int,
+        admit: Callable[[str], bool],
+        on_outcome: Callable[[MemberResult], None],
+        **__: object,
+    ) -> None:
+        waiting = list(members)
+        while waiting:
+            together: list[MemberSpec] = []
+            while waiting and len(together) < places:
+                member = waiting.pop(0)
+                together += [member] if admit(member.member_id) else []
+            self.packs.append([member.seed for member in together])
+            if len(together) > self.limit or any(member.seed == self.bad_seed for member in together):
+                raise self.error(f"cannot train {self.packs[-1]}")
+            for m in together:
+                on_outcome(MemberResult(m.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Engine:
@@ -94,7 +114,7 @@ def test_an_error_is_narrowed_down_to_its_member(job: PackJob, monkeypatch: pyte
 def test_a_pack_too_large_for_memory_is_trained_in_parts(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = use(monkeypatch, Engine(limit=2, error=MemoryError))
     assert all(result.outcome for result in run_pack(job))
-    assert max(len(pack) for pack in engine.packs[-2:]) <= 2
+    assert engine.packs == [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]
     assert by_seed(job, run_pack(job)), "read back"
     alone = use(monkeypatch, Engine(limit=0, error=torch.OutOfMemoryError))
     for trial in job.trials:
