@@ -74,7 +74,9 @@ class PackControl:
                 self._cancelled = frozenset(name.removesuffix(".cancel") for name in os.listdir(self._folder) if name.endswith(".cancel"))
             except FileNotFoundError:
                 self._driver_gone = True
-        return frozenset(trial_ids) if self._driver_gone else self._cancelled & frozenset(trial_ids)
+        if self._driver_gone:
+            return frozenset(trial_ids)
+        return self._cancelled & frozenset(trial_ids) if self._cancelled else frozenset()
 
 
 class DriverControl:
