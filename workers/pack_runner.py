@@ -120,9 +120,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
                 self._events.append(Completed(trial.trial_id, outcome))
             else:
                 waiting.append(trial)
-        free = max(1, self._slots - sum(map(bool, self._open.values())))
-        for pack in plan_packs(waiting, free, self._pack_size, self._device, busy=max(0, self._slots - free)):
-            self._start(pack)
+        self._start(waiting)
 
     def events(self) -> Iterator[TrialEvent]:
         """What happened since; blocks until something has, ends when nothing is under way. Nothing is lost when a caller leaves early."""
@@ -155,7 +153,13 @@ class PackRunner(abc.ABC, Generic[Handle]):
 
     # Bookkeeping
 
-    def _start(self, pack: PlannedPack) -> None:
+    def _start(self, trials: Sequence[Trial]) -> None:
+        """Starts these trials in packs that fill the free slots."""
+        free = max(1, self._slots - sum(map(bool, self._open.values())))
+        for pack in plan_packs(trials, free, self._pack_size, self._device, busy=max(0, self._slots - free)):
+            self._start_pack(pack)
+
+    def _start_pack(self, pack: PlannedPack) -> None:
         used = {domain.content_hash for trial in pack.trials for domain in trial.domains}
         job = PackJob(
             pack_id=uuid.uuid4().hex[:12],
@@ -185,8 +189,10 @@ class PackRunner(abc.ABC, Generic[Handle]):
             job = self._running[handle]
             for result in self._results(job, handle):
                 self._close(handle, result)
-            del self._running[handle], self._open[handle]
+            never_begun = self._open.pop(handle)
+            del self._running[handle]
             self._control.forget(job.pack_id)
+            self._start([trial for trial in job.trials if trial.trial_id in never_begun])
 
     def _follow(self, handle: Handle, job: PackJob) -> None:
         """Takes in what a pack reports: how far its trials are, and which have ended."""
@@ -211,14 +217,19 @@ class PackRunner(abc.ABC, Generic[Handle]):
             self._events.append(_final_event(result))
 
     def _results(self, job: PackJob, handle: Handle) -> list[TrialResult]:
-        """One result per trial of an ended pack; where the pack was lost, what its trials wrote before still counts."""
+        """Results of the trials of an ended pack. Where the pack was lost, what its trials wrote before still counts, and those that it never
+        began have none: the loss is not theirs."""
         try:
             return self._collect(handle)
         except Exception as error:  # noqa: BLE001 - whatever ended the pack becomes the typed failure of its trials
             failure = failure_of(error)
             if failure.kind is FailureKind.OUT_OF_MEMORY and (job.places or 0) > 1:
                 self._pack_size = (job.places or 0) // 2  # for these trials when they are tried again, and all later ones
-            return [self._after_loss(trial, job, failure) for trial in job.trials]
+            lost = job.trials
+            if failure.kind in (FailureKind.OUT_OF_MEMORY, FailureKind.WORKER_LOST) and not self._closed:
+                # All of them if none began: what cannot even start a pack would never end.
+                lost = tuple(trial for trial in job.trials if trial.trial_id in self._tokens) or job.trials
+            return [self._after_loss(trial, job, failure) for trial in lost]
 
     def _after_loss(self, trial: Trial, job: PackJob, failure: Failure) -> TrialResult:
         outcome = TrialFolder(self._store, trial.trial_id).read_outcome()

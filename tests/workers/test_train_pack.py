@@ -17,7 +17,7 @@ from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.mixture import Mixture, Schedule
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial, TrialDomain, trial_identity
-from proxy_models.specs import MemberResult, MemberSpec
+from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, MemberStopped
 from proxy_models.token_store import TokenWriter
 from workers import train_pack
 from workers.control import DriverControl, PackControl
@@ -124,6 +124,50 @@ def test_a_pack_too_large_for_memory_is_trained_in_parts(job: PackJob, monkeypat
     assert alone.packs[-1] == [4]
 
 
+def test_what_one_member_runs_into_is_the_failure_of_its_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine tells it apart, and the cause decides the kind; a result that cannot be written is its trial's own, too."""
+
+    def train(*arguments: Any, on_outcome: Callable[[object], None], admit: Callable[[str], bool], **_: object) -> None:
+        for index, member in enumerate(arguments[2]):
+            assert admit(member.member_id)
+            error = [FileNotFoundError("gone"), RuntimeError("odd"), None, None, None][index]
+            if error is not None:
+                on_outcome(MemberFailure(member.member_id, "error", str(error), 256, error))
+            elif index == 2:
+                on_outcome(MemberFailure(member.member_id, "diverged", "Training loss became nan.", 384))
+            elif index == 3:
+                (TrialFolder(job.store, member.member_id).path / "result.json").mkdir()
+                on_outcome(MemberResult(member.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5))
+            else:
+                on_outcome(MemberStopped(member.member_id, 512))
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    results = by_seed(job, run_pack(job))
+    kinds = [results[seed].failure for seed in range(5)]
+    assert [failure and (failure.kind, failure.tokens) for failure in kinds] == [
+        (FailureKind.DATA, 256),
+        (FailureKind.ERROR, 256),
+        (FailureKind.DIVERGED, 384),
+        (FailureKind.ERROR, 1024),
+        (FailureKind.CANCELLED, 512),
+    ]
+    assert "gone" in (TrialFolder(job.store, job.trials[0].trial_id).path / "error.txt").read_text()
+    for trial in job.trials:
+        with TrialFolder(job.store, trial.trial_id).lock() as free:
+            assert free
+
+
+def test_a_pack_that_is_run_again_leaves_alone_what_it_told_to_have_failed(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = PackControl(job.control, job.pack_id)
+    told = Failure(FailureKind.DIVERGED, "Training loss became nan.", 384)
+    first.end(job.trials[1].trial_id, told)
+    engine = use(monkeypatch, Engine())
+    results = by_seed(job, run_pack(job))
+    assert engine.packs == [[0, 2, 3, 4]]
+    assert results[1].failure == told
+    assert all(results[seed].outcome for seed in (0, 2, 3, 4))
+
+
 def test_an_interruption_is_not_a_failure(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -225,6 +269,13 @@ def test_cancelling_reaches_the_pack_and_can_be_taken_back(tmp_path: Path) -> No
     assert driver.progress("pack") == {}
     pack.report({"a": 128, "b": 0}, at_once=True)
     assert driver.progress("pack") == {"a": 128, "b": 0}
+    assert driver.ended("pack") == {}
+    failure = Failure(FailureKind.DIVERGED, "Training loss became nan.", 64)
+    pack.end("a", failure)
+    pack.end("b", None)
+    assert driver.ended("pack") == {"a": failure, "b": None}
+    assert driver.progress("pack") == {"a": 128, "b": 0}
+    assert PackControl(driver.folder, "pack").failed() == {"a": failure}
     assert pack.cancelled(["a", "b"]) == frozenset()
     driver.cancel(["a", "elsewhere"])
     assert PackControl(driver.folder, "pack").cancelled(["a", "b"]) == {"a"}
