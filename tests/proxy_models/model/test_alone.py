@@ -15,6 +15,7 @@ from torch import Tensor
 from proxy_models.config import ProxyConfig, proxy_config
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
+from proxy_models.products import fast_products
 
 STEPS = 3
 
@@ -27,6 +28,7 @@ class Run:
     scored_KBT: Tensor
 
 
+@fast_products()
 def run(config: ProxyConfig, seeds: Sequence[int], windows: int, window: int) -> Run:
     model = PackedProxy(config, seeds)
     optimizer = PackedAdamW(model, [3e-3] * len(seeds), weight_decay=0.1)
@@ -49,7 +51,14 @@ def tokens(config: ProxyConfig, seed: int, step: int, windows: int, window: int)
 
 @pytest.mark.parametrize(
     ("size", "vocabulary", "windows", "window"),
-    [("nano", 512, 1, 64), ("nano", 512, 3, 33), ("nano", 4096, 4, 128), ("micro", 512, 1, 128), ("small", 512, 1, 64)],
+    [
+        ("nano", 512, 1, 64),
+        ("nano", 512, 3, 33),
+        ("nano", 512, 1, 9),
+        ("nano", 4096, 4, 128),
+        ("micro", 512, 1, 128),
+        ("small", 512, 1, 64),
+    ],
 )
 def test_alone_equals_in_a_pack_bit_for_bit(size: str, vocabulary: int, windows: int, window: int) -> None:
     config = proxy_config(size, vocabulary)
