@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -168,7 +169,8 @@ MemberOutcome = MemberResult | MemberFailure | MemberStopped
 
 
 def own_failure(member_id: str, error: Exception, tokens: int) -> MemberFailure:
-    """The failure of a member that alone has run into `error`."""
+    """The failure of a member that alone has run into `error`; what its frames hold is let go."""
+    traceback.clear_frames(error.__traceback__)
     return MemberFailure(member_id, "error", f"{type(error).__name__}: {error}", tokens, error)
 
 

@@ -235,6 +235,7 @@ class _Pack:
         try:
             self._train_together(trials)
         except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
+            traceback.clear_frames(error.__traceback__)  # they hold the pack, whose memory is needed for what follows
             together = [trial for trial in trials if trial.trial_id in self._held] or trials  # all: it did not come to training
             rest = [trial for trial in trials if trial not in together]
             self._release([trial.trial_id for trial in together])

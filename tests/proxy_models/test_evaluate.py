@@ -207,7 +207,7 @@ def test_losses_on_the_shortest_rows_do_not_depend_on_how_many_are_scored(tmp_pa
     """Products of a few numbers are where libraries change over to other kernels, by how many there are."""
     config = proxy_config("nano", 512)
     pack = PackedProxy(config, range(9))
-    for length in (1, 2, 3, 5, 8, 11, 12):
+    for length in (1, 3, 8, 11):
         path = write(tmp_path / str(length), [([*range(1, length), END], 3 * length, 0)])
         sets = [EvaluationSet(EvaluationSpec("k", path, "text", None), 64)]
         together = evaluate(pack, sets, "end")

@@ -157,7 +157,7 @@ sessions = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(events=st.lists(sessions, max_size=3), last=st.integers(1, 6), kind=st.sampled_from(sorted(STEP_TYPES)))
 def test_no_sequence_of_events_changes_how_a_member_ends(scene: Scene, events: list[Session], last: int, kind: str) -> None:
     with TemporaryDirectory() as name:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,25 @@ def test_a_pack_too_large_for_memory_is_trained_in_parts(job: PackJob, monkeypat
     kinds = {result.failure.kind for result in run_pack(job) if result.failure}
     assert kinds == {FailureKind.OUT_OF_MEMORY}
     assert alone.packs[-1] == [4]
+
+
+def test_the_memory_of_a_pack_that_failed_is_free_for_the_next_try(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large: ...
+
+    tries: list[weakref.ref[Large]] = []
+    engine = Engine()
+
+    def train(*arguments: Any, **options: Any) -> None:
+        assert all(earlier() is None for earlier in tries), "the pack of the failed try is still there"
+        large = Large()
+        tries.append(weakref.ref(large))
+        if len(tries) < 3:
+            raise MemoryError
+        engine(*arguments, **options)
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    assert all(result.outcome for result in run_pack(job))
+    assert [len(pack) for pack in engine.packs] == [1, 1, 1, 1, 1]
 
 
 def test_what_one_member_runs_into_is_the_failure_of_its_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
