@@ -239,14 +239,15 @@ class _Pack:
             together = [trial for trial in trials if trial.trial_id in self._held] or trials  # all: it did not come to training
             rest = [trial for trial in trials if trial not in together]
             self._release([trial.trial_id for trial in together])
-            half = len(together) // 2
-            if not half:
+            memory = failure_of(error).kind is FailureKind.OUT_OF_MEMORY
+            if len(together) == 1 or (memory and self._places == 1):
                 self._end(self._failed(together[0], error))
-                self._train(rest)
-            elif failure_of(error).kind is FailureKind.OUT_OF_MEMORY:
-                self._places = min(self._places, half)
+                self._train([*together[1:], *rest])
+            elif memory:
+                self._places = min(self._places, len(together)) // 2
                 self._train([*together, *rest])
             else:
+                half = len(together) // 2
                 for part in (together[:half], together[half:], rest):
                     self._train(part)
 

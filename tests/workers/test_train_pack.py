@@ -144,6 +144,14 @@ def test_the_memory_of_a_pack_that_failed_is_free_for_the_next_try(job: PackJob,
     assert [len(pack) for pack in engine.packs] == [1, 1, 1, 1, 1]
 
 
+def test_a_pack_that_never_has_the_memory_to_begin_fails_trial_by_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    assert [result.failure and result.failure.kind for result in run_pack(job)] == [FailureKind.OUT_OF_MEMORY] * 5
+
+
 def test_what_one_member_runs_into_is_the_failure_of_its_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine tells it apart, and the cause decides the kind; a result that cannot be written is its trial's own, too."""
 
