@@ -229,27 +229,30 @@ class _Pack:
 
     def _train(self, trials: Sequence[Trial]) -> None:
         """Trains these trials; when training itself fails, it goes on with fewer together, until it is known which trial is at fault."""
-        trials = [trial for trial in trials if trial.trial_id in self._remaining]
-        if not trials:
-            return
-        try:
-            self._train_together(trials)
-        except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
-            traceback.clear_frames(error.__traceback__)  # they hold the pack, whose memory is needed for what follows
-            together = [trial for trial in trials if trial.trial_id in self._held] or trials  # all: it did not come to training
-            rest = [trial for trial in trials if trial not in together]
-            self._release([trial.trial_id for trial in together])
-            memory = failure_of(error).kind is FailureKind.OUT_OF_MEMORY
-            if len(together) == 1 or (memory and self._places == 1):
-                self._end(self._failed(together[0], error))
-                self._train([*together[1:], *rest])
-            elif memory:
-                self._places = min(self._places, len(together)) // 2
-                self._train([*together, *rest])
-            else:
-                half = len(together) // 2
-                for part in (together[:half], together[half:], rest):
-                    self._train(part)
+        parts = [list(trials)]
+        while parts:
+            part = [trial for trial in parts.pop(0) if trial.trial_id in self._remaining]
+            try:
+                if part:
+                    self._train_together(part)
+            except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
+                traceback.clear_frames(error.__traceback__)  # they hold the pack, whose memory is needed for what follows
+                parts[:0] = self._narrowed(part, error)
+
+    def _narrowed(self, trials: Sequence[Trial], error: Exception) -> list[list[Trial]]:
+        """How to go on with these trials, whose training failed with `error`: what to train one after the other."""
+        together = [trial for trial in trials if trial.trial_id in self._held] or list(trials)  # all: it did not come to training
+        rest = [trial for trial in trials if trial not in together]
+        self._release([trial.trial_id for trial in together])
+        memory = failure_of(error).kind is FailureKind.OUT_OF_MEMORY
+        if len(together) == 1 or (memory and self._places == 1):
+            self._end(self._failed(together[0], error))
+            return [[*together[1:], *rest]]
+        if memory:
+            self._places = min(self._places, len(together)) // 2
+            return [[*together, *rest]]
+        half = len(together) // 2
+        return [together[:half], together[half:], rest]
 
     def _train_together(self, trials: Sequence[Trial]) -> None:
         from proxy_models.train import train_pack
