@@ -228,8 +228,8 @@ class Pack:
     def _collect(self, wait: bool) -> None:
         for report in self._stepper.reports(wait):
             for k, run in enumerate(self._issued.popleft()):
-                if run is None or run not in self._places:
-                    continue  # it has left since
+                if run is None or self._places[k] is not run:
+                    continue  # it has left since; nobody takes a place before all is heard
                 loss, norm = report.losses_nats_K[k], report.norms_K[k]
                 if report.stepped_K[k]:
                     run.losses_nats.append(loss)

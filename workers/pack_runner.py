@@ -136,7 +136,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
         wanted = self._under_way & set(trial_ids)
         self._control.cancel(wanted)
         for handle, job in self._running.items():
-            if self._open[handle] <= wanted and not self._control.progress(job.pack_id):
+            if self._open[handle] and self._open[handle] <= wanted and not self._control.progress(job.pack_id):
                 self._withdraw(handle)
 
     def close(self) -> None:
