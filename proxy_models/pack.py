@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from proxy_models.checkpoint import (
@@ -203,22 +204,27 @@ class Pack:
 
     def train_step(self) -> None:
         """One optimizer step of every member; those whose loss or gradient is not finite do not take it and leave, now or once it is known."""
-        settings = self.settings
-        tokens_KBS = np.zeros((len(self._places), settings.windows_per_step, settings.window + 1), dtype=np.int64)
-        for k, run in enumerate(self._places):
-            if run is not None:
-                try:
-                    tokens_KBS[k] = run.sampler.next_windows(settings.windows_per_step)
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
-                    self._fail_alone(run, error)
+        tokens_KBS = self._draw()
         if not self.runs:
             return
-        scales = [0.0 if run is None else settings.rate_scale(run.step) for run in self._places]
+        scales = [0.0 if run is None else self.settings.rate_scale(run.step) for run in self._places]
         self._stepper.step(torch.from_numpy(tokens_KBS), scales, [run is not None for run in self._places])
         self._issued.append(tuple(self._places))
         for run in self.runs:
             run.step += 1
         self._collect(wait=False)
+
+    def _draw(self) -> NDArray[np.int64]:
+        """The next windows of every place, zeros where it is vacant; a member whose data cannot be read leaves."""
+        windows, window = self.settings.windows_per_step, self.settings.window
+        tokens_KBS = np.zeros((len(self._places), windows, window + 1), dtype=np.int64)
+        for k, run in enumerate(self._places):
+            if run is not None:
+                try:
+                    tokens_KBS[k] = run.sampler.next_windows(windows)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
+                    self._fail_alone(run, error)
+        return tokens_KBS
 
     def _settle(self) -> None:
         """Waits until it is known how every step went."""
