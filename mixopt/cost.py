@@ -74,7 +74,7 @@ class Stage:
         total_parameters, active_parameters, embedding_parameters: of one proxy, as `proxy_models.config` counts them; the embedding, which is
             also the output matrix, is part of both other counts.
         measuring_share: cost of measuring losses as a share of the training.
-        pack_size: trials of the largest pack; `packs`: how many packs are left to train.
+        pack_size: most trials that train together in one process; `packs`: how many packs are left to train.
         seconds_per_trial: training and measuring on one slot.
         seconds: of what is left, with the packs and slots that will run.
         pack_bytes: memory of the largest pack.

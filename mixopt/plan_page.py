@@ -74,7 +74,7 @@ def _stages_table(plan: Plan) -> Table:
             f"{most}{quantity(stage.tokens)}",
             f"{most}{_flops(stage.flops)}",
             duration(stage.seconds_per_trial),
-            f"{stage.packs} x {most}{stage.pack_size}" if stage.packs else "none",
+            _packs(stage, most),
             duration(stage.seconds),
         )
     if len(plan.stages) > 1:
@@ -83,6 +83,14 @@ def _stages_table(plan: Plan) -> Table:
         total = ["total", f"{most}{plan.trials}", str(reused), f"{most}{quantity(plan.tokens)}", f"{most}{_flops(plan.flops)}"]
         table.add_row(*total, "", "", duration(seconds), style="bold")
     return table
+
+
+def _packs(stage: Stage, most: str) -> str:
+    """As 12 x 4; where the places of a pack are given on to trials that wait, as 1, 4 at once."""
+    if not stage.packs:
+        return "none"
+    waiting = stage.trials - stage.reused > stage.packs * stage.pack_size
+    return f"{stage.packs}, {most}{stage.pack_size} at once" if waiting else f"{stage.packs} x {most}{stage.pack_size}"
 
 
 def _flops(value: float) -> str:

@@ -1,6 +1,6 @@
 """Checkpoints and weights of one member: safetensors with facts as JSON in the header, written atomically, checked when read.
 
-One file per member, so that a member can go on alone or in another pack. The header carries a SHA-256 of tensors and facts because
+One file per member, so that a member can go on alone, in another pack or in another process. The header carries a SHA-256 of tensors and facts because
 safetensors itself notices truncation but not changed bytes. Trade-off: a checkpoint is read whole before it is believed; proxies are small.
 
 What is damaged, or belongs to another run, is treated as absent: the member starts anew, which costs time and never correctness.
@@ -49,8 +49,7 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 def save_checkpoints(checkpoints: Mapping[Path, Checkpoint]) -> None:
     """Writes several files, then renames all of them.
 
-    Renames follow each other within microseconds, so a pack that is killed here nearly always finds its members at one step again; members at
-    different steps still resume, only as separate groups.
+    Renames follow each other within microseconds, so members whose process is killed here nearly always go on from steps of one time.
     """
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in checkpoints}
     for path, checkpoint in checkpoints.items():

@@ -38,6 +38,10 @@ from proxy_models.token_store import TokenStore
 BATCH_TOKENS = 4096
 # Padding that a batch may hold, beyond which its shorter rows make a batch of their own: about what a batch costs beside its tokens.
 PADDING_TOKENS = 64
+# Rows times tokens squared that are computed at least, by rows of nothing, so only where rows have less than 12 tokens. torch sends products of up to
+# 4,096 multiplications, all members counted, to another library, whose last digits differ; with a width of 64 and this none is so small, and a
+# member's losses do not depend on K.
+LEAST_SQUARES = 128
 
 Int64Array = NDArray[np.int64]
 Which = Literal["curve", "end"]
@@ -188,8 +192,10 @@ def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which) -
     total_nats_K = np.zeros(model.members)
     scored_tokens = 0
     for tokens_BS, counts_BT in evaluation.batches(which):
-        tokens_KBS = torch.from_numpy(tokens_BS).to(device).expand(model.members, -1, -1)
-        losses_KBT = model.token_losses(tokens_KBS).double().cpu().numpy()
+        rows, longest = counts_BT.shape
+        enough_BS = np.pad(tokens_BS, ((0, max(0, -(-LEAST_SQUARES // longest**2) - rows)), (0, 0)))
+        tokens_KBS = torch.from_numpy(enough_BS).to(device).expand(model.members, -1, -1)
+        losses_KBT = model.token_losses(tokens_KBS).double().cpu().numpy()[:, :rows]
         # Chosen before summed: padding is left out rather than multiplied by zero, which would keep a NaN.
         total_nats_K += losses_KBT[:, counts_BT].sum(axis=1)
         scored_tokens += int(counts_BT.sum())

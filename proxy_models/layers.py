@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from proxy_models.config import ProxyConfig
 
 LOG2_E = 1.0 / math.log(2)
+WHOLE_VECTORS = 64
+"""A multiple of the numbers that torch computes at once on any CPU (two vectors of AVX-512: 32)."""
 QUERY_BLOCK = 128
 """Queries computed at once: at a window of 512, blocks of 128 do five eighths of the square's work."""
 
@@ -67,7 +69,7 @@ class CausalAttention(torch.autograd.Function):
             keys = slice(block.stop)
             score_ZQJ = torch.bmm(query_ZTC[:, block], key_ZTC[:, keys].mT)
             score_ZQJ[:, :, block] += _future(block.stop - block.start, score_ZQJ.dtype, score_ZQJ.device)
-            exp_ZQJ = score_ZQJ.sub_(score_ZQJ.amax(-1, keepdim=True)).exp2_()
+            exp_ZQJ = exp2_(score_ZQJ.sub_(score_ZQJ.amax(-1, keepdim=True)))
             total_ZQ1 = exp_ZQJ.sum(-1, keepdim=True)
             torch.div(torch.bmm(exp_ZQJ, value_ZTC[:, keys]), total_ZQ1, out=mixed_ZTC[:, block])
             exponentials.append(exp_ZQJ)
@@ -100,6 +102,23 @@ class CausalAttention(torch.autograd.Function):
         _rotate(by_head_ST3HC[:, :, :2], _scaled(ctx.table, width, LOG2_E).conj() * math.log(2), grad_ST3HC[:, :, :2])
         grad_ST3HC[:, :, 2].copy_(by_head_ST3HC[:, :, 2])
         return grad_ST3HC, None
+
+
+def exp2_(x: Tensor) -> Tensor:
+    """2^x in place, every number by the same routine.
+
+    torch computes those at the end of a tensor that fill no whole vector by another one, whose last digit may differ, and so a member's numbers
+    would depend on who is last in its pack.
+    """
+    flat = x.view(-1)
+    rest = len(flat) % WHOLE_VECTORS
+    if rest:
+        whole = F.pad(flat[-rest:], (0, WHOLE_VECTORS - rest)).exp2_()
+        flat[:-rest].exp2_()
+        flat[-rest:] = whole[:rest]
+    else:
+        flat.exp2_()
+    return x
 
 
 def _query_blocks(window: int) -> list[slice]:

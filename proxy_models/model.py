@@ -1,8 +1,8 @@
 """K proxies as one stacked model: decoder-only Mixture-of-Experts language models with tied embeddings.
 
 Every parameter is one contiguous leaf that leads with the pack axis K, and K=1 is the single model. A member's weights come from its own seed
-and its computation meets no other member, so that a member does not depend on whom it is trained with (bit for bit on a CPU among packs; a
-pack of one and a GPU may round differently). The trade-off: members share one shape, and a dead member costs its share until `select` drops it.
+and its computation meets no other member, so that a member does not depend on whom it is trained with (bit for bit on a CPU, alone too; a GPU may
+round differently). The trade-off: members share one shape, and a dead member costs its share until `select` drops it.
 
 Legend: K pack members, B batch, T time, N = B*T tokens of a member, D model width, E experts, L layers, V vocabulary.
 """

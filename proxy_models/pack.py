@@ -1,22 +1,24 @@
-"""The members of a pack while they train: their records, the stacked model, and dropping those that diverged.
+"""The members of a pack while they train: their records, the places they have, and how they come and go.
 
-A `MemberRun` is everything of one member that is not a weight; a `Pack` keeps runs, model and optimizer in step. What happens to one
-member never touches another: the step of a diverged member is not taken, and it is compacted away before the next. Trade-off: compaction
-copies the pack, which is rare; in exchange no dead member costs compute.
+A `MemberRun` is everything of one member that is not a weight; a `Pack` keeps runs and weights in step. What happens to one member never
+touches another: the step of a diverged member is not taken, what only one member runs into ends that member, and a place that becomes free
+is taken by the next member or compacted away. Trade-off: compaction copies the pack, which is rare; in exchange no dead member costs compute.
 
-Legend: K pack members, B windows per step, T tokens per window.
+Legend: K places, B windows per step, S = T + 1 tokens of a window.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from proxy_models.checkpoint import (
@@ -27,17 +29,17 @@ from proxy_models.checkpoint import (
     with_prefix,
 )
 from proxy_models.config import ProxyConfig
-from proxy_models.evaluate import EvaluationSet, evaluate
-from proxy_models.model import PackedProxy
-from proxy_models.optimizer import PackedAdamW
+from proxy_models.evaluate import EvaluationSet, Which, evaluate
+from proxy_models.pack_step import VACANT_SEED, PackStep, step_type_for
+from proxy_models.places import places_for
 from proxy_models.sampler import MemberSampler, next_windows
-from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, TrainSettings
+from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, TrainSettings, about_memory, own_failure
 
 # Points of the training loss kept in a result.
 CURVE_POINTS = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class MemberRun:
     """One member in training.
 
@@ -112,105 +114,233 @@ class MemberRun:
 
 
 class Pack:
-    """Members at the same step, trained together.
+    """Members that train together, each at a step of its own, in places that others take when they leave.
+
+    Steps may be heard of late (`PackStep`): `run.step` counts steps issued, `run.losses_nats` those known to be taken. Whatever looks at weights
+    waits for all reports first. A member that fails leaves at once; `failed` tells of it.
 
     Args:
-        runs: at least one, all at the same step; those with a checkpoint start from its tensors.
-
-    Raises:
-        ValueError: a checkpoint's tensors do not fit the model.
+        places: most members at once.
+        step_type: how places step; None: as is usual on the device.
     """
 
-    def __init__(self, config: ProxyConfig, settings: TrainSettings, runs: Sequence[MemberRun], device: torch.device | str) -> None:
-        assert runs
-        assert len({run.step for run in runs}) == 1, "members of a pack are at one step"
-        self.config, self.settings, self.device = config, settings, device
-        self.runs = list(runs)
-        self.model = PackedProxy(config, [run.spec.seed for run in runs], device)
-        rates = [run.spec.learning_rate for run in runs]
-        self.optimizer = PackedAdamW(self.model, rates, weight_decay=settings.weight_decay, clip=settings.clip)
-        for k, run in enumerate(self.runs):
-            if run.resumed is not None:
-                self.model.load_member_state(k, run.resumed.part("model"))
-                self.optimizer.load_member_state(k, run.resumed.part("optimizer"))
-                run.resumed = None
+    def __init__(
+        self, config: ProxyConfig, settings: TrainSettings, places: int, device: torch.device | str, step_type: type[PackStep] | None = None
+    ) -> None:
+        assert places >= 1
+        self.config, self.settings, self.device, self.limit = config, settings, device, places
+        self._step_type = step_type_for(device) if step_type is None else step_type
+        self._step: PackStep | None = None  # until the first members come
+        self._places: list[MemberRun | None] = []
+        self._issued: deque[tuple[MemberRun | None, ...]] = deque()
+        self._failures: list[MemberFailure] = []
 
     @property
-    def step(self) -> int:
-        return self.runs[0].step
+    def runs(self) -> list[MemberRun]:
+        """The members in training, in the order of their places."""
+        return [run for run in self._places if run is not None]
 
-    def train_step(self) -> list[MemberFailure]:
-        """One optimizer step of every member; members whose loss or gradient is not finite do not take it and are dropped."""
-        windows_KBS = next_windows([run.sampler for run in self.runs], self.settings.windows_per_step)
-        tokens_KBS = torch.from_numpy(windows_KBS).to(self.device)
-        loss_K = self.model.training_loss(tokens_KBS)
-        losses_nats: list[float] = loss_K.detach().tolist()
-        finite_loss_K = [math.isfinite(loss) for loss in losses_nats]
-        loss_K.sum().backward()
-        scale = self.settings.rate_scale(self.step)
-        norms_K, finite_gradient_K = self.optimizer.step([scale] * len(self.runs), finite_loss_K)
-        self.optimizer.zero_grad()
-        stepped_K = [loss and gradient for loss, gradient in zip(finite_loss_K, finite_gradient_K, strict=True)]
-        self.model.update_router_bias(stepped_K)
-        failures: dict[int, MemberFailure] = {}
-        for k, run in enumerate(self.runs):
-            if stepped_K[k]:
-                run.step += 1
-                run.losses_nats.append(losses_nats[k])
-                run.gradient_norms.append(norms_K[k])
-            else:
-                what = f"Training loss became {losses_nats[k]}" if not finite_loss_K[k] else f"Gradient norm became {norms_K[k]}"
-                failures[k] = run.failure(what, self.settings.tokens_per_step)
-        return self._drop(failures)
+    def failed(self) -> list[MemberFailure]:
+        """The members that failed since this was asked last; they are no longer in the pack."""
+        failures, self._failures = self._failures, []
+        return failures
 
-    def measure(self, evaluations: Sequence[EvaluationSet]) -> list[MemberFailure]:
-        """Scores every member, at the end of training on the larger subsets; members whose loss is not finite are dropped."""
-        scores = evaluate(self.model, evaluations, "end" if self.step == self.settings.steps else "curve")
-        tokens = self.step * self.settings.tokens_per_step
-        failures: dict[int, MemberFailure] = {}
-        for k, run in enumerate(self.runs):
-            unfit = [score for score in scores[k] if not (math.isfinite(score.loss_nats) and math.isfinite(score.bits_per_byte))]
+    # Who is in the pack
+
+    def places(self, newcomers: int, waiting: int) -> int:
+        """Places of the next step, if so many newcomers will join and `waiting` more could."""
+        return places_for(len(self.runs) + newcomers, waiting, self.limit, self._step_type.fixed_places)
+
+    def arrange(self, newcomers: Sequence[MemberRun], waiting: int) -> None:
+        """Gives newcomers their places, and compacts the pack when more places are vacant than `waiting` further members would take."""
+        if not newcomers and self.places(0, waiting) >= len(self._places):
+            return  # before it is heard of the last steps
+        self._settle()
+        places = self.places(len(newcomers), waiting)
+        if self._step is None and newcomers:
+            self._step = self._first_step(newcomers, places)
+            self._places = [None] * places
+            for k, run in enumerate(newcomers):
+                self._take(k, run, fresh=True)
+        else:
+            assert places <= len(self._places), "a pack never grows, because those who wait never become more"
+            vacant = (k for k, run in enumerate(self._places) if run is None)
+            for run, k in zip(newcomers, vacant, strict=False):
+                self._take(k, run, fresh=False)
+        if self.runs and places < len(self._places):
+            keep = sorted(range(len(self._places)), key=lambda k: self._places[k] is None)[:places]
+            self._stepper.select(keep)
+            self._places = [self._places[k] for k in keep]
+
+    def leave(self, runs: Sequence[MemberRun]) -> None:
+        """Takes these members out; their places are vacant until the pack is arranged anew."""
+        self._settle()
+        self._places = [None if run in runs else run for run in self._places]
+
+    @property
+    def _stepper(self) -> PackStep:
+        assert self._step is not None, "the pack has had members"
+        return self._step
+
+    def _first_step(self, runs: Sequence[MemberRun], places: int) -> PackStep:
+        vacant = places - len(runs)
+        seeds = [run.spec.seed for run in runs] + [VACANT_SEED] * vacant
+        rates = [run.spec.learning_rate for run in runs] + [0.0] * vacant
+        return self._step_type(self.config, self.settings, seeds, rates, self.device)
+
+    def _take(self, k: int, run: MemberRun, fresh: bool) -> None:
+        """Puts a member at a place; `fresh`: the place was made for it, with the weights of its seed."""
+        state = run.resumed.tensors if run.resumed is not None else None
+        run.resumed = None
+        self._places[k] = run
+        if fresh and state is None:
+            return
+        try:
+            self._stepper.place(k, run.spec.seed, run.spec.learning_rate, state)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
+            self._fail_alone(run, error)
+
+    # Steps
+
+    def train_step(self) -> None:
+        """One optimizer step of every member; those whose loss or gradient is not finite do not take it and leave, now or once it is known."""
+        tokens_KBS = self._draw()
+        if not self.runs:
+            return
+        scales = [0.0 if run is None else self.settings.rate_scale(run.step) for run in self._places]
+        self._stepper.step(torch.from_numpy(tokens_KBS), scales, [run is not None for run in self._places])
+        self._issued.append(tuple(self._places))
+        for run in self.runs:
+            run.step += 1
+        self._collect(wait=False)
+
+    def _draw(self) -> NDArray[np.int64]:
+        """The next windows of every place, zeros where it is vacant; a member whose data cannot be read leaves."""
+        windows, window = self.settings.windows_per_step, self.settings.window
+        tokens_KBS = np.zeros((len(self._places), windows, window + 1), dtype=np.int64)
+        try:
+            taken = [k for k, run in enumerate(self._places) if run is not None]
+            tokens_KBS[taken] = next_windows([run.sampler for run in self.runs], windows)
+        except Exception:  # noqa: BLE001 - whose trouble it is shows one by one
+            for k, run in enumerate(self._places):
+                if run is not None:
+                    try:
+                        tokens_KBS[k] = run.sampler.next_windows(windows)
+                    except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
+                        self._fail_alone(run, error)
+        return tokens_KBS
+
+    def _settle(self) -> None:
+        """Waits until it is known how every step went."""
+        if self._issued:
+            self._collect(wait=True)
+
+    def _collect(self, wait: bool) -> None:
+        for report in self._stepper.reports(wait):
+            for k, run in enumerate(self._issued.popleft()):
+                if run is None or self._places[k] is not run:
+                    continue  # it has left since; nobody takes a place before all is heard
+                loss, norm = report.losses_nats_K[k], report.norms_K[k]
+                if report.stepped_K[k]:
+                    run.losses_nats.append(loss)
+                    run.gradient_norms.append(norm)
+                else:
+                    run.step = len(run.losses_nats)
+                    self._fail(run, f"Training loss became {loss}" if not math.isfinite(loss) else f"Gradient norm became {norm}")
+
+    def measure(self, evaluations: Sequence[EvaluationSet]) -> None:
+        """Scores the members that are due, at their end on the larger subsets; a member whose loss is not finite leaves."""
+        if any(run.step in self.settings.measured_steps for run in self.runs):
+            self._settle()
+        for which in ("curve", "end"):
+            due = [k for k, run in enumerate(self._places) if run is not None and self._due(run) == which]
+            if due:
+                self._measure_together(due, evaluations, which)
+
+    def _due(self, run: MemberRun) -> Which | None:
+        if run.step not in self.settings.measured_steps:
+            return None
+        return "end" if run.step == self.settings.steps else "curve"
+
+    def _measure_together(self, due: Sequence[int], evaluations: Sequence[EvaluationSet], which: Which) -> None:
+        """Scores the members at these places; one after the other if it cannot be done together, so that a failure stays with who causes it."""
+        try:
+            scores = evaluate(self._stepper.scoring_model(due), evaluations, which)
+        except Exception as error:  # noqa: BLE001 - told apart below
+            if len(due) > 1 and not about_memory(error):
+                for k in due:
+                    self._measure_together([k], evaluations, which)
+                return
+            self._fail_alone(self._run_at(due[0]), error)
+            return
+        for run, scored in zip([self._run_at(k) for k in due], scores, strict=True):
+            tokens = run.step * self.settings.tokens_per_step
+            run.measurements += [(score.key, tokens, score.loss_nats, score.bits_per_byte) for score in scored]
+            unfit = [score for score in scored if not (math.isfinite(score.loss_nats) and math.isfinite(score.bits_per_byte))]
             if unfit:
-                failures[k] = run.failure(f"Loss on {unfit[0].key} became {unfit[0].loss_nats}", self.settings.tokens_per_step)
-            run.measurements += [(score.key, tokens, score.loss_nats, score.bits_per_byte) for score in scores[k]]
-        return self._drop(failures)
+                self._fail(run, f"Loss on {unfit[0].key} became {unfit[0].loss_nats}")
 
-    def save(self) -> None:
-        """Writes the checkpoint of every member."""
-        save_checkpoints({run.folder / CHECKPOINT_NAME: run.checkpoint(self._tensors(k)) for k, run in enumerate(self.runs)})
+    def _run_at(self, k: int) -> MemberRun:
+        run = self._places[k]
+        assert run is not None
+        return run
+
+    # What is written
+
+    def save(self, runs: Sequence[MemberRun] | None = None) -> None:
+        """Writes the checkpoints of these members; None: of all. A member whose checkpoint cannot be written leaves."""
+        self._settle()
+        wanted = self.runs if runs is None else runs
+        saved = {k: run for k, run in enumerate(self._places) if run is not None and run in wanted}
+        self._write(saved, lambda k, run: {run.folder / CHECKPOINT_NAME: run.checkpoint(self._stepper.member_state(k))})
 
     def finish(self) -> list[MemberResult]:
-        """Results of the members at the end of training.
+        """Results of the members that are at the end of training; they leave.
 
         Writes weights first, then a last checkpoint that holds the result alone, so that a caller that dies before it has stored a result
         gets it again without training.
         """
-        loads = self.model.load_statistics()
-        results = [run.result(self.config, self.settings, loads[k]) for k, run in enumerate(self.runs)]
-        states = [with_prefix("model", self.model.member_state(k)) for k in range(len(self.runs))]
-        facts = [{"spec": run.spec_hash} for run in self.runs]
-        save_checkpoints(
-            {run.folder / WEIGHTS_NAME: Checkpoint(*both) for run, both in zip(self.runs, zip(states, facts, strict=True), strict=True)}
-        )
-        save_checkpoints(
-            {
-                run.folder / CHECKPOINT_NAME: Checkpoint({}, {"spec": run.spec_hash, "result": result.to_json()})
-                for run, result in zip(self.runs, results, strict=True)
-            }
-        )
-        return results
+        ended = {k: run for k, run in enumerate(self._places) if run is not None and run.step == self.settings.steps}
+        if not ended:
+            return []
+        self._settle()
+        ended = {k: run for k, run in ended.items() if self._places[k] is run}
+        loads = self._stepper.loads()
+        results = {k: run.result(self.config, self.settings, loads[k]) for k, run in ended.items()}
+        self._write(ended, lambda k, run: {run.folder / WEIGHTS_NAME: Checkpoint(self._stepper.weights(k), {"spec": run.spec_hash})})
+        ended = {k: run for k, run in ended.items() if self._places[k] is run}
+        last = {k: Checkpoint({}, {"spec": run.spec_hash, "result": results[k].to_json()}) for k, run in ended.items()}
+        self._write(ended, lambda k, run: {run.folder / CHECKPOINT_NAME: last[k]})
+        ended = {k: run for k, run in ended.items() if self._places[k] is run}
+        self.leave(list(ended.values()))
+        return [results[k] for k in ended]
 
-    def _tensors(self, k: int) -> dict[str, Tensor]:
-        return {**with_prefix("model", self.model.member_state(k)), **with_prefix("optimizer", self.optimizer.member_state(k))}
+    def _write(self, runs: Mapping[int, MemberRun], files: Callable[[int, MemberRun], dict[Path, Checkpoint]]) -> None:
+        """Writes files of these members together; one after the other if that fails, so that it costs only the members it concerns."""
+        try:
+            save_checkpoints({path: content for k, run in runs.items() for path, content in files(k, run).items()})
+        except Exception as error:  # noqa: BLE001 - told apart below
+            if len(runs) > 1 and not about_memory(error):
+                for k, run in runs.items():
+                    self._write({k: run}, files)
+                return
+            self._fail_alone(next(iter(runs.values())), error)
 
-    def _drop(self, failures: dict[int, MemberFailure]) -> list[MemberFailure]:
-        keep = [k for k in range(len(self.runs)) if k not in failures]
-        if failures and keep:
-            self.model = self.model.select(keep)
-            self.optimizer = self.optimizer.select(keep, self.model)
-        if failures:
-            self.runs = [self.runs[k] for k in keep]
-        return list(failures.values())
+    # Who fails
+
+    def _fail(self, run: MemberRun, what: str) -> None:
+        self._failures.append(run.failure(what, self.settings.tokens_per_step))
+        self._vacate(run)
+
+    def _fail_alone(self, run: MemberRun, error: Exception) -> None:
+        """Lets a member go for what it alone has run into. Too little memory is nobody's own trouble, and is raised."""
+        if about_memory(error):
+            raise error
+        self._failures.append(own_failure(run.spec.member_id, error, run.step * self.settings.tokens_per_step))
+        self._vacate(run)
+
+    def _vacate(self, run: MemberRun) -> None:
+        self._places = [None if other is run else other for other in self._places]
 
 
 def _curve(losses_nats: Sequence[float], tokens_per_step: int) -> list[list[float]]:

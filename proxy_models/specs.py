@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSpec
@@ -140,19 +143,40 @@ class MemberResult:
 
 @dataclass(frozen=True)
 class MemberFailure:
-    """A member that was given up. `kind` is "diverged": its loss or gradient was not finite; the step that showed it was not taken.
+    """A member that was given up, while others may go on. `tokens` had been trained by then.
 
-    `tokens` had been trained by then.
+    Attributes:
+        kind: "diverged": its loss or gradient was not finite; the step that showed it was not taken. "error": `error` was raised by what it
+            alone does, such as reading its data, or scoring and saving its weights.
     """
 
     member_id: str
-    kind: str
+    kind: Literal["diverged", "error"]
     message: str
+    tokens: int
+    error: Exception | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class MemberStopped:
+    """A member that was asked to stop. If it had begun, it goes on from its checkpoint; `tokens` had been trained by then."""
+
+    member_id: str
     tokens: int
 
 
-class TrainingStopped(Exception):
-    """Not an error: training ended because it was asked to. Every member has a checkpoint to go on from."""
+MemberOutcome = MemberResult | MemberFailure | MemberStopped
+
+
+def own_failure(member_id: str, error: Exception, tokens: int) -> MemberFailure:
+    """The failure of a member that alone has run into `error`; what its frames hold is let go."""
+    traceback.clear_frames(error.__traceback__)
+    return MemberFailure(member_id, "error", f"{type(error).__name__}: {error}", tokens, error)
+
+
+def about_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def spec_hash(

@@ -1,42 +1,58 @@
 """Trains a pack: several proxies in one process, each with its own mixture, seed, learning rate and data order.
 
-`train_pack` is a function of its arguments: no command line, globals or environment variables. Resuming and stopping are part of it, because
-a pack is long and machines are not reliable: every member has a checkpoint of its own, and a run that was interrupted anywhere ends with the
-same weights, bit for bit on the same machine with the same members. Trade-off: losses come to the host after every step, so that a diverged member is found
-before it steps; on a GPU that costs one wait per step.
+`train_pack` is a function of its arguments: no command line, globals or environment variables. A pack has places; members that end, diverge,
+fail or are stopped leave theirs, and those who wait take them at the next step, wherever they stand in their training. Every member has a
+checkpoint of its own, so it may be interrupted anywhere and go on alone, in another pack or in another process; it ends with the same weights,
+bit for bit on the same machine's CPU. The trade-off: who trains beside whom is decided here and step by step, so seconds per member are shares of
+what the pack took.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from proxy_models import ENGINE_VERSION
-from proxy_models.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, Checkpoint, finish, load_matching
+from proxy_models.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, finish, load_matching
 from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSet, EvaluationSpec
 from proxy_models.pack import MemberRun, Pack
+from proxy_models.pack_step import PackStep
 from proxy_models.products import fast_products
 from proxy_models.sampler import DomainStream, MemberSampler
-from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, TrainingStopped, TrainSettings, spec_hash
+from proxy_models.specs import (
+    MemberFailure,
+    MemberOutcome,
+    MemberResult,
+    MemberSpec,
+    MemberStopped,
+    TrainSettings,
+    about_memory,
+    own_failure,
+    spec_hash,
+)
 
 __all__ = [
     "DomainStream",
     "EvaluationSpec",
     "MemberFailure",
+    "MemberOutcome",
     "MemberResult",
     "MemberSpec",
+    "MemberStopped",
     "TrainSettings",
-    "TrainingStopped",
     "finish",
     "train_pack",
 ]
 
 Progress = Callable[[Mapping[str, int]], None]
-ShouldStop = Callable[[], bool]
+WhichStop = Callable[[Collection[str]], Collection[str]]
+Admit = Callable[[str], bool]
+OnOutcome = Callable[[MemberOutcome], None]
 
 
 @fast_products()
@@ -48,50 +64,57 @@ def train_pack(
     folders: Mapping[str, Path],
     device: torch.device | str = "cpu",
     on_progress: Progress | None = None,
-    should_stop: ShouldStop | None = None,
-) -> list[MemberResult | MemberFailure]:
-    """Trains `members` together; returns what became of each, in their order.
+    should_stop: WhichStop | None = None,
+    places: int | None = None,
+    admit: Admit | None = None,
+    on_outcome: OnOutcome | None = None,
+    step_type: type[PackStep] | None = None,
+) -> list[MemberOutcome]:
+    """Trains `members`, as many together as there are places; returns what became of each, in their order.
 
     A member whose folder holds a checkpoint of the same specification goes on from it; one whose folder holds a result (its caller died before
-    `finish`) is not trained again. Members at different steps are trained one group after the other.
+    `finish`) is not trained again. What only one member runs into (data that cannot be read, a wrong specification) is its `MemberFailure`.
 
     Args:
         folders: member_id -> where its `checkpoint.safetensors` and, at the end, `weights.safetensors` go.
-        on_progress: told the training tokens done of each member after every step.
-        should_stop: asked before every step.
+        on_progress: told the training tokens done of each member in training after every step.
+        should_stop: given the ids of members in training or waiting, says which are to stop; asked before every step, so it should answer from
+            memory. Those in training get a checkpoint; the others do not lose a step.
+        places: most members at once; None: all of them.
+        admit: asked when a place is free for the member; False: it is left out, and of no concern here.
+        on_outcome: told of each outcome as soon as it is there.
+        step_type: as for `Pack`.
 
     Raises:
-        TrainingStopped: `should_stop` was true; the checkpoints are written.
-        ValueError: a specification is wrong, data is too short for a window, or a vocabulary does not fit the model.
-        DamagedTokenFile, FileNotFoundError: a token file cannot be read.
+        ValueError: member ids repeat, places are below 1, or an evaluation is wrong or of too large a vocabulary.
+        DamagedTokenFile, FileNotFoundError: the token file of an evaluation cannot be read.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: training itself failed, of which no member alone is the cause; members go on from
+            their last checkpoints.
     """
     if len({member.member_id for member in members}) != len(members):
         raise ValueError(f"Member ids repeat: {sorted(member.member_id for member in members)}.")
+    if places is not None and places < 1:
+        raise ValueError(f"places is {places}; it must be at least 1.")
     loaded = [EvaluationSet(spec, settings.window) for spec in evaluations]
     _check_vocabulary(config, {str(one.spec.path): one.vocab_size for one in loaded})
-    outcomes: dict[str, MemberResult | MemberFailure] = {}
-    groups: dict[int, list[MemberRun]] = {}
-    for member in members:
-        folder = folders[member.member_id]
+
+    def start(member: MemberSpec) -> MemberRun | MemberResult:
         identity = spec_hash(ENGINE_VERSION, config, settings, member, evaluations)
-        checkpoint = load_matching(folder / CHECKPOINT_NAME, identity)
-        if checkpoint is not None and "result" in checkpoint.facts:
-            if load_matching(folder / WEIGHTS_NAME, identity) is not None:
-                result = MemberResult.from_json({**checkpoint.facts["result"], "member_id": member.member_id})
-                outcomes[member.member_id] = result
-                continue
-            checkpoint = None
-        run = _start(config, settings, member, identity, folder, checkpoint)
-        groups.setdefault(run.step, []).append(run)
-    for _, runs in sorted(groups.items(), reverse=True):
-        for outcome in _train_group(Pack(config, settings, runs, device), loaded, on_progress, should_stop):
-            outcomes[outcome.member_id] = outcome
-    return [outcomes[member.member_id] for member in members]
+        return _start(config, settings, member, identity, folders[member.member_id])
+
+    pack = Pack(config, settings, places or max(1, len(members)), device, step_type)
+    training = _Training(pack, loaded, members, start, on_progress, should_stop, admit, on_outcome)
+    training.run()
+    return [training.outcomes[member.member_id] for member in members if member.member_id in training.outcomes]
 
 
-def _start(
-    config: ProxyConfig, settings: TrainSettings, member: MemberSpec, identity: str, folder: Path, checkpoint: Checkpoint | None
-) -> MemberRun:
+def _start(config: ProxyConfig, settings: TrainSettings, member: MemberSpec, identity: str, folder: Path) -> MemberRun | MemberResult:
+    """A member about to take a place, or the result that an earlier caller did not store."""
+    checkpoint = load_matching(folder / CHECKPOINT_NAME, identity)
+    if checkpoint is not None and "result" in checkpoint.facts:
+        if load_matching(folder / WEIGHTS_NAME, identity) is not None:
+            return MemberResult.from_json({**checkpoint.facts["result"], "member_id": member.member_id})
+        checkpoint = None
     windows = settings.steps * settings.windows_per_step
     sampler = MemberSampler(member.seed, member.domains, member.weights, member.fractions, windows, settings.window)
     _check_vocabulary(config, {f"A domain of {member.member_id}": sampler.vocab_size})
@@ -101,31 +124,98 @@ def _start(
     return run
 
 
-def _train_group(
-    pack: Pack, evaluations: Sequence[EvaluationSet], on_progress: Progress | None, should_stop: ShouldStop | None
-) -> list[MemberResult | MemberFailure]:
-    """Trains the members of one pack from their common step to the end."""
-    settings = pack.settings
-    failures: list[MemberFailure] = []
-    saved_at = mark = time.monotonic()
-    while pack.runs and pack.step < settings.steps:
-        if should_stop is not None and should_stop():
-            pack.save()
-            raise TrainingStopped(f"Training stopped at step {pack.step} of {settings.steps}.")
-        runs = tuple(pack.runs)
-        failures += pack.train_step()
-        if pack.runs and pack.step in settings.measured_steps:
-            failures += pack.measure(evaluations)
+class _Training:
+    """One call of `train_pack`."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        evaluations: Sequence[EvaluationSet],
+        members: Sequence[MemberSpec],
+        start: Callable[[MemberSpec], MemberRun | MemberResult],
+        on_progress: Progress | None,
+        should_stop: WhichStop | None,
+        admit: Admit | None,
+        on_outcome: OnOutcome | None,
+    ) -> None:
+        self.outcomes: dict[str, MemberOutcome] = {}
+        self._pack, self._evaluations, self._start = pack, evaluations, start
+        self._waiting = deque(members)
+        self._on_progress, self._should_stop, self._admit, self._on_outcome = on_progress, should_stop, admit, on_outcome
+        self._mark = self._saved_at = time.monotonic()
+
+    def run(self) -> None:
+        while True:
+            self._stop()
+            self._fill()
+            if self._pack.runs:
+                self._step()
+            elif not self._waiting:
+                return
+
+    def _tell(self, *outcomes: MemberOutcome) -> None:
+        for outcome in outcomes:
+            self.outcomes[outcome.member_id] = outcome
+            if self._on_outcome is not None:
+                self._on_outcome(outcome)
+
+    def _stop(self) -> None:
+        """Lets those go that are to stop."""
+        if self._should_stop is None:
+            return
+        runs = {run.spec.member_id: run for run in self._pack.runs}
+        ids = set(self._should_stop([*runs, *(member.member_id for member in self._waiting)]))
+        if not ids:
+            return
+        stopping = [run for member_id, run in runs.items() if member_id in ids]
+        if stopping:
+            self._pack.save(stopping)
+            self._tell(*self._pack.failed())
+            stopping = [run for run in stopping if run in self._pack.runs]
+            self._pack.leave(stopping)
+        tokens = self._pack.settings.tokens_per_step
+        self._tell(*(MemberStopped(run.spec.member_id, run.step * tokens) for run in stopping))
+        self._tell(*(MemberStopped(member.member_id, 0) for member in self._waiting if member.member_id in ids))
+        self._waiting = deque(member for member in self._waiting if member.member_id not in ids)
+
+    def _fill(self) -> None:
+        """Gives vacant places to those who wait, and compacts the pack if too few do."""
+        newcomers: list[MemberRun] = []
+        while self._waiting and len(self._pack.runs) + len(newcomers) < self._pack.places(len(newcomers), len(self._waiting)):
+            member = self._waiting.popleft()
+            if self._admit is not None and not self._admit(member.member_id):
+                continue
+            try:
+                started = self._start(member)
+            except Exception as error:
+                if about_memory(error):
+                    raise
+                self._tell(own_failure(member.member_id, error, 0))
+                continue
+            if isinstance(started, MemberResult):
+                self._tell(started)
+            else:
+                newcomers.append(started)
+        self._pack.arrange(newcomers, len(self._waiting))
+        self._tell(*self._pack.failed())
+
+    def _step(self) -> None:
+        """One step of the pack and what follows from it."""
+        pack, settings = self._pack, self._pack.settings
+        runs = pack.runs
+        pack.train_step()
+        pack.measure(self._evaluations)
         now = time.monotonic()
         for run in runs:
-            run.seconds += (now - mark) / len(runs)
-        mark = now
-        if on_progress is not None:
-            on_progress({run.spec.member_id: run.step * settings.tokens_per_step for run in runs})
-        if pack.runs and pack.step < settings.steps and now - saved_at >= settings.checkpoint_seconds:
+            run.seconds += (now - self._mark) / len(runs)
+        self._mark = now
+        if self._on_progress is not None:
+            self._on_progress({run.spec.member_id: run.step * settings.tokens_per_step for run in runs})
+        self._tell(*pack.failed(), *pack.finish(), *pack.failed())
+        if pack.runs and now - self._saved_at >= settings.checkpoint_seconds:
             pack.save()
-            saved_at = time.monotonic()
-    return [*failures, *(pack.finish() if pack.runs else [])]
+            self._tell(*pack.failed())
+            self._saved_at = time.monotonic()
 
 
 def _check_vocabulary(config: ProxyConfig, sizes: Mapping[str, int]) -> None:

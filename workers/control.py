@@ -1,10 +1,11 @@
 """How a driver and the packs it started talk while they run: a folder of small files in the store.
 
-    control/<runner>/<pack>.json       written by the pack: tokens trained so far per trial
+    control/<runner>/<pack>.json       written by the pack: tokens trained so far per trial, and which trials have ended and how
     control/<runner>/<trial>.cancel    written by the driver: stop this trial
 
 Files rather than queues or actors: they cost no process, work in process and on a cluster alike (both sides share the store anyway), and a
-pack whose driver is gone notices, because its folder is. The trade-off is latency: both sides look a few times a second.
+pack whose driver is gone notices, because its folder is. A pack that is run again in another process finds there which of its trials have
+ended. The trade-off is latency: both sides look a few times a second.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from mixopt.trial import Failure, FailureKind
 
 LOOK_SECONDS = 0.25
 """How often a pack looks for cancelled trials and a driver for progress; small against a second, large against a step."""
@@ -23,12 +27,12 @@ REPORT_SECONDS = 0.5
 
 
 class PackControl:
-    """The side of the pack."""
+    """The side of the pack. Takes up what an earlier process of the same pack has told."""
 
     def __init__(self, folder: Path, pack_id: str) -> None:
         self._folder = folder
         self._path = folder / f"{pack_id}.json"
-        self._tokens: dict[str, int] = {}
+        self._tokens, self._ended = _read(self._path)
         self._next_report = 0.0
         self._next_look = 0.0
         self._cancelled: frozenset[str] = frozenset()
@@ -43,10 +47,19 @@ class PackControl:
         self._next_report = now + REPORT_SECONDS
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            temporary.write_text(json.dumps(self._tokens), encoding="utf-8")
+            temporary.write_text(json.dumps({"tokens": self._tokens, "ended": self._ended}), encoding="utf-8")
             os.replace(temporary, self._path)
         except FileNotFoundError:
             return  # The driver has gone and taken the folder along; `cancelled` ends the pack.
+
+    def end(self, trial_id: str, failure: Failure | None) -> None:
+        """Tells that a trial has ended: with this failure, or with the outcome that lies in its folder."""
+        self._ended[trial_id] = None if failure is None else [failure.kind.value, failure.message, failure.tokens]
+        self.report({}, at_once=True)
+
+    def failed(self) -> dict[str, Failure]:
+        """Trials that were told to have failed, by this process or an earlier one."""
+        return {trial_id: _failure(body) for trial_id, body in self._ended.items() if body is not None}
 
     def tokens(self, trial_id: str) -> int:
         """Last reported tokens of a trial."""
@@ -61,7 +74,9 @@ class PackControl:
                 self._cancelled = frozenset(name.removesuffix(".cancel") for name in os.listdir(self._folder) if name.endswith(".cancel"))
             except FileNotFoundError:
                 self._driver_gone = True
-        return frozenset(trial_ids) if self._driver_gone else self._cancelled & frozenset(trial_ids)
+        if self._driver_gone:
+            return frozenset(trial_ids)
+        return self._cancelled & frozenset(trial_ids) if self._cancelled else frozenset()
 
 
 class DriverControl:
@@ -81,14 +96,31 @@ class DriverControl:
 
     def progress(self, pack_id: str) -> dict[str, int]:
         """Tokens trained so far by trial id; empty until the pack has begun to work."""
-        try:
-            body = json.loads((self.folder / f"{pack_id}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return {str(trial_id): int(tokens) for trial_id, tokens in body.items()}
+        return _read(self._path(pack_id))[0]
+
+    def ended(self, pack_id: str) -> dict[str, Failure | None]:
+        """Trials that have ended: with a failure, or None: with the outcome that lies in their folder."""
+        return {trial_id: None if body is None else _failure(body) for trial_id, body in _read(self._path(pack_id))[1].items()}
 
     def forget(self, pack_id: str) -> None:
-        (self.folder / f"{pack_id}.json").unlink(missing_ok=True)
+        self._path(pack_id).unlink(missing_ok=True)
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, pack_id: str) -> Path:
+        return self.folder / f"{pack_id}.json"
+
+
+def _read(path: Path) -> tuple[dict[str, int], dict[str, list[Any] | None]]:
+    """What a pack has told: tokens and ends by trial id; nothing before it has begun."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, {}
+    return {str(trial_id): int(tokens) for trial_id, tokens in body["tokens"].items()}, body["ended"]
+
+
+def _failure(body: list[Any]) -> Failure:
+    kind, message, tokens = body
+    return Failure(FailureKind(kind), str(message), int(tokens))

@@ -20,7 +20,7 @@ from mixopt.trial import Failure, FailureKind, Trial
 from workers.control import LOOK_SECONDS, DriverControl
 from workers.convert import CHECKPOINT_SECONDS, proxy_of
 from workers.failures import failure_of
-from workers.packing import Device, default_pack_size, plan_packs
+from workers.packing import Device, PlannedPack, default_pack_size, plan_packs
 from workers.train_pack import PackJob, TrialResult
 from workers.trial_folder import TrialFolder, measured_at_end
 
@@ -33,14 +33,14 @@ Handle = TypeVar("Handle")
 class PackRunner(abc.ABC, Generic[Handle]):
     """The Runner protocol over packs.
 
-    `Started` is given when a trial begins to train or to be scored; a trial that only has to be read back has none. The members of a pack
-    end together: a cancelled or diverged one is reported when its pack returns.
+    `Started` is given when a trial begins to train or to be scored; a trial that only has to be read back has none. A trial is reported when it
+    ends, whatever the others of its pack do; what a pack returns counts only for those of which nothing was heard.
 
     Args:
         store: folder of all trials, shared by driver and workers.
         catalog: content hash of a domain -> its token file.
         evaluations: source key -> what trials of that source are scored on.
-        pack_size: most trials of a pack; None: by tokens per step and device.
+        pack_size: most trials that train together; None: by tokens per step and device.
         slots: packs at once.
     """
 
@@ -66,6 +66,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
         self._checkpoint_seconds = checkpoint_seconds
         self._control = DriverControl(self._store / "control" / uuid.uuid4().hex[:12])
         self._running: dict[Handle, PackJob] = {}
+        self._open: dict[Handle, set[str]] = {}  # trials of a running pack that have not ended
         self._under_way: set[str] = set()
         self._tokens: dict[str, int] = {}
         self._events: deque[TrialEvent] = deque()
@@ -119,8 +120,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
                 self._events.append(Completed(trial.trial_id, outcome))
             else:
                 waiting.append(trial)
-        for pack in plan_packs(waiting, max(1, self._slots - len(self._running)), self._pack_size, self._device):
-            self._start(pack)
+        self._start(waiting)
 
     def events(self) -> Iterator[TrialEvent]:
         """What happened since; blocks until something has, ends when nothing is under way. Nothing is lost when a caller leaves early."""
@@ -136,7 +136,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
         wanted = self._under_way & set(trial_ids)
         self._control.cancel(wanted)
         for handle, job in self._running.items():
-            if all(trial.trial_id in wanted for trial in job.trials) and not self._control.progress(job.pack_id):
+            if self._open[handle] and self._open[handle] <= wanted and not self._control.progress(job.pack_id):
                 self._withdraw(handle)
 
     def close(self) -> None:
@@ -153,55 +153,83 @@ class PackRunner(abc.ABC, Generic[Handle]):
 
     # Bookkeeping
 
-    def _start(self, pack: Sequence[Trial]) -> None:
-        used = {domain.content_hash for trial in pack for domain in trial.domains}
+    def _start(self, trials: Sequence[Trial]) -> None:
+        """Starts these trials in packs that fill the free slots."""
+        free = max(1, self._slots - sum(map(bool, self._open.values())))
+        for pack in plan_packs(trials, free, self._pack_size, self._device, busy=max(0, self._slots - free)):
+            self._start_pack(pack)
+
+    def _start_pack(self, pack: PlannedPack) -> None:
+        used = {domain.content_hash for trial in pack.trials for domain in trial.domains}
         job = PackJob(
             pack_id=uuid.uuid4().hex[:12],
             store=self._store,
             control=self._control.folder,
-            trials=tuple(pack),
+            trials=pack.trials,
             files={key: path for key, path in self._catalog.items() if key in used},
-            evaluations=self._evaluations[pack[0].source.key],
+            evaluations=self._evaluations[pack.trials[0].source.key],
             device=self._device,
             checkpoint_seconds=self._checkpoint_seconds,
+            places=pack.places,
         )
-        for trial in pack:
+        for trial in pack.trials:
             self._control.allow(trial.trial_id)
             self._tokens.pop(trial.trial_id, None)
-        self._under_way.update(trial.trial_id for trial in pack)
-        self._running[self._launch(job)] = job
+        ids = {trial.trial_id for trial in pack.trials}
+        self._under_way |= ids
+        handle = self._launch(job)
+        self._running[handle], self._open[handle] = job, ids
 
     def _look(self, seconds: float) -> None:
         """Takes in what running packs report and ended packs returned."""
         ended = self._wait(list(self._running), seconds)
-        for job in self._running.values():
-            self._follow(job)
+        for handle, job in self._running.items():
+            self._follow(handle, job)
         for handle in ended:
             job = self._running[handle]
-            results = self._results(job, handle)
+            for result in self._results(job, handle):
+                self._close(handle, result)
+            never_begun = self._open.pop(handle)
             del self._running[handle]
             self._control.forget(job.pack_id)
-            for result in results:
-                self._under_way.discard(result.trial_id)
-                self._events.append(_final_event(result))
+            self._start([trial for trial in job.trials if trial.trial_id in never_begun])
 
-    def _follow(self, job: PackJob) -> None:
+    def _follow(self, handle: Handle, job: PackJob) -> None:
+        """Takes in what a pack reports: how far its trials are, and which have ended."""
         for trial_id, tokens in self._control.progress(job.pack_id).items():
+            if trial_id not in self._open[handle]:
+                continue
             if trial_id not in self._tokens:
                 self._events.append(Started(trial_id))
             if self._tokens.get(trial_id) != tokens:
                 self._events.append(Progress(trial_id, tokens))
             self._tokens[trial_id] = tokens
+        for trial_id, failure in self._control.ended(job.pack_id).items():
+            outcome = TrialFolder(self._store, trial_id).read_outcome() if failure is None and trial_id in self._open[handle] else None
+            if failure is not None or outcome is not None:  # else its file is not seen here yet; the pack will return it
+                self._close(handle, TrialResult(trial_id, outcome, failure))
+
+    def _close(self, handle: Handle, result: TrialResult) -> None:
+        """Reports the end of a trial, once."""
+        if result.trial_id in self._open[handle]:
+            self._open[handle].remove(result.trial_id)
+            self._under_way.discard(result.trial_id)
+            self._events.append(_final_event(result))
 
     def _results(self, job: PackJob, handle: Handle) -> list[TrialResult]:
-        """One result per trial of an ended pack; where the pack was lost, what its trials wrote before still counts."""
+        """Results of the trials of an ended pack. Where the pack was lost, what its trials wrote before still counts, and those that it never
+        began have none: the loss is not theirs."""
         try:
             return self._collect(handle)
         except Exception as error:  # noqa: BLE001 - whatever ended the pack becomes the typed failure of its trials
             failure = failure_of(error)
-            if failure.kind is FailureKind.OUT_OF_MEMORY and len(job.trials) > 1:
-                self._pack_size = len(job.trials) // 2  # for these trials when they are tried again, and all later ones
-            return [self._after_loss(trial, job, failure) for trial in job.trials]
+            if failure.kind is FailureKind.OUT_OF_MEMORY and (job.places or 0) > 1:
+                self._pack_size = (job.places or 0) // 2  # for these trials when they are tried again, and all later ones
+            lost = job.trials
+            if failure.kind in (FailureKind.OUT_OF_MEMORY, FailureKind.WORKER_LOST) and not self._closed:
+                # All of them if none began: what cannot even start a pack would never end.
+                lost = tuple(trial for trial in job.trials if trial.trial_id in self._tokens) or job.trials
+            return [self._after_loss(trial, job, failure) for trial in lost]
 
     def _after_loss(self, trial: Trial, job: PackJob, failure: Failure) -> TrialResult:
         outcome = TrialFolder(self._store, trial.trial_id).read_outcome()

@@ -1,8 +1,13 @@
-"""Groups trials into packs that train together in one process.
+"""Groups trials into packs that train in one process: as many together as the pack has places, the others as places become free.
 
-Packing gains 1.15 to 1.4 times on a CPU below some hundred tokens per step and next to nothing from 1,024 on, while one lost process costs
-the whole pack its progress since the last checkpoint; on a GPU it hides kernel launches and gains far more. So packs are small on CPUs and
-large on GPUs, and as many as fill the free slots evenly. The trade-off: packs are planned when trials are submitted and never regrouped.
+Packing gains 1.15 to 1.4 times on a CPU below some hundred tokens per step and next to nothing from 1,024 on; on a GPU it hides kernel
+launches and gains far more. So a pack has few places on CPUs and many on GPUs.
+
+Trials beyond the places are put into a pack where that saves time: where all slots are free and each can be given its share, on one slot or on
+GPUs, a process starts once, and places stay taken when trials end at different times. Several CPU slots share one queue of packs without waiting
+trials instead, because their speeds differ and the next pack goes to whoever is free. Either way the slots are filled evenly, and a lost
+process costs what its members trained since their last checkpoints. The trade-off: packs are planned when trials are submitted and never
+regrouped.
 
 Pure: the same trials in the same order give the same packs.
 """
@@ -11,15 +16,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from mixopt.trial import Trial
+from proxy_models.places import places_for
 
 Device = Literal["cpu", "cuda"]
 
 
+@dataclass(frozen=True)
+class PlannedPack:
+    """Trials of one shape for one process; at most `places` of them train at a time."""
+
+    trials: tuple[Trial, ...]
+    places: int
+
+
 def default_pack_size(tokens_per_step: int, device: Device = "cpu") -> int:
-    """Most trials of one pack, by tokens per optimizer step and trial.
+    """Most trials that train together, by tokens per optimizer step and trial.
 
     CPU: measured in `methods/packed-training.md`, sections 3 and 8.6 (gain 1.17 to 1.4 at 128 tokens, 1.06 to 1.09 at 512, 1.00 to 1.07 at
     1,024). GPU: its section 6, which is arithmetic, not measurement: 64 members saturate a device at 1,024 tokens per step, and from some
@@ -32,12 +47,15 @@ def default_pack_size(tokens_per_step: int, device: Device = "cpu") -> int:
     return 8 if tokens_per_step >= 512 else 16
 
 
-def plan_packs(trials: Sequence[Trial], slots: int, pack_size: int | None = None, device: Device = "cpu") -> list[tuple[Trial, ...]]:
+def plan_packs(
+    trials: Sequence[Trial], slots: int, pack_size: int | None = None, device: Device = "cpu", busy: int = 0
+) -> list[PlannedPack]:
     """Splits `trials` into packs of one shape each, so that `slots` processes finish at about the same time.
 
     Args:
         slots: packs that can start now.
-        pack_size: most trials of a pack; None: `default_pack_size`.
+        pack_size: most places of a pack; None: `default_pack_size`.
+        busy: slots that will become free later.
 
     Returns:
         Packs in the order they should start: the dearest first, which keeps the last ones to finish short. Each trial is in exactly one.
@@ -50,27 +68,41 @@ def plan_packs(trials: Sequence[Trial], slots: int, pack_size: int | None = None
     shapes: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         shapes.setdefault((trial.source.key, json.dumps(dict(trial.recipe), sort_keys=True)), []).append(trial)
-    packs = []
+    packs: list[PlannedPack] = []
     for members in shapes.values():
         limit = pack_size or default_pack_size(int(members[0].recipe["tokens_per_step"]), device)
-        packs.extend(_split(members, slots, limit))
+        waiting = not busy and (slots == 1 or device == "cuda")
+        count = min(len(members), slots) if waiting else _packs_without_waiting(len(members), slots, limit)
+        packs.extend(PlannedPack(share, _places(len(share), limit, device)) for share in _split(members, count))
     # Stable, so equal costs keep the order in which trials were asked for.
     return sorted(packs, key=_size_for_ordering, reverse=True)
 
 
-def _split(trials: Sequence[Trial], slots: int, limit: int) -> list[tuple[Trial, ...]]:
-    """Consecutive packs whose sizes differ by at most one; their number is a multiple of `slots` where there are trials enough."""
-    fewest = -(-len(trials) // limit)
-    count = min(len(trials), -(-fewest // slots) * slots)
+def _packs_without_waiting(trials: int, slots: int, limit: int) -> int:
+    """So many packs that nobody waits; a multiple of `slots` where there are trials enough."""
+    fewest = -(-trials // limit)
+    return min(trials, -(-fewest // slots) * slots)
+
+
+def _places(trials: int, limit: int, device: Device) -> int:
+    """Places for so many trials: as few as give the same number of rounds on a CPU, what the pack will have at first on a GPU."""
+    if device == "cuda":
+        return places_for(0, trials, limit, fixed=True)
+    rounds = -(-trials // limit)
+    return -(-trials // rounds)
+
+
+def _split(trials: Sequence[Trial], count: int) -> list[tuple[Trial, ...]]:
+    """Consecutive parts whose sizes differ by at most one."""
     size, larger = divmod(len(trials), count)
-    packs, start = [], 0
+    parts, start = [], 0
     for index in range(count):
         end = start + size + (index < larger)
-        packs.append(tuple(trials[start:end]))
+        parts.append(tuple(trials[start:end]))
         start = end
-    return packs
+    return parts
 
 
-def _size_for_ordering(pack: Sequence[Trial]) -> int:
+def _size_for_ordering(pack: PlannedPack) -> int:
     """Training tokens of a pack; across proxy sizes only a rough order, which is all that starting the dearest first needs."""
-    return len(pack) * pack[0].source.tokens
+    return len(pack.trials) * pack.trials[0].source.tokens

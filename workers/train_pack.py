@@ -2,18 +2,19 @@
 
 Idempotent: whatever an earlier attempt left in the trials' folders is used. A finished trial is read back, one that lacks only some scores is
 scored on its kept weights, an interrupted one goes on from its checkpoint. So a runner may run the same job again after any loss. Each
-result is on disk before it is returned.
+result is on disk, and told to the driver, as soon as its trial ends.
 
-One member's trouble stays its own: missing data are found before training starts, and when training itself fails, the pack is split in
-halves until the member that fails stands alone (which also is the remedy when a pack needs more memory than there is). The trade-off is
-that a pack returns when its last member has ended.
+A trial is held only while it trains, so that those who wait for a place can be taken by another process. One trial's trouble stays its own:
+missing data are found before any training, what only one member runs into ends that member, and when training itself fails, those that trained
+together are split in halves until the one at fault stands alone. With too little memory, fewer train together from then on. The trade-off:
+a trial that another process holds is looked at again only when this pack has nothing else to do.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,6 +40,7 @@ from workers.trial_folder import TrialFolder, measured_at_end
 
 if TYPE_CHECKING:
     from proxy_models.token_store import TokenFileInfo
+    from proxy_models.train import MemberOutcome, MemberResult
 
 LOCK_PATIENCE_SECONDS = 300.0
 """A process that holds a trial and has written nothing for so long (many checkpoints) is taken for hung, and the trial for lost."""
@@ -50,6 +52,7 @@ class PackJob:
 
     Attributes:
         trials: of one source and recipe.
+        places: most of them that train together; None: all.
         files: content hash of a domain -> its token file.
         evaluations: what every trial is scored on.
         control: folder in which the driver follows and cancels the pack.
@@ -63,6 +66,7 @@ class PackJob:
     evaluations: tuple[Evaluation, ...]
     device: Device = "cpu"
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    places: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,49 +104,83 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Pack:
-    """One run of a job."""
+    """One run of a job.
+
+    Attributes of its own: `_remaining`, trials without a result, by id; `_held`, locks of the trials in training.
+    """
 
     def __init__(self, job: PackJob) -> None:
         self._job = job
         self._control = PackControl(job.control, job.pack_id)
         self._folders = {trial.trial_id: TrialFolder(job.store, trial.trial_id) for trial in job.trials}
+        self._places = job.places or len(job.trials)
+        self._remaining = {trial.trial_id: trial for trial in job.trials}
+        self._held: dict[str, ExitStack] = {}
+        self._results: list[TrialResult] = []
 
     def run(self) -> list[TrialResult]:
-        remaining = {trial.trial_id: trial for trial in self._job.trials}
-        results: list[TrialResult] = []
-        while remaining:
-            with ExitStack() as locks:
-                held = [t for t in remaining.values() if locks.enter_context(self._folders[t.trial_id].lock())]
-                ended = self._bring_to_end(held) if held else self._give_up(list(remaining.values()))
-            for result in ended:
-                del remaining[result.trial_id]
-            results += ended
-            if not ended:
-                time.sleep(LOOK_SECONDS)
-        return results
+        for trial_id, failure in self._control.failed().items():
+            if self._remaining.pop(trial_id, None) is not None:  # told by an earlier process; its driver may have submitted it anew
+                self._results.append(TrialResult(trial_id, failure=failure))
+        try:
+            while self._remaining:
+                before = len(self._results)
+                self._train(self._untrained())
+                if len(self._results) == before:
+                    self._give_up()
+                if len(self._results) == before:
+                    time.sleep(LOOK_SECONDS)
+        finally:
+            self._release(list(self._held))
+        return self._results
 
-    def _give_up(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Failures of those trials, held elsewhere, that were cancelled or whose holder seems to hang."""
-        cancelled = self._control.cancelled([trial.trial_id for trial in trials])
-        results = [_cancelled(trial_id) for trial_id in sorted(cancelled)]
-        for trial in trials:
+    def _end(self, result: TrialResult) -> None:
+        """Lets go of a trial and tells how it ended; what lasts of it is on disk."""
+        del self._remaining[result.trial_id]
+        self._results.append(result)
+        self._release([result.trial_id])
+        self._control.end(result.trial_id, result.failure)
+
+    def _release(self, trial_ids: Collection[str]) -> None:
+        for trial_id in trial_ids:
+            if trial_id in self._held:
+                self._held.pop(trial_id).close()
+
+    def _give_up(self) -> None:
+        """Ends trials that are held elsewhere by somebody who seems to hang."""
+        for trial in list(self._remaining.values()):
             folder = self._folders[trial.trial_id]
-            if trial.trial_id not in cancelled and time.time() - folder.last_change() > LOCK_PATIENCE_SECONDS:
+            if time.time() - folder.last_change() > LOCK_PATIENCE_SECONDS:
                 message = f"{folder.holder()} holds this trial and has written nothing for {LOCK_PATIENCE_SECONDS:.0f} seconds."
-                results.append(TrialResult(trial.trial_id, failure=Failure(FailureKind.WORKER_LOST, message)))
-        return results
+                self._end(TrialResult(trial.trial_id, failure=Failure(FailureKind.WORKER_LOST, message)))
 
-    def _bring_to_end(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """One result for each of these trials, whose locks are held."""
-        results: list[TrialResult] = []
-        untrained: list[Trial] = []
-        for trial in trials:
-            result = self._without_training(trial)
-            if result is None:
+    def _untrained(self) -> list[Trial]:
+        """The trials that have to be trained and that nobody else holds; those that are cancelled, finished or cannot be trained are ended."""
+        untrained = []
+        for trial in list(self._remaining.values()):
+            if self._control.cancelled([trial.trial_id]):
+                self._end(_cancelled(trial.trial_id, self._control.tokens(trial.trial_id)))
+            elif self._take(trial):
                 untrained.append(trial)
-            else:
-                results.append(result)
-        return results + (self._train(untrained) if untrained else [])
+                self._release([trial.trial_id])
+        return untrained
+
+    def _take(self, trial: Trial) -> bool:
+        """Holds a trial that has to be trained; False: another process does, or it has ended without training."""
+        held = ExitStack()
+        try:
+            free = held.enter_context(self._folders[trial.trial_id].lock())
+        except OSError as error:
+            self._end(TrialResult(trial.trial_id, failure=failure_of(error)))
+            return False
+        if not free:
+            held.close()
+            return False
+        self._held[trial.trial_id] = held
+        result = self._without_training(trial)
+        if result is not None:
+            self._end(result)
+        return result is None
 
     def _without_training(self, trial: Trial) -> TrialResult | None:
         """The result of a trial that is finished, finished but for some scores, or cannot be trained; None: it is to be trained."""
@@ -189,54 +227,88 @@ class _Pack:
         folder.write_outcome(trial.spec(), complete)
         return complete
 
-    def _train(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Trains these trials together; without those that are cancelled meanwhile, and in halves if it cannot be done together."""
-        from proxy_models.train import TrainingStopped
+    def _train(self, trials: Sequence[Trial]) -> None:
+        """Trains these trials; when training itself fails, it goes on with fewer together, until it is known which trial is at fault."""
+        parts = [list(trials)]
+        while parts:
+            part = [trial for trial in parts.pop(0) if trial.trial_id in self._remaining]
+            try:
+                if part:
+                    self._train_together(part)
+            except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
+                traceback.clear_frames(error.__traceback__)  # they hold the pack, whose memory is needed for what follows
+                parts[:0] = self._narrowed(part, error)
 
-        cancelled = self._control.cancelled([trial.trial_id for trial in trials])
-        results = [_cancelled(trial_id, self._control.tokens(trial_id)) for trial_id in sorted(cancelled)]
-        trials = [trial for trial in trials if trial.trial_id not in cancelled]
-        if not trials:
-            return results
-        try:
-            return results + self._train_together(trials)
-        except TrainingStopped:
-            for trial in trials:
-                self._folders[trial.trial_id].log("stopped", tokens=self._control.tokens(trial.trial_id))
-            return results + self._train(trials)
-        except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
-            if len(trials) == 1:
-                return [*results, self._failed(trials[0], error)]
-            half = len(trials) // 2
-            return results + self._train(trials[:half]) + self._train(trials[half:])
+    def _narrowed(self, trials: Sequence[Trial], error: Exception) -> list[list[Trial]]:
+        """How to go on with these trials, whose training failed with `error`: what to train one after the other."""
+        together = [trial for trial in trials if trial.trial_id in self._held] or list(trials)  # all: it did not come to training
+        rest = [trial for trial in trials if trial not in together]
+        self._release([trial.trial_id for trial in together])
+        memory = failure_of(error).kind is FailureKind.OUT_OF_MEMORY
+        if len(together) == 1 or (memory and self._places == 1):
+            self._end(self._failed(together[0], error))
+            return [[*together[1:], *rest]]
+        if memory:
+            self._places = min(self._places, len(together)) // 2
+            return [[*together, *rest]]
+        half = len(together) // 2
+        return [together[:half], together[half:], rest]
 
-    def _train_together(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        from proxy_models.train import MemberFailure, finish, train_pack
+    def _train_together(self, trials: Sequence[Trial]) -> None:
+        from proxy_models.train import train_pack
 
-        ids = [trial.trial_id for trial in trials]
-        self._control.report({trial_id: self._control.tokens(trial_id) for trial_id in ids}, at_once=True)
-        results = []
-        for result in train_pack(
+        train_pack(
             proxy_of(trials[0]),
             settings_of(trials[0], self._job.checkpoint_seconds),
             [member_of(trial, self._job.files) for trial in trials],
             [evaluation_of(evaluation) for evaluation in self._job.evaluations],
-            {trial_id: self._folders[trial_id].path for trial_id in ids},
+            {trial.trial_id: self._folders[trial.trial_id].path for trial in trials},
             device=self._job.device,
             on_progress=self._progress_logger(),
-            should_stop=lambda: bool(self._control.cancelled(ids)),
-        ):
-            folder = self._folders[result.member_id]
-            if isinstance(result, MemberFailure):
-                folder.log("failed", kind=result.kind, tokens=result.tokens)
-                results.append(TrialResult(result.member_id, failure=failure_of_member(result)))
-                continue
-            outcome = outcome_of(result)
-            folder.write_outcome(next(t for t in trials if t.trial_id == result.member_id).spec(), outcome)
+            should_stop=self._control.cancelled,
+            places=self._places,
+            admit=self._admit,
+            on_outcome=self._hear,
+        )
+
+    def _admit(self, trial_id: str) -> bool:
+        """Whether a trial whose turn has come is to be trained: meanwhile another process may have done so, or its data may be gone."""
+        if not self._take(self._remaining[trial_id]):
+            return False
+        self._control.report({trial_id: self._control.tokens(trial_id)}, at_once=True)
+        return True
+
+    def _hear(self, outcome: MemberOutcome) -> None:
+        """Takes in how a member ended."""
+        from proxy_models.train import MemberFailure, MemberStopped
+
+        trial = self._remaining[outcome.member_id]
+        folder = self._folders[trial.trial_id]
+        tokens = max(outcome.tokens, self._control.tokens(trial.trial_id)) if isinstance(outcome, MemberStopped) else outcome.tokens
+        if isinstance(outcome, MemberStopped):
+            if trial.trial_id in self._held:
+                folder.log("stopped", tokens=tokens)
+            self._end(_cancelled(trial.trial_id, tokens))
+        elif isinstance(outcome, MemberFailure) and outcome.error is not None:
+            self._end(self._failed(trial, outcome.error, tokens))
+        elif isinstance(outcome, MemberFailure):
+            folder.log("failed", kind=outcome.kind, tokens=tokens)
+            self._end(TrialResult(trial.trial_id, failure=failure_of_member(outcome)))
+        else:
+            self._end(self._stored(trial, outcome))
+
+    def _stored(self, trial: Trial, result: MemberResult) -> TrialResult:
+        """Writes the outcome of a trained trial to its folder."""
+        from proxy_models.train import finish
+
+        folder, outcome = self._folders[trial.trial_id], outcome_of(result)
+        try:
+            folder.write_outcome(trial.spec(), outcome)
             folder.log("finished", tokens=outcome.tokens)
             finish(folder.path)
-            results.append(TrialResult(result.member_id, outcome=outcome))
-        return results
+        except OSError as error:
+            return self._failed(trial, error, outcome.tokens)
+        return TrialResult(trial.trial_id, outcome=outcome)
 
     def _progress_logger(self) -> Callable[[Mapping[str, int]], None]:
         """Reports progress, and logs at how many tokens each member took up training."""
@@ -250,9 +322,9 @@ class _Pack:
 
         return report
 
-    def _failed(self, trial: Trial, error: Exception) -> TrialResult:
+    def _failed(self, trial: Trial, error: Exception, tokens: int | None = None) -> TrialResult:
         folder = self._folders[trial.trial_id]
-        failure = failure_of(error, self._control.tokens(trial.trial_id))
+        failure = failure_of(error, self._control.tokens(trial.trial_id) if tokens is None else tokens)
         folder.save_traceback("".join(traceback.format_exception(error)))
         folder.log("failed", kind=failure.kind.value, tokens=failure.tokens)
         return TrialResult(trial.trial_id, failure=failure)

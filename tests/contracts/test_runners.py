@@ -303,7 +303,51 @@ def test_one_member_is_cancelled_and_the_rest_of_its_pack_goes_on(make_runner: M
     assert event.failure.kind is FailureKind.CANCELLED
     assert event.failure.tokens > 0
     assert isinstance(final[kept.trial_id], Completed)
-    assert [line["event"] for line in folder_of(tmp_path, kept).read_log()] == ["training", "stopped", "training", "finished"]
+    assert [line["event"] for line in folder_of(tmp_path, kept).read_log()] == ["training", "finished"], "it was not taken up again"
+    assert seen.index(final[stopped.trial_id]) < seen.index(final[kept.trial_id]), "told when it stopped, not when its pack ended"
+
+
+def test_more_trials_than_places_take_turns_and_each_is_told_when_it_ends(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """One pack of two places; the third trial takes the place of the first that ends, while the second still trains."""
+    first, second, third = (make_trial(seed=seed, source=MEDIUM) for seed in range(3))
+    ahead = make_runner(pack_size=1)
+    ahead.submit([first])
+    for event in ahead.events():
+        if isinstance(event, Progress) and event.tokens >= 40 * STEP:
+            ahead.cancel([first.trial_id])
+    runner = make_runner(pack_size=2)
+    runner._slots = 1  # type: ignore[attr-defined]  # on the cluster of two cores, too
+    runner.submit([first, second, third])
+    seen = list(runner.events())
+    final = ends(seen)
+    assert all(isinstance(event, Completed) for event in final.values())
+    order = [event.trial_id for event in seen if isinstance(event, Completed)]
+    assert order == [first.trial_id, second.trial_id, third.trial_id]
+    starts = {trial.trial_id: seen.index(Started(trial.trial_id)) for trial in (first, second, third)}
+    ended = {trial_id: seen.index(event) for trial_id, event in final.items()}
+    assert starts[third.trial_id] < ended[second.trial_id], "the place of the first was free before the second ended"
+    log = {trial.trial_id: folder_of(tmp_path, trial).read_log() for trial in (first, second, third)}
+    assert len({lines[-1]["pid"] for lines in log.values()}) == 1
+    assert all([line["event"] for line in lines][-2:] == ["training", "finished"] for lines in log.values())
+
+
+def test_a_trial_that_ended_may_be_submitted_again_while_its_pack_goes_on(make_runner: MakeRunner, tmp_path: Path) -> None:
+    stopped, kept = (make_trial(seed=seed, source=MEDIUM) for seed in range(2))
+    runner = make_runner(pack_size=2)
+    runner._slots = 1  # type: ignore[attr-defined]
+    runner.submit([stopped, kept])
+    seen: list[TrialEvent] = []
+    for event in runner.events():
+        seen.append(event)
+        if isinstance(event, Progress) and event.tokens and event.trial_id == stopped.trial_id and not ends(seen):
+            runner.cancel([stopped.trial_id])
+        if isinstance(event, Failed):
+            assert event.failure.kind is FailureKind.CANCELLED
+            seen.clear()
+            runner.submit([stopped])
+    final = ends(seen)
+    assert set(final) == {stopped.trial_id, kept.trial_id}
+    assert all(isinstance(event, Completed) for event in final.values())
 
 
 def test_a_source_without_evaluations_is_refused(make_runner: MakeRunner) -> None:

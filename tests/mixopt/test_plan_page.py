@@ -99,6 +99,14 @@ def test_tables_fit_80_columns_with_whole_names() -> None:
     assert row.split()[:5] == ["total", "≤143", "31", "≤150M", "≤4.88e14"]
 
 
+def test_one_pack_for_trials_that_take_turns_says_so_within_80_columns() -> None:
+    one_slot = replace(PLAN, stages=(replace(SEARCH, packs=1), replace(VERIFICATION, packs=1)))
+    lines = shown(one_slot)
+    assert all(len(line.rstrip()) <= 80 for line in lines if line.startswith((" search", " verification", " total")))
+    (row,) = [line for line in lines if line.startswith(" verification")]
+    assert "1, ≤4 at once" in row
+
+
 def test_what_does_not_fit_comes_first() -> None:
     lines = shown(replace(PLAN, problems=(Problem("Memory does not suffice.", "Lower `ray.cpus`."),)))
     assert lines[0].startswith("Plan of pretraining: search 39531562, 3 domains")

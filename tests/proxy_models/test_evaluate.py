@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy_models.checkpoint import Checkpoint, DamagedCheckpoint, save_checkpoints, with_prefix
-from proxy_models.config import ProxyConfig
+from proxy_models.config import ProxyConfig, proxy_config
 from proxy_models.evaluate import BATCH_TOKENS, PADDING_TOKENS, EvaluationSet, EvaluationSpec, evaluate, score_weights
 from proxy_models.model import PackedProxy
+from proxy_models.products import fast_products
 from proxy_models.token_store import TokenWriter
 
 END = 0
@@ -199,3 +200,15 @@ def test_weights_are_scored_as_the_member_that_wrote_them(tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(DamagedCheckpoint):
         score_weights(CONFIG, weights, [spec], 8)
+
+
+@fast_products()
+def test_losses_on_the_shortest_rows_do_not_depend_on_how_many_are_scored(tmp_path: Path) -> None:
+    """Products of a few numbers are where libraries change over to other kernels, by how many there are."""
+    config = proxy_config("nano", 512)
+    pack = PackedProxy(config, range(9))
+    for length in (1, 3, 8, 11):
+        path = write(tmp_path / str(length), [([*range(1, length), END], 3 * length, 0)])
+        sets = [EvaluationSet(EvaluationSpec("k", path, "text", None), 64)]
+        together = evaluate(pack, sets, "end")
+        assert [evaluate(pack.select([k]), sets, "end")[0] for k in (0, 8)] == [together[0], together[8]], length

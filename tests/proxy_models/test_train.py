@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from proxy_models.evaluate import EvaluationSpec, score_weights
 from proxy_models.sampler import DomainStream
 from proxy_models.specs import spec_hash
 from proxy_models.token_store import TokenWriter
-from proxy_models.train import MemberFailure, MemberResult, MemberSpec, TrainingStopped, TrainSettings, finish, train_pack
+from proxy_models.train import (
+    MemberFailure,
+    MemberOutcome,
+    MemberResult,
+    MemberSpec,
+    MemberStopped,
+    TrainSettings,
+    finish,
+    train_pack,
+)
 
 VOCAB = 64
 WINDOW = 16
@@ -57,12 +66,12 @@ def evaluations(corpus: Path) -> list[EvaluationSpec]:
 
 def trained(
     corpus: Path, folder: Path, members: list[MemberSpec], settings: TrainSettings = SETTINGS, **options: object
-) -> list[MemberResult | MemberFailure]:
+) -> list[MemberOutcome]:
     folders = {one.member_id: folder / one.member_id for one in members}
     return train_pack(CONFIG, settings, members, evaluations(corpus), folders, **options)  # type: ignore[arg-type]
 
 
-def result(outcome: MemberResult | MemberFailure) -> MemberResult:
+def result(outcome: MemberOutcome) -> MemberResult:
     assert isinstance(outcome, MemberResult), outcome
     return outcome
 
@@ -76,7 +85,7 @@ def same_weights(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def timeless(outcome: MemberResult | MemberFailure) -> MemberResult:
+def timeless(outcome: MemberOutcome) -> MemberResult:
     return dataclasses.replace(result(outcome), seconds=0.0)
 
 
@@ -192,14 +201,20 @@ def test_the_order_of_domains_does_not_matter(
 
 
 class Stopper:
-    """Says stop before the step that follows `steps` more."""
+    """Stops all members, or those named, before the step that follows `steps` more."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps
+    def __init__(self, steps: int, names: str | None = None) -> None:
+        self.left, self.names = steps, names
 
-    def __call__(self) -> bool:
+    def __call__(self, ids: Collection[str]) -> Collection[str]:
         self.left -= 1
-        return self.left < 0
+        return () if self.left >= 0 else [name for name in ids if self.names is None or name in self.names]
+
+
+def stopped(outcomes: list[MemberOutcome]) -> list[int]:
+    """Steps at which members were stopped, where all were."""
+    assert all(isinstance(outcome, MemberStopped) for outcome in outcomes), outcomes
+    return [outcome.tokens // 64 for outcome in outcomes]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("stops", [[7], [0, 1, 10, 5]])
@@ -208,8 +223,7 @@ def test_resumed_equals_uninterrupted_bitwise(
 ) -> None:
     folder, members, results = trio
     for steps in stops:
-        with pytest.raises(TrainingStopped):
-            trained(corpus, tmp_path, members, should_stop=Stopper(steps))
+        stopped(trained(corpus, tmp_path, members, should_stop=Stopper(steps)))
     step = sum(stops)
     seen: list[int] = []
     outcomes = trained(corpus, tmp_path, members, on_progress=lambda progress: seen.append(progress["a"]))
@@ -218,18 +232,18 @@ def test_resumed_equals_uninterrupted_bitwise(
     assert all(same_weights(tmp_path / name, folder / name) for name in "abc")
 
 
-def test_members_at_different_steps_go_on_as_groups(
+def test_members_at_different_steps_go_on_together(
     corpus: Path, tmp_path: Path, trio: tuple[Path, list[MemberSpec], list[MemberResult]]
 ) -> None:
     """The checkpoints of two members come from another moment than that of the third, as after a kill between two renames."""
     _folder, members, results = trio
     four = [*members, member(corpus, "d", 3)]
     for steps, names in ((5, "ab"), (4, "cd")):
-        with pytest.raises(TrainingStopped):
-            trained(corpus, tmp_path, [one for one in four if one.member_id in names], should_stop=Stopper(steps))
+        some = [one for one in four if one.member_id in names]
+        assert stopped(trained(corpus, tmp_path, some, should_stop=Stopper(steps))) == [steps] * 2
     order: list[str] = []
     outcomes = trained(corpus, tmp_path, four, on_progress=lambda progress: order.append("".join(sorted(progress))))
-    assert order == ["ab"] * 15 + ["cd"] * 16
+    assert order == ["abcd"] * 15 + ["cd"]
     assert [timeless(outcome) for outcome in outcomes[:3]] == [timeless(one) for one in results]
 
 
@@ -256,8 +270,7 @@ def test_unusable_checkpoints_are_ignored(
 ) -> None:
     folder, members, _ = trio
     spec = members if damage == "truncated" else [dataclasses.replace(one, seed=one.seed + 50) for one in members]
-    with pytest.raises(TrainingStopped):
-        trained(corpus, tmp_path, spec, should_stop=Stopper(6))
+    assert stopped(trained(corpus, tmp_path, spec, should_stop=Stopper(6))) == [6, 6, 6]
     if damage == "truncated":
         for name in "abc":
             path = tmp_path / name / CHECKPOINT_NAME
@@ -354,8 +367,11 @@ def test_wrong_settings_are_refused(change: dict[str, object], match: str) -> No
 def test_wrong_packs_are_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="repeat"):
         trained(corpus, tmp_path, [member(corpus, "a"), member(corpus, "a", 1)])
+    with pytest.raises(ValueError, match="places is 0"):
+        trained(corpus, tmp_path, [member(corpus, "a")], places=0)
     small = dataclasses.replace(CONFIG, vocab_size=32)
-    with pytest.raises(ValueError, match="vocabulary of 64"):
-        train_pack(small, SETTINGS, [member(corpus, "a")], [], {"a": tmp_path})
+    (failure,) = train_pack(small, SETTINGS, [member(corpus, "a")], [], {"a": tmp_path})
+    assert isinstance(failure, MemberFailure)
+    assert "vocabulary of 64" in failure.message
     with pytest.raises(ValueError, match="vocabulary of 64"):
         train_pack(small, SETTINGS, [], evaluations(corpus), {})

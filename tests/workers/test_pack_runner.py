@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from mixopt.mixture import Mixture, Schedule
 from mixopt.runner import Completed, Evaluation, Failed
-from mixopt.trial import FailureKind, Measurement, Outcome, Source, Trial, TrialDomain
+from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial, TrialDomain
+from workers.control import PackControl
 from workers.pack_runner import PackRunner
 from workers.train_pack import PackJob, TrialResult
 from workers.trial_folder import TrialFolder
@@ -74,15 +76,15 @@ def test_what_a_lost_pack_had_finished_counts(tmp_path: Path, trials: list[Trial
     runner.close()
 
 
-def test_a_pack_out_of_memory_is_tried_again_in_halves(tmp_path: Path, trials: list[Trial]) -> None:
+def test_a_pack_out_of_memory_is_tried_again_with_half_its_places(tmp_path: Path, trials: list[Trial]) -> None:
     runner = LosingRunner(tmp_path, MemoryError(), pack_size=4)
     sizes = []
     for _ in range(4):
         runner.submit(trials)
         assert {event.failure.kind for event in runner.events() if isinstance(event, Failed)} == {FailureKind.OUT_OF_MEMORY}
-        sizes.append([len(job.trials) for job in runner.jobs])
+        sizes.append([(len(job.trials), job.places) for job in runner.jobs])
         runner.jobs.clear()
-    assert sizes == [[4], [2, 2], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert sizes == [[(4, 4)], [(4, 2)], [(4, 1)], [(4, 1)]], "one slot: one pack with fewer places"
     runner.close()
 
 
@@ -92,4 +94,29 @@ def test_a_lost_worker_leaves_packs_as_they_are(tmp_path: Path, trials: list[Tri
         runner.submit(trials)
         assert len(list(runner.events())) == 4
     assert [len(job.trials) for job in runner.jobs] == [4, 4]
+    runner.close()
+
+
+def test_what_a_pack_told_before_it_was_lost_counts_once(tmp_path: Path, trials: list[Trial]) -> None:
+    """One place: the first trial completed, the second diverged, the third was in training; the fourth had not begun."""
+    runner = LosingRunner(tmp_path, WorkerCrashedError("gone"), pack_size=1)
+    runner.submit(trials)
+    (job,) = runner.jobs
+    pack = PackControl(job.control, job.pack_id)
+    TrialFolder(tmp_path, trials[0].trial_id).write_outcome({"trial_id": trials[0].trial_id}, outcome(trials[0]))
+    pack.end(trials[0].trial_id, None)
+    pack.end(trials[1].trial_id, Failure(FailureKind.DIVERGED, "Training loss became nan.", 1024))
+    pack.report({trial.trial_id: 2048 for trial in trials[:3]}, at_once=True)
+    events = runner.events()
+    ends = [event for event in itertools.islice(events, 9) if isinstance(event, Completed | Failed)]
+    assert ends[:2] == [
+        Completed(trials[0].trial_id, outcome(trials[0])),
+        Failed(trials[1].trial_id, Failure(FailureKind.DIVERGED, "Training loss became nan.", 1024)),
+    ]
+    (lost,) = ends[2:]
+    assert isinstance(lost, Failed)
+    assert (lost.trial_id, lost.failure.kind, lost.failure.tokens) == (trials[2].trial_id, FailureKind.WORKER_LOST, 2048)
+    assert [trial.trial_id for trial in runner.jobs[1].trials] == [trials[3].trial_id], "it goes on without having failed"
+    (last,) = [event for event in events if isinstance(event, Failed)]
+    assert last.trial_id == trials[3].trial_id, "and fails if it is lost again before it began"
     runner.close()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mixopt.mixture import Mixture, Schedule
 from mixopt.trial import Source, Trial, TrialDomain
+from proxy_models.places import FIXED_PLACES
 from workers.packing import default_pack_size, plan_packs
 
 
@@ -35,20 +36,48 @@ def test_every_trial_is_in_exactly_one_pack_of_its_shape_and_no_pack_is_too_larg
     trials: list[Trial], slots: int, pack_size: int | None
 ) -> None:
     packs = plan_packs(trials, slots, pack_size)
-    assert sorted(t.trial_id for pack in packs for t in pack) == sorted(t.trial_id for t in trials)
+    assert sorted(t.trial_id for pack in packs for t in pack.trials) == sorted(t.trial_id for t in trials)
     for pack in packs:
-        assert len({(t.source.key, repr(sorted(t.recipe.items()))) for t in pack}) == 1
-        assert 1 <= len(pack) <= (pack_size or default_pack_size(pack[0].recipe["tokens_per_step"]))
+        assert len({(t.source.key, repr(sorted(t.recipe.items()))) for t in pack.trials}) == 1
+        assert 1 <= pack.places <= (pack_size or default_pack_size(pack.trials[0].recipe["tokens_per_step"]))
+        assert pack.places == len(pack.trials) or slots == 1, "somebody waits while another slot could be free first"
 
 
 @given(st.integers(1, 60), slot_counts, st.integers(1, 12))
 def test_slots_get_equal_work(count: int, slots: int, pack_size: int) -> None:
-    packs = plan_packs([trial(number) for number in range(count)], slots, pack_size)
+    packs = [pack.trials for pack in plan_packs([trial(number) for number in range(count)], slots, pack_size, busy=slots == 1)]
     assert max(map(len, packs)) - min(map(len, packs)) <= 1
     # Slots take the next pack as they become free, so rounds are what counts.
     rounds = math.ceil(len(packs) / slots)
     assert rounds == math.ceil(math.ceil(count / pack_size) / slots), "more rounds than the trials need"
     assert len(packs) == min(count, rounds * slots), "a slot idles while others train packs that could be split"
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_one_slot_gets_all_trials_in_as_many_rounds_as_they_need(count: int, pack_size: int) -> None:
+    (pack,) = plan_packs([trial(number) for number in range(count)], 1, pack_size)
+    assert len(pack.trials) == count
+    rounds = math.ceil(count / pack_size)
+    assert math.ceil(count / pack.places) == rounds, "more rounds than the trials need"
+    assert pack.places == 1 or math.ceil(count / (pack.places - 1)) > rounds, "fewer places would do, and be taken more evenly"
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.none() | st.integers(1, 80))
+def test_gpus_get_equal_shares_of_all_trials_in_fixed_places(count: int, slots: int, pack_size: int | None) -> None:
+    packs = plan_packs([trial(number) for number in range(count)], slots, pack_size, "cuda")
+    sizes = [len(pack.trials) for pack in packs]
+    assert (sum(sizes), len(sizes)) == (count, min(count, slots))
+    assert max(sizes) - min(sizes) <= 1
+    for pack in packs:
+        assert pack.places in FIXED_PLACES
+        assert pack.places <= (pack_size or 64)
+
+
+def test_nobody_waits_in_a_pack_while_other_slots_are_busy() -> None:
+    """They come free while this one works, and should find packs to start."""
+    for device in ("cpu", "cuda"):
+        packs = plan_packs([trial(number) for number in range(12)], 1, 4, device, busy=1)
+        assert [len(pack.trials) for pack in packs] == [4, 4, 4]
 
 
 @given(trial_lists, slot_counts, pack_sizes)
@@ -58,7 +87,7 @@ def test_the_plan_depends_on_its_arguments_alone(trials: list[Trial], slots: int
 
 def test_the_dearest_packs_start_first() -> None:
     packs = plan_packs([trial(0, 8192), trial(1, 65536), trial(2, 16384)], slots=1)
-    assert [pack[0].source.tokens for pack in packs] == [65536, 16384, 8192]
+    assert [pack.trials[0].source.tokens for pack in packs] == [65536, 16384, 8192]
 
 
 def test_packs_are_small_where_steps_are_large_and_larger_on_gpus() -> None:

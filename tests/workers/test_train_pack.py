@@ -4,7 +4,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.mixture import Mixture, Schedule
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial, TrialDomain, trial_identity
-from proxy_models.specs import MemberResult, MemberSpec
+from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, MemberStopped
 from proxy_models.token_store import TokenWriter
 from workers import train_pack
 from workers.control import DriverControl, PackControl
@@ -53,17 +54,37 @@ def job(tmp_path: Path) -> PackJob:
 
 
 class Engine:
-    """Stands in for `proxy_models.train.train_pack`: fails whenever the member with `bad_seed` is in the pack, or more than `limit` are."""
+    """Stands in for `proxy_models.train.train_pack`: fails whenever the member with `bad_seed` trains, or more than `limit` do together.
+
+    Members train in rounds, as many as there are places.
+    """
 
     def __init__(self, bad_seed: int | None = None, limit: int = 99, error: type[Exception] = RuntimeError) -> None:
         self.bad_seed, self.limit, self.error = bad_seed, limit, error
         self.packs: list[list[int]] = []
 
-    def __call__(self, config: object, settings: object, members: Sequence[MemberSpec], *_: object, **__: object) -> list[MemberResult]:
-        self.packs.append([member.seed for member in members])
-        if len(members) > self.limit or any(member.seed == self.bad_seed for member in members):
-            raise self.error(f"cannot train {self.packs[-1]}")
-        return [MemberResult(m.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5) for m in members]
+    def __call__(
+        self,
+        config: object,
+        settings: object,
+        members: Sequence[MemberSpec],
+        *_: object,
+        places: int,
+        admit: Callable[[str], bool],
+        on_outcome: Callable[[MemberResult], None],
+        **__: object,
+    ) -> None:
+        waiting = list(members)
+        while waiting:
+            together: list[MemberSpec] = []
+            while waiting and len(together) < places:
+                member = waiting.pop(0)
+                together += [member] if admit(member.member_id) else []
+            self.packs.append([member.seed for member in together])
+            if len(together) > self.limit or any(member.seed == self.bad_seed for member in together):
+                raise self.error(f"cannot train {self.packs[-1]}")
+            for m in together:
+                on_outcome(MemberResult(m.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Engine:
@@ -94,7 +115,7 @@ def test_an_error_is_narrowed_down_to_its_member(job: PackJob, monkeypatch: pyte
 def test_a_pack_too_large_for_memory_is_trained_in_parts(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = use(monkeypatch, Engine(limit=2, error=MemoryError))
     assert all(result.outcome for result in run_pack(job))
-    assert max(len(pack) for pack in engine.packs[-2:]) <= 2
+    assert engine.packs == [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]
     assert by_seed(job, run_pack(job)), "read back"
     alone = use(monkeypatch, Engine(limit=0, error=torch.OutOfMemoryError))
     for trial in job.trials:
@@ -102,6 +123,77 @@ def test_a_pack_too_large_for_memory_is_trained_in_parts(job: PackJob, monkeypat
     kinds = {result.failure.kind for result in run_pack(job) if result.failure}
     assert kinds == {FailureKind.OUT_OF_MEMORY}
     assert alone.packs[-1] == [4]
+
+
+def test_the_memory_of_a_pack_that_failed_is_free_for_the_next_try(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large: ...
+
+    tries: list[weakref.ref[Large]] = []
+    engine = Engine()
+
+    def train(*arguments: Any, **options: Any) -> None:
+        assert all(earlier() is None for earlier in tries), "the pack of the failed try is still there"
+        large = Large()
+        tries.append(weakref.ref(large))
+        if len(tries) < 3:
+            raise MemoryError
+        engine(*arguments, **options)
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    assert all(result.outcome for result in run_pack(job))
+    assert [len(pack) for pack in engine.packs] == [1, 1, 1, 1, 1]
+
+
+def test_a_pack_that_never_has_the_memory_to_begin_fails_trial_by_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    assert [result.failure and result.failure.kind for result in run_pack(job)] == [FailureKind.OUT_OF_MEMORY] * 5
+
+
+def test_what_one_member_runs_into_is_the_failure_of_its_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine tells it apart, and the cause decides the kind; a result that cannot be written is its trial's own, too."""
+
+    def train(*arguments: Any, on_outcome: Callable[[object], None], admit: Callable[[str], bool], **_: object) -> None:
+        for index, member in enumerate(arguments[2]):
+            assert admit(member.member_id)
+            error = [FileNotFoundError("gone"), RuntimeError("odd"), None, None, None][index]
+            if error is not None:
+                on_outcome(MemberFailure(member.member_id, "error", str(error), 256, error))
+            elif index == 2:
+                on_outcome(MemberFailure(member.member_id, "diverged", "Training loss became nan.", 384))
+            elif index == 3:
+                (TrialFolder(job.store, member.member_id).path / "result.json").mkdir()
+                on_outcome(MemberResult(member.member_id, {"content-a": (1.0,)}, (("key", 1024, 1.0, 0.7),), 1024, 1e6, 0.5))
+            else:
+                on_outcome(MemberStopped(member.member_id, 512))
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    results = by_seed(job, run_pack(job))
+    kinds = [results[seed].failure for seed in range(5)]
+    assert [failure and (failure.kind, failure.tokens) for failure in kinds] == [
+        (FailureKind.DATA, 256),
+        (FailureKind.ERROR, 256),
+        (FailureKind.DIVERGED, 384),
+        (FailureKind.ERROR, 1024),
+        (FailureKind.CANCELLED, 512),
+    ]
+    assert "gone" in (TrialFolder(job.store, job.trials[0].trial_id).path / "error.txt").read_text()
+    for trial in job.trials:
+        with TrialFolder(job.store, trial.trial_id).lock() as free:
+            assert free
+
+
+def test_a_pack_that_is_run_again_leaves_alone_what_it_told_to_have_failed(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = PackControl(job.control, job.pack_id)
+    told = Failure(FailureKind.DIVERGED, "Training loss became nan.", 384)
+    first.end(job.trials[1].trial_id, told)
+    engine = use(monkeypatch, Engine())
+    results = by_seed(job, run_pack(job))
+    assert engine.packs == [[0, 2, 3, 4]]
+    assert results[1].failure == told
+    assert all(results[seed].outcome for seed in (0, 2, 3, 4))
 
 
 def test_an_interruption_is_not_a_failure(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +297,13 @@ def test_cancelling_reaches_the_pack_and_can_be_taken_back(tmp_path: Path) -> No
     assert driver.progress("pack") == {}
     pack.report({"a": 128, "b": 0}, at_once=True)
     assert driver.progress("pack") == {"a": 128, "b": 0}
+    assert driver.ended("pack") == {}
+    failure = Failure(FailureKind.DIVERGED, "Training loss became nan.", 64)
+    pack.end("a", failure)
+    pack.end("b", None)
+    assert driver.ended("pack") == {"a": failure, "b": None}
+    assert driver.progress("pack") == {"a": 128, "b": 0}
+    assert PackControl(driver.folder, "pack").failed() == {"a": failure}
     assert pack.cancelled(["a", "b"]) == frozenset()
     driver.cancel(["a", "elsewhere"])
     assert PackControl(driver.folder, "pack").cancelled(["a", "b"]) == {"a"}

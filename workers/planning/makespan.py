@@ -1,8 +1,8 @@
 """When packs start and end, before any runs: the loop of `mixopt.search` and the packs of `workers.packing`, with estimated seconds.
 
-It follows the loop step by step (ask for whole free slots, pack what was asked for, start the next pack when a slot is free) rather than
-dividing work by slots, because with few trials the last packs, and slots that stay empty, are a large part of the time. Failures, and packs
-that are not of equal speed, are not foreseen.
+It follows the loop step by step (ask for whole free slots, pack what was asked for, start the next pack when a slot is free, give a place that
+becomes free to the next trial of the pack) rather than dividing work by slots, because with few trials the last packs, and slots that stay
+empty, are a large part of the time. Failures, and packs that are not of equal speed, are not foreseen.
 
 Pure: the same trials give the same packs.
 """
@@ -10,28 +10,50 @@ Pure: the same trials give the same packs.
 from __future__ import annotations
 
 import heapq
+import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mixopt.trial import Trial
-from workers.packing import Device, default_pack_size, plan_packs
+from workers.packing import Device, PlannedPack, default_pack_size, plan_packs
 
-Pack = tuple[Trial, ...]
 Seconds = Callable[[Trial], float]
+
+ROUNDING = 1e-9
+"""Trials whose ends are closer than this, in shares of their time, end together."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Packs in the order they start, and when the last one ends."""
 
-    packs: tuple[Pack, ...]
+    packs: tuple[PlannedPack, ...]
     seconds: float
 
     @property
     def pack_size(self) -> int:
-        """Trials of the largest pack; 0 if nothing is left."""
-        return max((len(pack) for pack in self.packs), default=0)
+        """Trials that train together in the largest pack; 0 if nothing is left."""
+        return max((pack.places for pack in self.packs), default=0)
+
+
+def ends(pack: PlannedPack, seconds_of: Seconds) -> list[tuple[float, Trial]]:
+    """When each trial of a pack ends, in seconds after the pack's start: its places share one processor evenly."""
+    waiting = deque(pack.trials)
+    left: dict[str, float] = {}  # seconds alone, of those in training
+    trials = {trial.trial_id: trial for trial in pack.trials}
+    clock, ended = 0.0, []
+    while waiting or left:
+        while waiting and len(left) < pack.places:
+            trial = waiting.popleft()
+            left[trial.trial_id] = seconds_of(trial)
+        least = min(left.values())
+        clock += least * len(left)
+        done = [trial_id for trial_id, seconds in left.items() if seconds <= least * (1 + ROUNDING)]
+        left = {trial_id: seconds - least for trial_id, seconds in left.items() if trial_id not in done}
+        ended += [(clock, trials[trial_id]) for trial_id in done]
+    return ended
 
 
 def schedule_search(
@@ -53,16 +75,21 @@ class _Simulation:
         self._per_slot = pack_size or default_pack_size(1024, device)
         self._clock = 0.0
         self._under_way = 0
-        self._running: list[tuple[float, int, Pack]] = []  # a heap by the time at which they end
-        self._queue: deque[Pack] = deque()
-        self._started: list[Pack] = []
+        self._ends: list[tuple[float, int, int]] = []  # a heap: time, the pack, trials of it that end then
+        self._left: dict[int, int] = {}  # running packs: trials that have not ended
+        self._queue: deque[PlannedPack] = deque()
+        self._started: list[PlannedPack] = []
 
     def run(self, trials: Sequence[Trial], batch: int | None) -> Schedule:
         unasked = deque(trials)
         self._fill(unasked, batch)
-        while self._running:
-            self._clock, _, ended = heapq.heappop(self._running)
-            for _ in ended:  # one by one, as the runner reports them
+        while self._ends:
+            self._clock, number, count = heapq.heappop(self._ends)
+            self._left[number] -= count
+            if not self._left[number]:
+                del self._left[number]
+            self._start()
+            for _ in range(count):  # one by one, as the runner reports them
                 self._under_way -= 1
                 self._fill(unasked, batch)
         return Schedule(tuple(self._started), self._clock)
@@ -71,14 +98,19 @@ class _Simulation:
         while unasked and (room := self._room()) > 0:
             count = min(batch or room, len(unasked))
             asked = [unasked.popleft() for _ in range(count)]
-            free = max(1, self._slots - len(self._running) - len(self._queue))
-            self._queue.extend(plan_packs(asked, free, self._pack_size, self._device))
+            free = max(1, self._slots - len(self._left) - len(self._queue))
+            self._queue.extend(plan_packs(asked, free, self._pack_size, self._device, busy=max(0, self._slots - free)))
             self._under_way += count
-        while self._queue and len(self._running) < self._slots:
+            self._start()
+
+    def _start(self) -> None:
+        while self._queue and len(self._left) < self._slots:
             pack = self._queue.popleft()
+            number = len(self._started)
             self._started.append(pack)
-            end = self._clock + sum(self._seconds_of(trial) for trial in pack)
-            heapq.heappush(self._running, (end, len(self._started), pack))
+            self._left[number] = len(pack.trials)
+            for seconds, together in itertools.groupby(ends(pack, self._seconds_of), key=operator.itemgetter(0)):
+                heapq.heappush(self._ends, (self._clock + seconds, number, len(list(together))))
 
     def _room(self) -> int:
         capacity = self._slots * self._per_slot

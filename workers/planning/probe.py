@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ def train_for_a_while(wanted: ProbeShape, folder: Path, device: str, seconds: fl
     import numpy as np
 
     from proxy_models.token_store import TokenWriter
-    from proxy_models.train import DomainStream, MemberSpec, TrainingStopped, TrainSettings, train_pack
+    from proxy_models.train import DomainStream, MemberSpec, TrainSettings, train_pack
 
     shape = wanted.shape
     folder.mkdir()
@@ -158,21 +157,19 @@ def train_for_a_while(wanted: ProbeShape, folder: Path, device: str, seconds: fl
     times: list[float] = []
     begun = time.monotonic()
 
-    def should_stop() -> bool:
-        return len(times) >= FEWEST_STEPS and time.monotonic() - begun >= seconds
+    def should_stop(ids: Collection[str]) -> Collection[str]:
+        return ids if len(times) >= FEWEST_STEPS and time.monotonic() - begun >= seconds else ()
 
-    folders = {member.member_id: folder / member.member_id for member in members}
-    with suppress(TrainingStopped):
-        train_pack(
-            proxy_config(shape.size, shape.vocab_size),
-            settings,
-            members,
-            [],
-            folders,
-            device=device,
-            on_progress=lambda _: times.append(time.monotonic()),
-            should_stop=should_stop,
-        )
+    train_pack(
+        proxy_config(shape.size, shape.vocab_size),
+        settings,
+        members,
+        [],
+        {member.member_id: folder / member.member_id for member in members},
+        device=device,
+        on_progress=lambda _: times.append(time.monotonic()),
+        should_stop=should_stop,
+    )
     return wanted.flops_per_step * (len(times) - 1), times[-1] - times[0]
 
 

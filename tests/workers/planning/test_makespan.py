@@ -17,9 +17,12 @@ from mixopt.runner import Evaluation
 from mixopt.search import run_search, run_trials
 from mixopt.swarm import Swarm
 from mixopt.trial import Measurement, Outcome, Source, Trial
+from workers.control import PackControl
 from workers.pack_runner import PackRunner
-from workers.planning.makespan import schedule_search, schedule_together
+from workers.packing import PlannedPack
+from workers.planning.makespan import ends, schedule_search, schedule_together
 from workers.train_pack import PackJob, TrialResult
+from workers.trial_folder import TrialFolder
 
 SECONDS = 3.0
 SOURCE = Source("trained", "nano", 4096)
@@ -34,14 +37,17 @@ def trials_of(count: int, tokens_per_step: int = 1024) -> list[Trial]:
 
 
 class TimedRunner(PackRunner[int]):
-    """Packs take time on a clock of its own; only `slots` of them run at once, in the order they came."""
+    """Packs take time on a clock of its own; only `slots` of them run at once, in the order they came.
+
+    A pack trains in rounds of as many trials as it has places, and tells at the end of each, through the control folder, what ended.
+    """
 
     def __init__(self, store: Path, slots: int, pack_size: int | None) -> None:
         super().__init__(store, {}, {SOURCE.key: [Evaluation("key", "valid/a", "text", Path("x"), 512)]}, pack_size, slots, "cpu", 60)
         self.clock = 0.0
         self.jobs: list[PackJob] = []
         self._queue: list[int] = []
-        self._busy: list[tuple[float, int]] = []
+        self._busy: list[tuple[float, int, int]] = []  # end of a round, pack, trials that have ended then
 
     def _launch(self, job: PackJob) -> int:
         self.jobs.append(job)
@@ -50,25 +56,39 @@ class TimedRunner(PackRunner[int]):
         return len(self.jobs) - 1
 
     def _begin(self) -> None:
-        while self._queue and len(self._busy) < self._slots:
+        while self._queue and len({number for _, number, _ in self._busy}) < self._slots:
             number = self._queue.pop(0)
-            heapq.heappush(self._busy, (self.clock + SECONDS * len(self.jobs[number].trials), number))
+            self._round(number, 0)
+
+    def _round(self, number: int, ended: int) -> None:
+        job = self.jobs[number]
+        together = min(job.places or 0, len(job.trials) - ended)
+        heapq.heappush(self._busy, (self.clock + SECONDS * together, number, ended + together))
 
     def _wait(self, handles: Sequence[int], seconds: float) -> Collection[int]:
-        self.clock, number = heapq.heappop(self._busy)
-        self._begin()
-        return [number]
+        self.clock, number, ended = heapq.heappop(self._busy)
+        job = self.jobs[number]
+        if ended == len(job.trials):
+            self._begin()
+            return [number]
+        pack = PackControl(job.control, job.pack_id)
+        for trial in job.trials[:ended]:
+            TrialFolder(job.store, trial.trial_id).write_outcome(trial.spec(), outcome_of(trial))
+            pack.end(trial.trial_id, None)
+        self._round(number, ended)
+        return []
 
     def _collect(self, handle: int) -> list[TrialResult]:
-        measured = (Measurement("key", 4096, 2.0, 3.0),)
-        return [
-            TrialResult(t.trial_id, Outcome(t.trial_id, {d.content_hash: (0.5,) for d in t.domains}, measured, 4096, 1e9, 1.0))
-            for t in self.jobs[handle].trials
-        ]
+        return [TrialResult(trial.trial_id, outcome_of(trial)) for trial in self.jobs[handle].trials]
 
     def _withdraw(self, handle: int) -> None: ...
 
     def _shut_down(self) -> None: ...
+
+
+def outcome_of(trial: Trial) -> Outcome:
+    measured = (Measurement("key", 4096, 2.0, 3.0),)
+    return Outcome(trial.trial_id, {domain.content_hash: (0.5,) for domain in trial.domains}, measured, 4096, 1e9, 1.0)
 
 
 class Listed:
@@ -96,6 +116,7 @@ class Listed:
         (20, 2, None, None, 256),
         (5, 8, None, None, 1024),
         (9, 1, 2, None, 1024),
+        (23, 1, 4, 10, 1024),  # more asked for than places
     ],
 )
 def test_a_search_runs_in_the_planned_packs(
@@ -107,12 +128,14 @@ def test_a_search_runs_in_the_planned_packs(
     with History.open(tmp_path / "record.db") as history:
         history.add_search("s", "name", "")
         run_search(history, "s", Listed(trials), runner, domains=("a", "b"), metrics=METRICS, batch=batch)
-    assert [[t.trial_id for t in pack] for pack in planned.packs] == [[t.trial_id for t in job.trials] for job in runner.jobs]
+    assert [(pack.trials, pack.places) for pack in planned.packs] == [(job.trials, job.places) for job in runner.jobs]
     assert planned.seconds == pytest.approx(runner.clock)
-    assert planned.pack_size == max(len(job.trials) for job in runner.jobs)
+    assert planned.pack_size == max(job.places or 0 for job in runner.jobs)
 
 
-@pytest.mark.parametrize(("count", "slots", "pack_size"), [(15, 2, None), (15, 16, None), (7, 2, 2), (1, 4, None)])
+@pytest.mark.parametrize(
+    ("count", "slots", "pack_size"), [(15, 2, None), (15, 16, None), (7, 2, 2), (1, 4, None), (15, 1, None), (10, 1, 3)]
+)
 def test_a_verification_runs_in_the_planned_packs(tmp_path: Path, count: int, slots: int, pack_size: int | None) -> None:
     trials = trials_of(count)
     planned = schedule_together(trials, lambda _: SECONDS, slots, pack_size, "cpu")
@@ -120,7 +143,7 @@ def test_a_verification_runs_in_the_planned_packs(tmp_path: Path, count: int, sl
     with History.open(tmp_path / "record.db") as history:
         history.add_search("s", "name", "")
         run_trials(history, "s", "verification", runner, trials, metrics=METRICS)
-    assert [[t.trial_id for t in pack] for pack in planned.packs] == [[t.trial_id for t in job.trials] for job in runner.jobs]
+    assert [(pack.trials, pack.places) for pack in planned.packs] == [(job.trials, job.places) for job in runner.jobs]
     assert planned.seconds == pytest.approx(runner.clock)
 
 
@@ -134,3 +157,11 @@ def test_the_time_of_full_slots_by_hand() -> None:
     assert schedule_search(trials_of(48), lambda _: SECONDS, 2, None, "cpu").seconds == pytest.approx(6 * 4 * SECONDS)
     # 15 at once: packs of 4, 4, 4 and 3.
     assert schedule_together(trials_of(15), lambda _: SECONDS, 2, None, "cpu").seconds == pytest.approx(8 * SECONDS)
+
+
+def test_a_place_is_given_on_when_its_trial_ends() -> None:
+    """Two places share one processor: after 2 s both first trials have had one; the next has the place of the one that ended."""
+    trials = trials_of(4)
+    seconds = (1.0, 3.0, 1.0, 2.0)
+    pack = PlannedPack(tuple(trials), 2)
+    assert [(at, trial.seed) for at, trial in ends(pack, lambda trial: seconds[trial.seed])] == [(2, 0), (4, 2), (6, 1), (7, 3)]

@@ -1,0 +1,132 @@
+"""The weights of a pack's members and how they take one step: everything that touches the device.
+
+A pack issues steps and hears later how they went. On a CPU that is at once; a device may answer many steps late, and then keeps a member that
+diverged from stepping until the host knows. Places that are vacant take part in nothing. The trade-off: a vacant place is computed as any
+other and costs as much, so packs compact or refill (`places.py`).
+
+Legend: K places, B windows per step, S = T + 1 tokens of a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from proxy_models.checkpoint import Checkpoint, with_prefix
+from proxy_models.config import ProxyConfig
+from proxy_models.model import PackedProxy
+from proxy_models.optimizer import PackedAdamW
+from proxy_models.specs import TrainSettings
+
+VACANT_SEED = 0
+"""Weights of places that nobody has taken yet; nothing depends on them."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How one step went, by place; numbers of places that were not active mean nothing.
+
+    Attributes:
+        stepped_K: whether loss and gradient were finite and the step was taken.
+    """
+
+    losses_nats_K: Sequence[float]
+    norms_K: Sequence[float]
+    stepped_K: Sequence[bool]
+
+
+class PackStep:
+    """K places that step together, on a CPU.
+
+    Args:
+        seeds_K: of the members' initial weights, one per place.
+        rates_K: peak learning rates.
+    """
+
+    fixed_places: ClassVar[bool] = False
+    """Whether the number of places is one of `FIXED_PLACES`."""
+
+    def __init__(
+        self,
+        config: ProxyConfig,
+        settings: TrainSettings,
+        seeds_K: Sequence[int],
+        rates_K: Sequence[float],
+        device: torch.device | str,
+    ) -> None:
+        self.config, self.device = config, device
+        self.model = PackedProxy(config, seeds_K, device)
+        self.optimizer = PackedAdamW(self.model, rates_K, weight_decay=settings.weight_decay, clip=settings.clip)
+        self._reports: list[StepReport] = []
+
+    @property
+    def places(self) -> int:
+        """K."""
+        return self.model.members
+
+    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool]) -> None:
+        """Issues one optimizer step of every active place; a place whose loss or gradient is not finite does not take it."""
+        loss_K = self.model.training_loss(tokens_KBS.to(self.device))
+        losses_nats_K: list[float] = loss_K.detach().tolist()
+        finite_K = [active and math.isfinite(loss) for active, loss in zip(active_K, losses_nats_K, strict=True)]
+        loss_K.sum().backward()
+        norms_K, finite_gradient_K = self.optimizer.step(rate_scale_K, finite_K)
+        self.optimizer.zero_grad()
+        stepped_K = [loss and gradient for loss, gradient in zip(finite_K, finite_gradient_K, strict=True)]
+        self.model.update_router_bias(stepped_K)
+        self._reports.append(StepReport(losses_nats_K, norms_K, stepped_K))
+
+    def reports(self, wait: bool) -> list[StepReport]:
+        """Reports of steps that are known by now and were not given before, in the order of the steps; with `wait`, of all that were issued."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def place(self, k: int, seed: int, rate: float, state: Mapping[str, Tensor] | None = None) -> None:
+        """Gives place k to a member: a new one, or one that goes on from a `member_state`. All steps issued must have been reported.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
+        checkpoint = Checkpoint(self._fresh_state(k, seed) if state is None else state, {})
+        self.model.load_member_state(k, checkpoint.part("model"))
+        self.optimizer.load_member_state(k, checkpoint.part("optimizer"))
+        rates = list(self.optimizer.learning_rates)
+        rates[k] = rate
+        self.optimizer.learning_rates = tuple(rates)
+
+    def member_state(self, k: int) -> dict[str, Tensor]:
+        """All tensors of the member at place k, as copies: what a checkpoint holds."""
+        return {**with_prefix("model", self.model.member_state(k)), **with_prefix("optimizer", self.optimizer.member_state(k))}
+
+    def weights(self, k: int) -> dict[str, Tensor]:
+        """The part of `member_state` that is needed after training."""
+        return with_prefix("model", self.model.member_state(k))
+
+    def loads(self) -> dict[int, list[list[float]]]:
+        """Share of the rows per expert in the last step: place -> layer -> expert."""
+        return self.model.load_statistics()
+
+    def scoring_model(self, members: Sequence[int]) -> PackedProxy:
+        """A model of these places in this order, to score; not to be changed."""
+        return self.model if list(members) == list(range(self.places)) else self.model.select(members)
+
+    def select(self, members: Sequence[int]) -> None:
+        """Keeps these places, in this order, and drops the others. All steps issued must have been reported."""
+        self.model = self.model.select(members)
+        self.optimizer = self.optimizer.select(members, self.model)
+
+    def _fresh_state(self, k: int, seed: int) -> dict[str, Tensor]:
+        """What a member of this seed starts with."""
+        optimizer = {name: torch.zeros_like(tensor) for name, tensor in self.optimizer.member_state(k).items()}
+        model = PackedProxy(self.config, [seed], self.device).member_state(0)
+        return {**with_prefix("model", model), **with_prefix("optimizer", optimizer)}
+
+
+def step_type_for(device: torch.device | str) -> type[PackStep]:
+    """The kind of step for a device."""
+    return PackStep
