@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from proxy_models.config import ProxyConfig
+from proxy_models.device_layers import DeviceAttention, DeviceMoE, lookup
+from proxy_models.device_loss import group_mean_losses, group_token_losses
 from proxy_models.layers import PackedAttention, rms_norm
 from proxy_models.loss import CHUNK_TOKENS, TiedGradient, TiedLookup, Workspace, mean_losses, token_losses
 from proxy_models.moe import PackedMoE
+from proxy_models.precision import Compute, default_compute
 
 EMBEDDING_STD = 0.02
 """Scale of the initial embedding. With it and the norm after the lookup, a nano proxy (4,096 entries, 14 domains, 0.5M tokens, rate 3e-3, two
@@ -28,10 +31,10 @@ seeds) reached 5.44 nats per token on held-out text; 5.59 at 1/sqrt(D) with that
 class PackedLayer(nn.Module):
     """Attention, then experts; both add to the residual stream."""
 
-    def __init__(self, config: ProxyConfig, members: int) -> None:
+    def __init__(self, config: ProxyConfig, members: int, compute: Compute | None) -> None:
         super().__init__()
-        self.attention = PackedAttention(config, members)
-        self.moe = PackedMoE(config, members)
+        self.attention = PackedAttention(config, members) if compute is None else DeviceAttention(config, members, compute)
+        self.moe = PackedMoE(config, members) if compute is None else DeviceMoE(config, members, compute)
 
     def forward(self, x_KND: Tensor, window: int, record_load: bool) -> Tensor:
         out_KND: Tensor = self.moe(self.attention(x_KND, window), record_load)
@@ -46,26 +49,38 @@ class PackedProxy(nn.Module):
         seeds: one per member; a member's initial weights depend on its seed alone.
         device: where the weights live.
         chunk_tokens: rows of logits held at once; changes speed and the last digits, nothing else.
+        compute: the path of a GPU, with these products; None: the path of the device, and that of a CPU there.
+        draw: draw the initial weights; else they are zero, for a caller that sets them.
 
     Raises:
         ValueError: no seeds.
     """
 
     def __init__(
-        self, config: ProxyConfig, seeds: Sequence[int], device: torch.device | str = "cpu", chunk_tokens: int = CHUNK_TOKENS
+        self,
+        config: ProxyConfig,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+        chunk_tokens: int = CHUNK_TOKENS,
+        compute: Compute | None = None,
+        draw: bool = True,
     ) -> None:
         super().__init__()
         if not seeds:
             raise ValueError("A pack needs at least one member; seeds is empty.")
         self.config = config
+        self.compute = default_compute(torch.device(device)) if compute is None else compute
         self.seeds = tuple(seeds)
         self._workspace = Workspace(chunk_tokens)
         with torch.device(device):
             self.embedding = nn.Parameter(torch.empty(self.members, config.vocab_size, config.d_model))
-            self.layers = nn.ModuleList(PackedLayer(config, self.members) for _ in range(config.n_layers))
+            self.layers = nn.ModuleList(PackedLayer(config, self.members, self.compute) for _ in range(config.n_layers))
             self.norm = nn.Parameter(torch.empty(self.members, config.d_model))
-        for k, seed in enumerate(self.seeds):
-            self._initialize(k, seed)
+        if draw:
+            self.begin(seeds)
+        else:
+            for parameter in self.parameters():
+                parameter.detach().zero_()
 
     @property
     def members(self) -> int:
@@ -75,6 +90,21 @@ class PackedProxy(nn.Module):
     @property
     def moe_layers(self) -> list[PackedMoE]:
         return [layer.moe for layer in self.layers if isinstance(layer, PackedLayer)]
+
+    def begin(self, seeds: Sequence[int]) -> None:
+        """Sets all members, as many as there are, to the initial weights of these seeds, with no bias and no load."""
+        self.seeds = tuple(seeds)
+        for k, seed in enumerate(self.seeds):
+            self._initialize(k, seed)
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def use(self, compute: Compute) -> None:
+        """Computes on the path of a GPU in another way from now on; weights stay."""
+        self.compute = compute
+        for module in self.modules():
+            if isinstance(module, DeviceAttention | DeviceMoE):
+                module.compute = compute
 
     @torch.no_grad()
     def _initialize(self, k: int, seed: int) -> None:
@@ -95,49 +125,59 @@ class PackedProxy(nn.Module):
                 std /= math.sqrt(2 * self.config.n_layers)
             parameter[k].copy_(torch.empty(parameter.shape[1:], dtype=torch.float32).normal_(0.0, std, generator=generator))
 
-    def training_loss(self, tokens_KBS: Tensor) -> Tensor:
+    def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False) -> Tensor:
         """Mean loss of each member in nats per token, shape (K,); call `.sum().backward()`.
 
         Sum, never mean: a mean over members would shrink every gradient by K. Records the experts' load for `update_router_bias`.
 
         Args:
             tokens_KBS: token ids, int64 (K, B, T+1); the first T of each window predict the last T.
+            ids_checked: the caller knows that all ids are in the vocabulary (samplers do, from the token files); asking a device would wait for it.
 
         Raises:
             ValueError: the shape is wrong or an id is outside the vocabulary.
         """
         tied = TiedGradient()
-        hidden_KND, target_KN = self._hidden(tokens_KBS, tied, record_load=True)
+        hidden_KND, target_KN = self._hidden(tokens_KBS, tied, record_load=True, ids_checked=ids_checked)
+        if self.compute is not None:
+            return group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute)
         return mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied)
 
     @torch.no_grad()
     def token_losses(self, tokens_KBS: Tensor) -> Tensor:
         """Loss of every predicted token in nats, shape (K, B, T); leaves gradients and the recorded load alone. Raises as `training_loss`."""
-        hidden_KND, target_KN = self._hidden(tokens_KBS, TiedGradient(), record_load=False)
-        losses_KN = token_losses(hidden_KND, self.embedding, target_KN, self._workspace)
+        hidden_KND, target_KN = self._hidden(tokens_KBS, TiedGradient(), record_load=False, ids_checked=False)
+        if self.compute is not None:
+            losses_KN = group_token_losses(hidden_KND, self.embedding, target_KN, self.compute)
+        else:
+            losses_KN = token_losses(hidden_KND, self.embedding, target_KN, self._workspace)
         return losses_KN.view(self.members, tokens_KBS.shape[1], -1)
 
-    def _hidden(self, tokens_KBS: Tensor, tied: TiedGradient, record_load: bool) -> tuple[Tensor, Tensor]:
+    def _hidden(self, tokens_KBS: Tensor, tied: TiedGradient, record_load: bool, ids_checked: bool) -> tuple[Tensor, Tensor]:
         """Last hidden states (K, N, D), normed, and the targets (K, N)."""
-        self._check_tokens(tokens_KBS)
+        self._check_shape(tokens_KBS)
+        if not ids_checked:
+            self._check_ids(tokens_KBS)
         window = tokens_KBS.shape[2] - 1
         input_KN, target_KN = tokens_KBS[..., :-1].flatten(1), tokens_KBS[..., 1:].flatten(1)
-        embedded_KND = TiedLookup.apply(self.embedding, input_KN, tied)
+        embedded_KND = TiedLookup.apply(self.embedding, input_KN, tied) if self.compute is None else lookup(self.embedding, input_KN)
         # A tied embedding is small for the sake of the logits; unnormed, the first layers would drown it.
         x_KND = rms_norm(embedded_KND, self.config.norm_eps)
         for layer in self.layers:
             x_KND = layer(x_KND, window, record_load)
         return rms_norm(x_KND, self.config.norm_eps, self.norm), target_KN
 
-    def _check_tokens(self, tokens_KBS: Tensor) -> None:
+    def _check_shape(self, tokens_KBS: Tensor) -> None:
         if tokens_KBS.dim() != 3 or len(tokens_KBS) != self.members or tokens_KBS.shape[1] < 1 or tokens_KBS.shape[2] < 2:
             raise ValueError(f"tokens have shape {tuple(tokens_KBS.shape)}; expected ({self.members}, B, T+1) with B and T at least 1.")
+
+    def _check_ids(self, tokens_KBS: Tensor) -> None:
         # An id beyond the vocabulary would silently read the next member's embedding.
         smallest, largest = (int(value) for value in tokens_KBS.aminmax())
         if smallest < 0 or largest >= self.config.vocab_size:
             raise ValueError(f"token ids run from {smallest} to {largest}; the vocabulary has {self.config.vocab_size} entries.")
 
-    def update_router_bias(self, active_K: Sequence[bool] | None = None) -> None:
+    def update_router_bias(self, active_K: Sequence[bool] | Tensor | None = None) -> None:
         """Balances the experts after an optimizer step, from the load of the last `training_loss`.
 
         Args:
@@ -182,12 +222,18 @@ class PackedProxy(nn.Module):
         outside = [k for k in members if not 0 <= k < self.members]
         if outside:
             raise ValueError(f"members {outside} are not in this pack of {self.members}.")
-        device = self.embedding.device
-        pack = PackedProxy(self.config, [self.seeds[k] for k in members], device, self._workspace.chunk_tokens).to(self.embedding.dtype)
-        index = torch.tensor(list(members), device=device)
-        for own, other in zip(self._tensors(), pack._tensors(), strict=True):
-            other.copy_(own.index_select(0, index))
+        seeds, chunk_tokens = [self.seeds[k] for k in members], self._workspace.chunk_tokens
+        pack = PackedProxy(self.config, seeds, self.embedding.device, chunk_tokens, self.compute, draw=False).to(self.embedding.dtype)
+        pack.copy_from(self, members)
         return pack
+
+    @torch.no_grad()
+    def copy_from(self, other: PackedProxy, members: Sequence[int]) -> None:
+        """Takes over these members of `other`, one for each of the own members, into the tensors there are; without a wait for the device."""
+        self.seeds = tuple(other.seeds[k] for k in members)
+        index = torch.tensor(list(members)).to(self.embedding.device, non_blocking=True)
+        for own, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            torch.index_select(theirs, 0, index, out=own)
 
     def _tensors(self) -> list[Tensor]:
         return [*self.parameters(), *self.buffers()]

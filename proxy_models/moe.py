@@ -301,7 +301,7 @@ class PackedMoE(nn.Module):
         return mixed_MD.view_as(normed_KND)
 
     @torch.no_grad()
-    def update_bias(self, active_K: Sequence[bool] | None = None) -> None:
+    def update_bias(self, active_K: Sequence[bool] | Tensor | None = None) -> None:
         """Moves the bias of each active member by `bias_update_rate` toward its underused experts; algorithm 1 of arXiv 2408.15664."""
         load_KE = self.load.to(self.router_bias.dtype)
         step_KE = self.config.bias_update_rate * (load_KE.mean(-1, keepdim=True) - load_KE).sign()

@@ -58,10 +58,17 @@ class PackedAdamW:
         self._first = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._second = [torch.zeros_like(parameter) for parameter in self._parameters]
         # Counters are tensors because the fused kernel reads them; float32 counts steps exactly up to 2^24.
-        self._steps = [torch.zeros((), dtype=torch.float32, device=model.embedding.device) for _ in range(model.members)]
+        self._steps_K = torch.zeros(model.members, dtype=torch.float32, device=model.embedding.device)
+        self._steps = list(self._steps_K.unbind())
         decayed = [index for index, name in enumerate(self._names) if name.rsplit(".", 1)[-1] not in UNDECAYED]
         plain = [index for index in range(len(self._names)) if index not in decayed]
         self._groups = ((decayed, weight_decay), (plain, 0.0))
+
+    def begin(self, rates: Sequence[float]) -> None:
+        """Members that have not stepped yet, with these peak rates."""
+        self.learning_rates = tuple(float(rate) for rate in rates)
+        for tensor in self._state():
+            tensor.zero_()
 
     def zero_grad(self) -> None:
         """Drops the gradients."""
@@ -149,10 +156,20 @@ class PackedAdamW:
         """
         model = self.model.select(members) if model is None else model
         rates = [self.learning_rates[k] for k in members]
-        optimizer = PackedAdamW(model, rates, self.weight_decay, self.betas, self.eps, self.clip, self.fused)
-        for new, old in enumerate(members):
-            optimizer.load_member_state(new, self.member_state(old))
+        optimizer = type(self)(model, rates, self.weight_decay, self.betas, self.eps, self.clip, self.fused)
+        optimizer.copy_from(self, members)
         return optimizer
+
+    @torch.no_grad()
+    def copy_from(self, other: PackedAdamW, members: Sequence[int]) -> None:
+        """Takes over rates, moments and counters of these members of `other`, one for each of the own members; without a wait for the device."""
+        self.learning_rates = tuple(other.learning_rates[k] for k in members)
+        index = torch.tensor(list(members)).to(self._steps_K.device, non_blocking=True)
+        for own, theirs in zip(self._state(), other._state(), strict=True):
+            torch.index_select(theirs, 0, index, out=own)
+
+    def _state(self) -> list[Tensor]:
+        return [*self._first, *self._second, self._steps_K]
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ class MemberRun:
         message = f"{what} after {tokens} tokens (step {self.step}, learning rate {self.spec.learning_rate:g})."
         return MemberFailure(self.spec.member_id, "diverged", message, tokens)
 
-    def result(self, config: ProxyConfig, settings: TrainSettings, load_LE: list[list[float]]) -> MemberResult:
-        """The result at the end of training; `load_LE` is the share of rows per layer and expert in the last step."""
+    def result(self, config: ProxyConfig, settings: TrainSettings, load_LE: list[list[float]], computed: Mapping[str, Any]) -> MemberResult:
+        """The result at the end of training; `load_LE` is the share of rows per layer and expert in the last step, `computed` says how if not as usual."""
         tokens = self.step * settings.tokens_per_step
         diagnostics: dict[str, Any] = {
             "steps": self.step,
@@ -101,6 +101,7 @@ class MemberRun:
             "expert_load": {"least": [min(shares) for shares in load_LE], "largest": [max(shares) for shares in load_LE]},
             "training_loss": _curve(self.losses_nats, settings.tokens_per_step),
             "documents_per_window": "several",
+            **({"compute": dict(computed)} if computed else {}),
         }
         return MemberResult(
             member_id=self.spec.member_id,
@@ -306,7 +307,7 @@ class Pack:
         self._settle()
         ended = {k: run for k, run in ended.items() if self._places[k] is run}
         loads = self._stepper.loads()
-        results = {k: run.result(self.config, self.settings, loads[k]) for k, run in ended.items()}
+        results = {k: run.result(self.config, self.settings, loads[k], self._stepper.diagnostics(k)) for k, run in ended.items()}
         self._write(ended, lambda k, run: {run.folder / WEIGHTS_NAME: Checkpoint(self._stepper.weights(k), {"spec": run.spec_hash})})
         ended = {k: run for k, run in ended.items() if self._places[k] is run}
         last = {k: Checkpoint({}, {"spec": run.spec_hash, "result": results[k].to_json()}) for k, run in ended.items()}

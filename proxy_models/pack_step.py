@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -111,6 +111,10 @@ class PackStep:
         """Share of the rows per expert in the last step: place -> layer -> expert."""
         return self.model.load_statistics()
 
+    def diagnostics(self, k: int) -> dict[str, Any]:
+        """JSON values on how the member at place k was computed; for a result's diagnostics."""
+        return {}
+
     def scoring_model(self, members: Sequence[int]) -> PackedProxy:
         """A model of these places in this order, to score; not to be changed."""
         return self.model if list(members) == list(range(self.places)) else self.model.select(members)
@@ -129,4 +133,8 @@ class PackStep:
 
 def step_type_for(device: torch.device | str) -> type[PackStep]:
     """The kind of step for a device."""
+    if torch.device(device).type == "cuda":
+        from proxy_models.device_step import DeviceStep
+
+        return DeviceStep
     return PackStep
