@@ -209,7 +209,11 @@ class EnginePool:
         self._engines: list[Engine] = []  # the least recently taken first
 
     def take(self, shape: EngineShape, owner: object) -> Engine:
-        """An engine of this shape that nobody uses; the members it held before mean nothing."""
+        """An engine of this shape that nobody uses; the members it held before mean nothing.
+
+        Idle engines of other proxies are dropped first: what comes next is more of this, and it may need their memory at any time, not only now.
+        """
+        self._keep(lambda engine: replace(engine.shape, places=shape.places) == shape)
         engine = next((one for one in self._engines if one.shape == shape and not _in_use(one)), None)
         if engine is None:
             engine = self._build(shape)
@@ -232,14 +236,17 @@ class EnginePool:
     def drop_idle(self, most: int = 0) -> int:
         """Drops idle engines but for `most`; returns how many. One without a graph is never kept: it would save nothing but its memory's
         allocation."""
-        idle = self.idle()
-        captured = [engine for engine in idle if engine.captured]
+        captured = [engine for engine in self.idle() if engine.captured]
         kept = captured[max(0, len(captured) - most) :]
-        self._engines = [engine for engine in self._engines if engine in kept or _in_use(engine)]
-        dropped = len(idle) - len(kept)
-        if dropped and torch.cuda.is_initialized():
+        return self._keep(lambda engine: engine in kept)
+
+    def _keep(self, wanted: Callable[[Engine], bool]) -> int:
+        """Drops the idle engines that are not wanted; returns how many."""
+        before = len(self._engines)
+        self._engines = [engine for engine in self._engines if _in_use(engine) or wanted(engine)]
+        if len(self._engines) < before and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        return dropped
+        return before - len(self._engines)
 
     def _build(self, shape: EngineShape) -> Engine:
         try:

@@ -400,6 +400,19 @@ def test_the_pool_lends_an_engine_to_one_at_a_time(tiny: ProxyConfig) -> None:
     assert pool.take(replace(shape, clip=0.7), third) is not engine
 
 
+def test_the_pool_keeps_nothing_of_other_proxies(tiny: ProxyConfig) -> None:
+    pool, owner = EnginePool(), Owner()
+    for places in (1, 2):
+        engine = pool.take(shape_of(tiny, places), owner)
+        engine._replay = engine.run
+        pool.give_back(engine)
+    assert len(pool.idle()) == 2
+    used = pool.take(shape_of(tiny, 2), owner)
+    pool.take(shape_of(replace(tiny, d_expert=8), 1), owner)
+    assert pool.idle() == []
+    assert pool.take(shape_of(tiny, 2), Owner()) is not used
+
+
 def test_the_pool_keeps_few_and_only_what_is_captured(tiny: ProxyConfig) -> None:
     pool, owner = EnginePool(max_idle=2), Owner()
     engines = [pool.take(shape_of(tiny, places), owner) for places in (1, 2, 3, 4)]
