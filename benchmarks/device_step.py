@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
-from proxy_models import device_adamw
 from proxy_models.config import proxy_config
-from proxy_models.device_engine import Engine, EngineShape
-from proxy_models.precision import Compute, default_compute
+from proxy_models.device import adamw as device_adamw
+from proxy_models.device.engine import Engine, EngineShape
+from proxy_models.device.precision import Compute, default_compute
 
 
 @dataclass(frozen=True)

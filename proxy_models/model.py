@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from proxy_models.config import ProxyConfig
-from proxy_models.device_layers import DeviceAttention, DeviceMoE, lookup
-from proxy_models.device_loss import group_mean_losses, group_token_losses
+from proxy_models.device.layers import DeviceAttention, DeviceMoE, lookup
+from proxy_models.device.loss import group_mean_losses, group_token_losses
+from proxy_models.device.precision import Compute, default_compute
 from proxy_models.layers import PackedAttention, rms_norm
 from proxy_models.loss import CHUNK_TOKENS, TiedGradient, TiedLookup, Workspace, mean_losses, token_losses
 from proxy_models.moe import PackedMoE
-from proxy_models.precision import Compute, default_compute
 
 EMBEDDING_STD = 0.02
 """Scale of the initial embedding. With it and the norm after the lookup, a nano proxy (4,096 entries, 14 domains, 0.5M tokens, rate 3e-3, two

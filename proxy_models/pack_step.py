@@ -134,7 +134,7 @@ class PackStep:
 def step_type_for(device: torch.device | str) -> type[PackStep]:
     """The kind of step for a device."""
     if torch.device(device).type == "cuda":
-        from proxy_models.device_step import DeviceStep
+        from proxy_models.device.step import DeviceStep
 
         return DeviceStep
     return PackStep

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import proxy_models.device_experts as device_experts
-from proxy_models.capacity import capacity_product, capacity_rows, dropped_rows, plan_places
+import proxy_models.device.experts as device_experts
 from proxy_models.config import ProxyConfig
+from proxy_models.device.capacity import capacity_product, capacity_rows, dropped_rows, plan_places
+from proxy_models.device.precision import Compute
 from proxy_models.model import PackedProxy
-from proxy_models.precision import Compute
 
 
 def looped_product(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:

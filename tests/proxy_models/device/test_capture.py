@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from proxy_models.capture import WARM_UPS, capture
+from proxy_models.device.capture import WARM_UPS, capture
 
 
 class Cuda:

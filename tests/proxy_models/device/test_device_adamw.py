@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from proxy_models.config import ProxyConfig
-from proxy_models.device_adamw import DeviceAdamW
+from proxy_models.device.adamw import DeviceAdamW
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import proxy_models.device_engine as device_engine
-from proxy_models.capture import SWITCH, reason_against
+import proxy_models.device.engine as device_engine
 from proxy_models.config import ProxyConfig, proxy_config
-from proxy_models.device_engine import LOSS, NORM, STEPPED, Engine, EnginePool, EngineShape
+from proxy_models.device.capture import SWITCH, reason_against
+from proxy_models.device.engine import LOSS, NORM, STEPPED, Engine, EnginePool, EngineShape
+from proxy_models.device.precision import Compute
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
-from proxy_models.precision import Compute
 
 CPU = torch.device("cpu")
 RATES = [1e-2, 3e-3, 1e-3]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxy_models.device_loss import group_mean_losses, group_token_losses, plan_chunks
-from proxy_models.precision import Compute
+from proxy_models.device.loss import group_mean_losses, group_token_losses, plan_chunks
+from proxy_models.device.precision import Compute
 
 K, N, D, V = 3, 50, 16, 70
 

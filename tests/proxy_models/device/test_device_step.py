@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import proxy_models.device_engine as device_engine
-import proxy_models.device_step as device_step
+import proxy_models.device.engine as device_engine
+import proxy_models.device.step as device_step
 from proxy_models.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, load_checkpoint
 from proxy_models.config import ProxyConfig
-from proxy_models.device_engine import EnginePool
-from proxy_models.device_step import DeviceOptions, DeviceStep
+from proxy_models.device.engine import EnginePool
+from proxy_models.device.precision import Compute
+from proxy_models.device.step import DeviceOptions, DeviceStep
 from proxy_models.evaluate import EvaluationSpec
 from proxy_models.pack_step import PackStep, step_type_for
-from proxy_models.precision import Compute
 from proxy_models.sampler import DomainStream
 from proxy_models.token_store import TokenWriter
 from proxy_models.train import MemberFailure, MemberOutcome, MemberResult, MemberSpec, MemberStopped, TrainSettings, train_pack

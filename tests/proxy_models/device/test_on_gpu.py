@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from proxy_models.config import ProxyConfig, proxy_config
-from proxy_models.device_adamw import DeviceAdamW
-from proxy_models.device_engine import LOSS, NORM, STEPPED, Engine, EngineShape
-from proxy_models.device_loss import group_mean_losses
-from proxy_models.device_step import _with_index
+from proxy_models.device.adamw import DeviceAdamW
+from proxy_models.device.engine import LOSS, NORM, STEPPED, Engine, EngineShape
+from proxy_models.device.loss import group_mean_losses
+from proxy_models.device.precision import Compute, default_compute, grouped_without_host
+from proxy_models.device.step import _with_index
 from proxy_models.model import PackedProxy
-from proxy_models.precision import Compute, default_compute, grouped_without_host
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch finds none here")]
 

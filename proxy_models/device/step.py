@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from proxy_models.config import ProxyConfig
-from proxy_models.device_engine import LOSS, NORM, STEPPED, EnginePool, EngineShape
+from proxy_models.device.engine import LOSS, NORM, STEPPED, EnginePool, EngineShape
+from proxy_models.device.precision import Compute, default_compute
 from proxy_models.pack_step import PackStep, StepReport
-from proxy_models.precision import Compute, default_compute
 from proxy_models.specs import TrainSettings
 
 READ_EVERY = 50

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxy_models.precision import Compute, product_into
+from proxy_models.device.precision import Compute, product_into
 
 
 @dataclass(frozen=True)

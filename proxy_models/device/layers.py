@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from proxy_models.capacity import capacity_rows, dropped_rows
 from proxy_models.config import ProxyConfig
-from proxy_models.device_experts import FromRows, SortWeights, ToRows, grouped_product, padded_product, plan_dispatch
+from proxy_models.device.capacity import capacity_rows, dropped_rows
+from proxy_models.device.experts import FromRows, SortWeights, ToRows, grouped_product, padded_product, plan_dispatch
+from proxy_models.device.precision import Compute
 from proxy_models.layers import PackedAttention, rms_norm, rotary_table
 from proxy_models.moe import PackedMoE, SwiGLU
-from proxy_models.precision import Compute
 
 
 def lookup(embedding_KVD: Tensor, token_KN: Tensor) -> Tensor:

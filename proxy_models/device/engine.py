@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from proxy_models.capture import capture, reason_against
 from proxy_models.config import ProxyConfig
-from proxy_models.device_adamw import DeviceAdamW
-from proxy_models.device_layers import DeviceMoE
+from proxy_models.device.adamw import DeviceAdamW
+from proxy_models.device.capture import capture, reason_against
+from proxy_models.device.layers import DeviceMoE
+from proxy_models.device.precision import Compute
 from proxy_models.layers import rotary_table
 from proxy_models.model import PackedProxy
-from proxy_models.precision import Compute
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from proxy_models.capacity import capacity_product, plan_places
+from proxy_models.device.capacity import capacity_product, plan_places
 
 ExpertProduct = Callable[[Tensor, Tensor], Tensor]
 """Multiplies rows (R, X), sorted by group, with the matrices (G, X, Y) of their groups."""
