@@ -135,6 +135,7 @@ class Pack:
         self._places: list[MemberRun | None] = []
         self._issued: deque[tuple[MemberRun | None, ...]] = deque()
         self._failures: list[MemberFailure] = []
+        self._measured_steps = frozenset(settings.measured_steps)
 
     @property
     def runs(self) -> list[MemberRun]:
@@ -208,7 +209,8 @@ class Pack:
         tokens_KBS = self._draw()
         if not self.runs:
             return
-        scales = [0.0 if run is None else self.settings.rate_scale(run.step) for run in self._places]
+        scale_of = {step: self.settings.rate_scale(step) for step in {run.step for run in self.runs}}
+        scales = [0.0 if run is None else scale_of[run.step] for run in self._places]
         self._stepper.step(torch.from_numpy(tokens_KBS), scales, [run is not None for run in self._places])
         self._issued.append(tuple(self._places))
         for run in self.runs:
@@ -251,15 +253,16 @@ class Pack:
 
     def measure(self, evaluations: Sequence[EvaluationSet]) -> None:
         """Scores the members that are due, at their end on the larger subsets; a member whose loss is not finite leaves."""
-        if any(run.step in self.settings.measured_steps for run in self.runs):
-            self._settle()
+        if not any(run.step in self._measured_steps for run in self.runs):
+            return
+        self._settle()
         for which in ("curve", "end"):
             due = [k for k, run in enumerate(self._places) if run is not None and self._due(run) == which]
             if due:
                 self._measure_together(due, evaluations, which)
 
     def _due(self, run: MemberRun) -> Which | None:
-        if run.step not in self.settings.measured_steps:
+        if run.step not in self._measured_steps:
             return None
         return "end" if run.step == self.settings.steps else "curve"
 
