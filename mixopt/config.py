@@ -221,7 +221,7 @@ class TokenizerConfig(Model):
 class ProxyConfig(Model):
     """The proxies of the search. What is not set follows from the size."""
 
-    size: str = Field("nano", description="nano, micro or small.")
+    size: str = Field("nano", description="Size of the proxies; `mixopt proxies` lists them.")
     tokens: WholeCount = Field(1_000_000, description="Training tokens per trial.")
     seeds: int = Field(
         3, ge=2, description="Seeds at the natural and the uniform mixture, from which noise is measured (two at the corners)."
@@ -263,7 +263,7 @@ class VerificationConfig(Model):
     """Proposal, best measured mixture and baselines, trained at a larger source."""
 
     enabled: bool = True
-    size: str = "micro"
+    size: str = Field("micro", description="Size of the proxies; `mixopt proxies` lists them.")
     tokens: WholeCount = Field(1_500_000, description="Training tokens per verification run.")
     seeds: int = Field(3, ge=2)
     evaluation_tokens: WholeCount | None = Field(None, description="Largest number of tokens scored per held-out set; default: all.")

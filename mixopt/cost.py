@@ -52,6 +52,7 @@ class Machine:
         memory_bytes: available now; None: unknown.
         disk_bytes: free in the output folder; None: unknown.
         nodes: machines that share the memory.
+        device_bytes: memory of one GPU; None: unknown, or there is none.
     """
 
     where: str
@@ -60,6 +61,7 @@ class Machine:
     memory_bytes: float | None
     disk_bytes: float | None
     nodes: int = 1
+    device_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Stage:
         pack_size: most trials that train together in one process; `packs`: how many packs are left to train.
         seconds_per_trial: training and measuring on one slot.
         seconds: of what is left, with the packs and slots that will run.
-        pack_bytes: memory of the largest pack.
+        pack_bytes: memory of the process of the largest pack.
+        device_bytes: what that pack takes of a GPU's memory, by arithmetic; 0 on CPUs.
     """
 
     name: Literal["search", "verification"]
@@ -100,6 +103,7 @@ class Stage:
     seconds: float
     pack_bytes: float
     speed: Speed
+    device_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,11 +177,16 @@ class Disk:
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory at the worst moment: all slots hold their largest pack, beside the driver and Ray."""
+    """Memory at the worst moment: all slots hold their largest pack, beside the driver and Ray.
+
+    Attributes:
+        device_bytes: of a GPU, by its largest pack; 0 on CPUs.
+    """
 
     pack_bytes: float
     driver_bytes: float
     total_bytes: float
+    device_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

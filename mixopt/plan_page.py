@@ -113,7 +113,8 @@ def _memory(memory: Memory, plan: Plan) -> str:
     slots = plan.machine.slots
     packs = f"{slots} packs of {size(memory.pack_bytes)}" if slots > 1 else f"a pack of {size(memory.pack_bytes)}"
     there = "unknown how much is available" if plan.machine.memory_bytes is None else f"{size(plan.machine.memory_bytes)} available"
-    return f"{packs}, {size(memory.driver_bytes)} for the driver and Ray: {size(memory.total_bytes)}; {there}"
+    on_gpu = f"; of each GPU a pack takes {size(memory.device_bytes)} (arithmetic, not measured)" if memory.device_bytes else ""
+    return f"{packs}, {size(memory.driver_bytes)} for the driver and Ray: {size(memory.total_bytes)}; {there}{on_gpu}"
 
 
 def _disk(disk: Disk, plan: Plan) -> str:

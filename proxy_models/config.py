@@ -1,14 +1,19 @@
 """The size dial of the proxy: from a name to every dimension, parameter count, FLOP count and learning rate.
 
-A size names a width; depth, heads and experts follow by rule, so that sizes differ in one thing only and a ranking found at one can be asked
-for at the next. The trade-off: a shape outside the rules has to be written as a `ProxyConfig` by hand.
+A size names a width; depth, heads and experts follow by the rules of `RULES`, so that sizes differ in one thing only and a ranking found at one
+can be asked for at the next. From `FINE_GRAINED_WIDTH` on experts are many and narrow, as in production models; below, few and wide. Every
+size has a dense control, as `nano-dense`. The trade-off: a shape outside the rules has to be written as a `ProxyConfig` by hand.
 
-Sizes with 8,192 entries of vocabulary (useful FLOPs per training token at a window of 128):
+Sizes with 8,192 entries of vocabulary, FLOPs per training token at a window of 512 (`mixopt proxies` prints these and more):
 
-    size    width  layers  heads  expert  parameters  FLOPs per token  share of the logits
-    nano       64       2      2      32       0.67M             3.7M                  86%
-    micro     128       4      4      64       2.20M            10.1M                  63%
-    small     256       6      4     128       8.99M            33.9M                  37%
+    size    width  layers  heads  routed/active/shared  expert    total   active  of it embedding  FLOPs per token
+    nano       64       2      2             8/2/1          32    0.67M    0.60M            0.52M             4.0M
+    micro     128       4      4             8/2/1          64    2.20M    1.61M            1.05M            11.2M
+    small     256       6      4             8/2/1         128    8.99M    5.46M            2.10M            37.4M
+    medium    384       8      6            64/8/2         256    163.8M   31.7M            3.15M             199M
+    large     768      10     12            64/8/2         512    809.0M  148.4M            6.29M             914M
+
+The 30 and 150 million active parameters that `medium` and `large` were made for are these: all that one token uses, embedding included.
 """
 
 from __future__ import annotations
@@ -16,13 +21,67 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-WIDTHS = {"nano": 64, "micro": 128, "small": 256}
+WIDTHS = {"nano": 64, "micro": 128, "small": 256, "medium": 384, "large": 768}
 """The dial: size -> width of the residual stream."""
 
-SIZES = tuple(WIDTHS)
+DENSE = "-dense"
+"""Ends the names of dense controls: the size without it, with one SwiGLU as wide as the experts that see a token."""
+
+SIZES = (*WIDTHS, *(f"{size}{DENSE}" for size in WIDTHS))
+
+FINE_GRAINED_WIDTH = 384
+"""From this width on experts are fine-grained. Below, a layer of 64 experts would be made of matrices too small to multiply well."""
 
 ALIGNMENT = 8
 """Widths are multiples of this: grouped products want rows of a multiple of 16 bytes, which is 8 numbers in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a dimension follows from the width, and where the rule is from."""
+
+    dimension: str
+    rule: str
+    source: str
+
+
+RULES = (
+    Rule(
+        "depth",
+        "2 log2(width / 32) layers, the logarithm rounded",
+        "An assumption: loss depends little on the ratio of width to depth (arXiv 2001.08361, figure 5). It gives 10 layers at 768; DeepSeekMoE's "
+        "validation model has 9 at 1,280 (arXiv 2401.06066, section 4.1.3).",
+    ),
+    Rule(
+        "heads",
+        "a quarter of the width each, but not under 32 nor over 64",
+        "An assumption: these shapes are the ones that packed training was measured on.",
+    ),
+    Rule(
+        "experts, width below 384",
+        "8 routed of half the width, 2 of them active, and 1 shared",
+        "Narrow experts beside a shared one are DeepSeekMoE's (arXiv 2401.06066, section 3); so few of them is an assumption: on a CPU each is a "
+        "matrix product of its own.",
+    ),
+    Rule(
+        "experts, width from 384",
+        "64 routed, 8 of them active, and 2 shared, each two thirds of the width",
+        "64 with 8 active: OLMoE (arXiv 2409.02060). 2 shared, each a quarter of a standard feed-forward layer: DeepSeekMoE 16B (arXiv 2401.06066, "
+        "section 5.1.2); that layer is 8/3 widths for a SwiGLU (arXiv 2002.05202, section 2).",
+    ),
+    Rule(
+        "dense control",
+        "no routed experts; one SwiGLU of the joint width of active and shared experts",
+        "Equal active parameters and FLOPs per token, but for the router.",
+    ),
+    Rule(
+        "learning rate",
+        "0.003 at width 64, falling as 1 / width; the same for the dense control",
+        "0.003 was measured for nano (two seeds of eight mixtures). The others are an assumption after Tensor Programs V (arXiv 2203.03466, table 3): "
+        "no sweep was run.",
+    ),
+)
+"""All that follows from the width, for `proxy_config` and `default_learning_rate`; what `mixopt proxies` prints below its table."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +105,9 @@ class ProxyConfig:
 
     Attributes:
         size: the name it came from; a label only.
-        n_experts: routed experts per layer.
-        top_k: routed experts each token is sent to. At least 2, because weights normalized over one expert pass the router no gradient.
+        n_experts: routed experts per layer; 0: a dense proxy, whose shared experts are all it has.
+        top_k: routed experts each token is sent to, 0 where there are none. At least 2, because weights normalized over one expert pass the
+            router no gradient.
         n_shared_experts: experts that see every token (computed as one of their joint width).
         d_expert: width of one expert's hidden layer.
         rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864, section 3.2.2).
@@ -80,8 +140,10 @@ class ProxyConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a multiple of {ALIGNMENT}.")
         if self.d_model % (2 * self.n_heads):
             raise ValueError(f"d_model {self.d_model} does not split into {self.n_heads} heads of an even width, as rotation needs.")
-        if not 2 <= self.top_k <= self.n_experts:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 2 and at most n_experts, {self.n_experts}.")
+        if (self.n_experts or self.top_k) and not 2 <= self.top_k <= self.n_experts:
+            raise ValueError(
+                f"top_k is {self.top_k}; it must be at least 2 and at most n_experts, {self.n_experts} (or both 0 for a dense proxy)."
+            )
 
     @property
     def d_head(self) -> int:
@@ -126,44 +188,34 @@ class ProxyConfig:
 
 
 def proxy_config(size: str, vocab_size: int) -> ProxyConfig:
-    """The proxy of a size: that of its width, by the rules of `proxy_of_width`.
+    """The proxy of a size, by `RULES`.
 
     Raises:
         ValueError: the size is unknown, or the vocabulary has no entries.
     """
-    if size not in WIDTHS:
-        raise ValueError(f"Unknown proxy size '{size}'; known sizes: {', '.join(SIZES)}.")
-    return proxy_of_width(WIDTHS[size], vocab_size, size)
-
-
-def proxy_of_width(d_model: int, vocab_size: int, size: str) -> ProxyConfig:
-    """The proxy whose residual stream is `d_model` wide; `size` labels it.
-
-    The rules, and where they are from:
-        depth: 2 log2(width / 32), that is 2, 4, 6 layers. An assumption; loss depends little on the ratio of width to depth (arXiv
-            2001.08361, figure 5), and these shapes are the ones that packed training was measured on.
-        heads: a quarter of the width each, but not under 32 nor over 64. An assumption of the same kind.
-        experts: 8 routed experts of half the width, 2 of them active, and 1 shared one. Experts narrower than the usual four widths, and a
-            shared one, are DeepSeekMoE's (arXiv 2401.06066); so few of them is an assumption: on a CPU each expert is one matrix product.
-
-    Raises:
-        ValueError: the width does not split into heads, or the vocabulary has no entries.
-    """
+    _check_size(size)
+    d_model = WIDTHS[size.removesuffix(DENSE)]
+    if d_model < FINE_GRAINED_WIDTH:
+        n_experts, top_k, n_shared_experts, d_expert = 8, 2, 1, d_model // 2
+    else:
+        n_experts, top_k, n_shared_experts, d_expert = 64, 8, 2, 2 * d_model // 3
+    if size.endswith(DENSE):
+        n_experts, top_k, n_shared_experts = 0, 0, top_k + n_shared_experts
     return ProxyConfig(
         size=size,
         vocab_size=vocab_size,
         d_model=d_model,
         n_layers=2 * round(math.log2(d_model / 32)),
         n_heads=d_model // min(64, max(32, d_model // 4)),
-        n_experts=8,
-        top_k=2,
-        n_shared_experts=1,
-        d_expert=d_model // 2,
+        n_experts=n_experts,
+        top_k=top_k,
+        n_shared_experts=n_shared_experts,
+        d_expert=d_expert,
     )
 
 
 def default_learning_rate(size: str) -> float:
-    """Peak learning rate of a size.
+    """Peak learning rate of a size, by `RULES`.
 
     nano: 3e-3, with which the noise of seeds and the effect of mixtures were measured (two seeds of eight mixtures at 1M tokens ranked
     alike with a Spearman correlation of .98 once the end was decayed). The others are an assumption: nano's rate divided by the ratio of
@@ -172,6 +224,10 @@ def default_learning_rate(size: str) -> float:
     Raises:
         ValueError: the size is unknown.
     """
-    if size not in WIDTHS:
+    _check_size(size)
+    return 3e-3 * WIDTHS["nano"] / WIDTHS[size.removesuffix(DENSE)]
+
+
+def _check_size(size: str) -> None:
+    if size not in SIZES:
         raise ValueError(f"Unknown proxy size '{size}'; known sizes: {', '.join(SIZES)}.")
-    return 3e-3 * WIDTHS["nano"] / WIDTHS[size]

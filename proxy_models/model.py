@@ -1,4 +1,4 @@
-"""K proxies as one stacked model: decoder-only Mixture-of-Experts language models with tied embeddings.
+"""K proxies as one stacked model: decoder-only Mixture-of-Experts language models (or their dense controls) with tied embeddings.
 
 Every parameter is one contiguous leaf that leads with the pack axis K, and K=1 is the single model. A member's weights come from its own seed
 and its computation meets no other member, so that a member does not depend on whom it is trained with (bit for bit on a CPU, alone too; a GPU may
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from proxy_models.config import ProxyConfig
-from proxy_models.device.layers import DeviceAttention, DeviceMoE, lookup
+from proxy_models.dense import PackedDense
+from proxy_models.device.layers import DeviceAttention, DeviceDense, DeviceMoE, lookup
 from proxy_models.device.loss import group_mean_losses, group_token_losses
 from proxy_models.device.precision import Compute, default_compute
 from proxy_models.layers import PackedAttention, rms_norm
@@ -29,12 +30,16 @@ seeds) reached 5.44 nats per token on held-out text; 5.59 at 1/sqrt(D) with that
 
 
 class PackedLayer(nn.Module):
-    """Attention, then experts; both add to the residual stream."""
+    """Attention, then experts (one dense layer in a proxy without routed experts); both add to the residual stream."""
 
     def __init__(self, config: ProxyConfig, members: int, compute: Compute | None) -> None:
         super().__init__()
         self.attention = PackedAttention(config, members) if compute is None else DeviceAttention(config, members, compute)
-        self.moe = PackedMoE(config, members) if compute is None else DeviceMoE(config, members, compute)
+        self.moe: PackedMoE | PackedDense
+        if compute is None:
+            self.moe = PackedMoE(config, members) if config.n_experts else PackedDense(config, members)
+        else:
+            self.moe = DeviceMoE(config, members, compute) if config.n_experts else DeviceDense(config, members, compute)
 
     def forward(self, x_KND: Tensor, window: int, record_load: bool) -> Tensor:
         out_KND: Tensor = self.moe(self.attention(x_KND, window), record_load)
@@ -89,7 +94,8 @@ class PackedProxy(nn.Module):
 
     @property
     def moe_layers(self) -> list[PackedMoE]:
-        return [layer.moe for layer in self.layers if isinstance(layer, PackedLayer)]
+        """Those with routed experts; none in a dense proxy."""
+        return [layer.moe for layer in self.layers if isinstance(layer, PackedLayer) and isinstance(layer.moe, PackedMoE)]
 
     def begin(self, seeds: Sequence[int]) -> None:
         """Sets all members, as many as there are, to the initial weights of these seeds, with no bias and no load."""
@@ -103,7 +109,7 @@ class PackedProxy(nn.Module):
         """Computes on the path of a GPU in another way from now on; weights stay."""
         self.compute = compute
         for module in self.modules():
-            if isinstance(module, DeviceAttention | DeviceMoE):
+            if isinstance(module, DeviceAttention | DeviceMoE | DeviceDense):
                 module.compute = compute
 
     @torch.no_grad()
@@ -187,7 +193,8 @@ class PackedProxy(nn.Module):
             moe.update_bias(active_K)
 
     def load_statistics(self) -> dict[int, list[list[float]]]:
-        """Share of the routed rows that went to each expert in the last `training_loss`: member -> layer -> expert; zeros before the first."""
+        """Share of the routed rows that went to each expert in the last `training_loss`: member -> layer -> expert; zeros before the first,
+        no layers in a dense proxy."""
         loads_LKE = [moe.load.tolist() for moe in self.moe_layers]
         return {k: [[rows / max(1, sum(loads_KE[k])) for rows in loads_KE[k]] for loads_KE in loads_LKE] for k in range(self.members)}
 

@@ -22,14 +22,15 @@ class PlainProxy:
 
     Attributes:
         weights: name -> parameter, as in the state.
-        router_biases: one (E,) per layer.
+        router_biases: one (E,) per layer; none in a dense proxy.
         loads: rows per expert of the last `loss`, one (E,) per layer.
     """
 
     def __init__(self, config: ProxyConfig, state: Mapping[str, Tensor]) -> None:
         self.config = config
         self.weights = {name: tensor.clone().requires_grad_() for name, tensor in state.items() if "router_bias" not in name}
-        self.router_biases = [state[f"layers.{layer}.moe.router_bias"].clone() for layer in range(config.n_layers)]
+        routed_layers = range(config.n_layers if config.n_experts else 0)
+        self.router_biases = [state[f"layers.{layer}.moe.router_bias"].clone() for layer in routed_layers]
         self.loads = [torch.zeros_like(bias) for bias in self.router_biases]
 
     def logits(self, input_BT: Tensor) -> Tensor:
@@ -80,10 +81,12 @@ class PlainProxy:
 
     def _experts(self, layer: int, x_BTD: Tensor) -> Tensor:
         config, prefix = self.config, f"layers.{layer}.moe"
+        out_BTD = swiglu(x_BTD @ self.weights[f"{prefix}.shared_in"]) @ self.weights[f"{prefix}.shared_out"]
+        if not config.n_experts:
+            return out_BTD
         scores_BTE = (x_BTD @ self.weights[f"{prefix}.router"]).softmax(-1)
         chosen_BTS = (scores_BTE + self.router_biases[layer]).topk(config.top_k).indices
         total_BT = scores_BTE.gather(-1, chosen_BTS).sum(-1)
-        out_BTD = swiglu(x_BTD @ self.weights[f"{prefix}.shared_in"]) @ self.weights[f"{prefix}.shared_out"]
         for expert in range(config.n_experts):
             here = (chosen_BTS == expert).any(-1)
             self.loads[layer][expert] = here.sum()

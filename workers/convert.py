@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints: the most that a lost process costs, while writing one takes some milliseconds."""
 
-# Memory of a training process, fitted to peaks of nano, micro and small at K = 1 to 8, 1,024 and 2,048 tokens per step, vocabularies of 4,096
-# and 8,192, torch 2.13 on one thread: weights, gradients and two moments in float32 (16 bytes) and the copy without gradients that a
-# checkpoint takes; 81 to 124 bytes per token, layer and width; Python, torch, Ray's worker and the allocator's padding.
-STATE_BYTES_PER_PARAMETER = 28.0
-ACTIVATION_BYTES = 125.0
-PROCESS_BYTES = 350e6
-
 
 def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, JsonValue]:
     """Proxy and optimizer settings of a trial, as they enter its identity.
@@ -187,16 +180,9 @@ def failure_of_member(failure: MemberFailure) -> Failure:
     return Failure(FailureKind(failure.kind) if failure.kind in kinds else FailureKind.ERROR, failure.message, failure.tokens)
 
 
-def pack_memory_bytes(config: ProxyConfig, tokens_per_step: int, members: int) -> float:
-    """Resident memory of a process that trains `members` proxies of one shape together."""
-    state = STATE_BYTES_PER_PARAMETER * config.parameters().total
-    activations = ACTIVATION_BYTES * tokens_per_step * config.n_layers * config.d_model
-    return PROCESS_BYTES + members * (state + activations)
-
-
 @dataclass(frozen=True)
 class CostModel:
-    """What a trial costs before it is run. FLOPs are counted, memory and seconds are estimates.
+    """What a trial costs before it is run. FLOPs are counted, seconds are an estimate; memory is in `memory`.
 
     Attributes:
         flops_per_second: useful FLOPs that one slot sustains.
@@ -211,7 +197,3 @@ class CostModel:
     def seconds(self, trial: Trial) -> float:
         """Wall time on one slot; a pack of K trials takes K times as long."""
         return self.flops(trial) / self.flops_per_second
-
-    def memory_bytes(self, trial: Trial, members: int = 1) -> float:
-        """Resident memory of a process that trains a pack of `members` such trials."""
-        return pack_memory_bytes(proxy_of(trial), int(trial.recipe["tokens_per_step"]), members)

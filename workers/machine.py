@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mixopt.config import Experiment
+from mixopt.config import Experiment, RayConfig
 from mixopt.cost import Machine
 from workers.output_folder import free_bytes
 from workers.packing import Device
@@ -42,16 +42,18 @@ def look_at(experiment: Experiment) -> Machine:
     )
 
 
-def this_machine(experiment: Experiment) -> Machine:
-    """This machine, with the slots that the runner of this experiment has on it, or would have without a cluster."""
-    gpus = 0 if experiment.ray.address == "in-process" else _gpus()
-    slots = 1 if experiment.ray.address == "in-process" else experiment.ray.cpus or cores()
+def this_machine(experiment: Experiment | None = None) -> Machine:
+    """This machine, with the slots that the runner of this experiment has on it, or would have without a cluster; None: by default."""
+    ray = experiment.ray if experiment else RayConfig()
+    gpus = 0 if ray.address == "in-process" else _gpus()
+    slots = 1 if ray.address == "in-process" else ray.cpus or cores()
     return Machine(
         where="this machine",
         device="cuda" if gpus else "cpu",
         slots=min(gpus, slots) if gpus else slots,
         memory_bytes=free_memory(),
-        disk_bytes=float(free_bytes(experiment.output_dir)),
+        disk_bytes=float(free_bytes(experiment.output_dir)) if experiment else None,
+        device_bytes=_gpu_bytes() if gpus else None,
     )
 
 
@@ -103,3 +105,10 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _gpu_bytes() -> float:
+    """Memory of the smallest GPU here."""
+    import torch
+
+    return min(float(torch.cuda.get_device_properties(number).total_memory) for number in range(torch.cuda.device_count()))

@@ -19,10 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mixopt.cost import Shape
 from mixopt.trial import Trial
+from proxy_models.config import proxy_config
 from proxy_models.places import places_for
+from workers.convert import shape_of
+from workers.memory import member_memory
 
 Device = Literal["cpu", "cuda"]
+
+
+PACK_BYTES: dict[Device, float] = {"cpu": 4e9, "cuda": 64e9}
+"""Memory that a pack of default size may take: on a CPU what a core has on common machines, on a GPU what an H100 of 80 GB has to spare. Proxies
+that large gain nothing from a pack that needs more: it hides milliseconds of a step that takes a second."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,15 @@ class PlannedPack:
     places: int
 
 
+def pack_size_of(shape: Shape, device: Device = "cpu") -> int:
+    """Most trials that train together: as many as gain by it, and as fit into `PACK_BYTES`; at least one."""
+    config = proxy_config(shape.size, shape.vocab_size)
+    member = member_memory(config, shape.window, shape.tokens_per_step, device).peak
+    return max(1, min(default_pack_size(shape.tokens_per_step, device), int(PACK_BYTES[device] / member)))
+
+
 def default_pack_size(tokens_per_step: int, device: Device = "cpu") -> int:
-    """Most trials that train together, by tokens per optimizer step and trial.
+    """Most trials that gain by training together, by tokens per optimizer step and trial.
 
     CPU: measured in `methods/packed-training.md`, sections 3 and 8.6 (gain 1.17 to 1.4 at 128 tokens, 1.06 to 1.09 at 512, 1.00 to 1.07 at
     1,024). GPU: its section 6, which is arithmetic, not measurement: 64 members saturate a device at 1,024 tokens per step, and from some
@@ -54,7 +70,7 @@ def plan_packs(
 
     Args:
         slots: packs that can start now.
-        pack_size: most places of a pack; None: `default_pack_size`.
+        pack_size: most places of a pack; None: `pack_size_of`.
         busy: slots that will become free later.
 
     Returns:
@@ -70,7 +86,7 @@ def plan_packs(
         shapes.setdefault((trial.source.key, json.dumps(dict(trial.recipe), sort_keys=True)), []).append(trial)
     packs: list[PlannedPack] = []
     for members in shapes.values():
-        limit = pack_size or default_pack_size(int(members[0].recipe["tokens_per_step"]), device)
+        limit = pack_size or pack_size_of(shape_of(members[0]), device)
         waiting = not busy and (slots == 1 or device == "cuda")
         count = min(len(members), slots) if waiting else _packs_without_waiting(len(members), slots, limit)
         packs.extend(PlannedPack(share, _places(len(share), limit, device)) for share in _split(members, count))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proxy_models.config import ProxyConfig
+from proxy_models.dense import PackedDense
 from proxy_models.device.capacity import capacity_rows, dropped_rows
 from proxy_models.device.experts import FromRows, SortWeights, ToRows, grouped_product, padded_product, plan_dispatch
 from proxy_models.device.precision import Compute
@@ -107,3 +108,17 @@ class DeviceMoE(PackedMoE):
         if self.compute.experts == "grouped":
             return torch.zeros_like(self.load[:, 0])
         return dropped_rows(self.load, self._capacity(tokens))
+
+
+class DeviceDense(PackedDense):
+    """`PackedDense` with products in `compute.dtype`."""
+
+    def __init__(self, config: ProxyConfig, members: int, compute: Compute) -> None:
+        super().__init__(config, members)
+        self.compute = compute
+
+    def forward(self, x_KND: Tensor, record_load: bool) -> Tensor:
+        operand = self.compute.operand
+        normed_KND = operand(rms_norm(x_KND, self.config.norm_eps, self.norm))
+        hidden_KNF = SwiGLU.apply(torch.bmm(normed_KND, operand(self.shared_in)), None)
+        return x_KND + torch.bmm(hidden_KNF, operand(self.shared_out))

@@ -232,6 +232,20 @@ def test_resumed_equals_uninterrupted_bitwise(
     assert all(same_weights(tmp_path / name, folder / name) for name in "abc")
 
 
+def test_a_dense_proxy_trains_and_resumes_like_any_other(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = ProxyConfig("tiny-dense", VOCAB, 32, 2, 2, n_experts=0, top_k=0, n_shared_experts=3, d_expert=16)
+    monkeypatch.setattr(f"{__name__}.CONFIG", dense)
+    members = [member(corpus, "a"), member(corpus, "b", seed=1)]
+    whole = trained(corpus, tmp_path / "whole", members)
+    assert stopped(trained(corpus, tmp_path / "cut", members, should_stop=Stopper(7))) == [7, 7]
+    resumed = trained(corpus, tmp_path / "cut", members)
+    assert [timeless(one) for one in resumed] == [timeless(one) for one in whole]
+    assert all(same_weights(tmp_path / "cut" / name, tmp_path / "whole" / name) for name in "ab")
+    first = result(whole[0])
+    assert first.diagnostics["expert_load"] == {"least": [], "largest": []}
+    assert first.flops == first.tokens * dense.training_flops_per_token(WINDOW)
+
+
 def test_members_at_different_steps_go_on_together(
     corpus: Path, tmp_path: Path, trio: tuple[Path, list[MemberSpec], list[MemberResult]]
 ) -> None:

@@ -154,5 +154,3 @@ def test_cost_counts_flops_and_grows_with_what_is_trained() -> None:
     cost = CostModel(flops_per_second=1e10)
     assert cost.flops(nano) == proxy_config("nano", 512).training_flops_per_token(64) * 4096
     assert cost.seconds(micro) == cost.flops(micro) / 1e10 > cost.seconds(nano)
-    assert cost.memory_bytes(nano, 4) - cost.memory_bytes(nano, 3) == pytest.approx(cost.memory_bytes(nano, 2) - cost.memory_bytes(nano, 1))
-    assert cost.memory_bytes(micro) > cost.memory_bytes(nano)

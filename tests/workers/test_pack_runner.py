@@ -52,7 +52,9 @@ def trials() -> list[Trial]:
     schedule = Schedule.constant(Mixture.of({"a": 0.5, "b": 0.5}))
     domains = tuple(TrialDomain(name, f"content-{name}", 2048) for name in "ab")
     return [
-        Trial(f"trial-{seed}", schedule, SOURCE, seed, {"tokens_per_step": 1024, "vocab_size": 512}, domains, "tokenizer", "1")
+        Trial(
+            f"trial-{seed}", schedule, SOURCE, seed, {"tokens_per_step": 1024, "window": 512, "vocab_size": 512}, domains, "tokenizer", "1"
+        )
         for seed in range(4)
     ]
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixopt.cost import Shape
 from mixopt.mixture import Mixture, Schedule
 from mixopt.trial import Source, Trial, TrialDomain
 from proxy_models.places import FIXED_PLACES
-from workers.packing import default_pack_size, plan_packs
+from workers.packing import PACK_BYTES, default_pack_size, pack_size_of, plan_packs
 
 
 def trial(number: int, tokens: int = 8192, tokens_per_step: int = 1024, rate: float = 3e-3) -> Trial:
@@ -18,7 +19,7 @@ def trial(number: int, tokens: int = 8192, tokens_per_step: int = 1024, rate: fl
         schedule=Schedule.constant(Mixture(("a", "b"), (0.5, 0.5))),
         source=Source("trained", "nano", tokens),
         seed=number,
-        recipe={"tokens_per_step": tokens_per_step, "window": 64, "learning_rate": rate},
+        recipe={"vocab_size": 512, "tokens_per_step": tokens_per_step, "window": 64, "learning_rate": rate},
         domains=(TrialDomain("a", "hash-a", 4096), TrialDomain("b", "hash-b", 4096)),
         tokenizer_hash="t",
         engine_version="1",
@@ -99,3 +100,12 @@ def test_packs_are_small_where_steps_are_large_and_larger_on_gpus() -> None:
 def test_nothing_to_run_on_is_refused(slots: int, pack_size: int | None) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         plan_packs([trial(0)], slots, pack_size)
+
+
+def test_packs_of_large_proxies_are_as_small_as_memory_asks() -> None:
+    """By default 16 members would step together at 128 tokens; of medium that would be some 60 GB."""
+    assert [pack_size_of(Shape(size, 8192, 128, 128)) for size in ("nano", "micro", "small", "medium", "large")] == [16, 16, 16, 1, 1]
+    assert pack_size_of(Shape("medium-dense", 8192, 128, 128)) in range(2, 16)
+    assert pack_size_of(Shape("micro", 8192, 512, 1024), "cuda") == 64
+    assert pack_size_of(Shape("medium", 8192, 512, 1024), "cuda") in range(8, 64)
+    assert PACK_BYTES["cpu"] < PACK_BYTES["cuda"]

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from mixopt.config import Experiment
 from mixopt.config import ProxyConfig as ProxySettings
+from mixopt.cost import Shape
 from proxy_models.config import proxy_config
-from workers.convert import pack_memory_bytes
 from workers.doctor.findings import Finding, ok, problem, warning
 from workers.machine import ROOT, cpu_quota, free_memory
+from workers.memory import pack_memory_bytes
 from workers.output_folder import existing_folder, free_bytes, lack_of_space
-from workers.packing import default_pack_size
+from workers.packing import pack_size_of
 from workers.ray_runner import OBJECT_STORE_BYTES
 
 # Of `ray start` itself: it asks for as many, and every worker and connection takes some.
@@ -82,10 +83,13 @@ def _largest_pack(experiment: Experiment | None) -> tuple[str, float]:
     proxy = experiment.proxy if experiment else ProxySettings()
     vocabulary = experiment.tokenizer.vocab_size if experiment else 8192
     sizes = {proxy.size} | ({experiment.verification.size} if experiment and experiment.verification.enabled else set())
-    members = (experiment.ray.pack_size if experiment else None) or default_pack_size(proxy.tokens_per_step)
-    needs = {size: pack_memory_bytes(proxy_config(size, vocabulary), proxy.tokens_per_step, members) for size in sizes}
-    size = max(needs, key=lambda name: needs[name])
-    return f"{members} {size}", needs[size]
+    needs = {}
+    for name in sizes:
+        shape = Shape(name, vocabulary, proxy.window, proxy.tokens_per_step)
+        members = (experiment.ray.pack_size if experiment else None) or pack_size_of(shape)
+        needs[f"{members} {name}"] = pack_memory_bytes(proxy_config(name, vocabulary), proxy.window, proxy.tokens_per_step, members)
+    largest = max(needs, key=lambda pack: needs[pack])
+    return largest, needs[largest]
 
 
 def output_disk(folder: Path) -> list[Finding]:

@@ -1,15 +1,13 @@
 """Which proxy the field's evidence asks for, and what the same search would cost with it, here and on one GPU.
 
 The cost is arithmetic on counted FLOPs, with the speed that was measured here and a stated assumption about a GPU. The main trade-off: the
-proxy is the smallest of our own shapes with enough active parameters, not the dense model that the evidence is about.
+proxy is the smallest of our own sizes with enough active parameters, not the dense model that the evidence is about.
 """
 
 from __future__ import annotations
 
-from itertools import count
-
 from mixopt.cost import Advice, Budget
-from proxy_models.config import SIZES, ProxyConfig, proxy_config, proxy_of_width
+from proxy_models.config import WIDTHS, ProxyConfig, proxy_config
 from workers.planning.speed import GPU_NAME, GPU_PEAK_FLOPS, GPU_UTILISATION
 
 ENOUGH_ACTIVE_PARAMETERS = 15e6
@@ -17,8 +15,6 @@ EVIDENCE = (
     "Olmix (arXiv 2602.12237): mixtures ranked by proxies of 15 million parameters or more agree with a 1-billion-parameter model at a Spearman "
     "correlation above 0.89; those of 1 million at 0.73."
 )
-# Widths that our rules split into heads and experts without rest.
-WIDTH_STEP = 64
 
 CHINCHILLA_TOKENS_PER_PARAMETER = 20.0
 """Hoffmann et al., arXiv 2203.15556: training tokens per parameter at the compute optimum, about."""
@@ -27,16 +23,9 @@ OLMIX_TOKENS_PER_PARAMETER = 100.0
 
 
 def evidence_proxy(vocab_size: int) -> ProxyConfig:
-    """The smallest proxy with enough active parameters: a known size, or the width at which our rules reach them."""
-    for size in SIZES:
-        config = proxy_config(size, vocab_size)
-        if config.parameters().active >= ENOUGH_ACTIVE_PARAMETERS:
-            return config
-    for width in count(WIDTH_STEP, WIDTH_STEP):
-        config = proxy_of_width(width, vocab_size, f"width {width}")
-        if config.parameters().active >= ENOUGH_ACTIVE_PARAMETERS:
-            return config
-    raise AssertionError("widths grow without end")
+    """The smallest size with enough active parameters; `medium` has them whatever the vocabulary."""
+    configs = (proxy_config(size, vocab_size) for size in WIDTHS)
+    return next(config for config in configs if config.parameters().active >= ENOUGH_ACTIVE_PARAMETERS)
 
 
 def advise(active_parameters: int, vocab_size: int, window: int, trials: int, flops_per_second_here: float) -> Advice:

@@ -25,14 +25,15 @@ from mixopt.verification import plan_verification
 from workers.compose import EVALUATION_SHARE, Search, compose, evaluation_cost, evaluation_tokens, objective_weights
 from workers.convert import CostModel, proxy_of, shape_of, trained_tokens
 from workers.machine import look_at, this_machine
-from workers.packing import default_pack_size
+from workers.memory import host_memory_bytes, pack_memory_bytes
+from workers.packing import pack_size_of
 from workers.planning import fits, footprint, known_noise
 from workers.planning.advice import advise
 from workers.planning.expected_corpus import UNKNOWN_TOKENS, Corpus, corpus_of, tokens_of
-from workers.planning.known import read_known
+from workers.planning.known import Known, read_known
 from workers.planning.makespan import Schedule as PackSchedule
 from workers.planning.makespan import Seconds, schedule_search, schedule_together
-from workers.planning.probe import probe_speed
+from workers.planning.probe import fitting, probe_speed
 from workers.planning.speed import choose_speed, measured_speed
 from workers.trial_folder import TrialFolder
 
@@ -41,9 +42,6 @@ from workers.trial_folder import TrialFolder
 TOKENIZED_BYTES_PER_SECOND = 8.0e6
 READ_BYTES_PER_SECOND = 47.0e6
 TRAINED_BYTES_PER_SECOND = 7.0e6
-
-PROBE_PROCESS_BYTES = 1e9
-"""Room that a process of the probe gets: about what a pack of micro takes (0.8 GB)."""
 
 
 def make_plan(experiment: Experiment, reporter: Reporter | None = None, may_probe: bool = True) -> Plan:
@@ -165,47 +163,41 @@ class Planner:
 
     # Speed and time
 
-    def _stage_trials(self) -> dict[str, list[Trial]]:
-        return {"search": self._search_trials, "verification": self._verification_trials}
-
-    def _measuring_share(self, factory: TrialFactory, trial: Trial) -> float:
-        """Cost of measuring a trial as a share of its training, with sets no larger than they are."""
-        evaluations = self._search.evaluations[factory.source.key]
-        return measuring_share(evaluations, tokens_of(self._corpus.manifest), trained_tokens(trial), factory)
-
-    def _factory(self, stage: str) -> TrialFactory:
-        return self._search.factory if stage == "search" else self._search.verification_factory
+    def _measuring_share(self, stage: str) -> float:
+        factory = self._search.factory if stage == "search" else self._search.verification_factory
+        return share_of_measuring(self._search, self._corpus, factory)
 
     def _speeds(self, may_probe: bool) -> dict[Shape, Speed]:
         """Speed of every shape that is left to train, or was."""
-        experiment, machine = self._experiment, self._machine
-        stages = {name: trials for name, trials in self._stage_trials().items() if trials}
-        shares = {trials[0].source.key: self._measuring_share(self._factory(name), trials[0]) for name, trials in stages.items()}
-        recorded = measured_speed(self._known.here, shares, EVALUATION_SHARE)
-        shapes = {shape_of(trials[0]): trials[0] for trials in stages.values()}
-        missing = {
-            shape: experiment.ray.pack_size or default_pack_size(shape.tokens_per_step, machine.device)
-            for shape in shapes
-            if shape not in recorded
-        }
-        probed: dict[Shape, tuple[float, float]] = {}
+        machine = self._machine
+        recorded = recorded_speeds(self._search, self._corpus, self._known)
+        first = [trials[0] for trials in (self._search_trials, self._verification_trials) if trials]
+        missing = {shape_of(trial): self._pack_size(trial) for trial in first if shape_of(trial) not in recorded}
+        probed = self._probe(missing) if missing and may_probe else {}
+        return {shape_of(trial): choose_speed(shape_of(trial), recorded, probed, machine.device, machine.where) for trial in first}
+
+    def _probe(self, shapes: Mapping[Shape, int]) -> dict[Shape, tuple[float, float]]:
+        """What a few seconds of training say of `shapes` (shape -> trials of a pack)."""
+        machine = self._machine
         local = machine.where == "this machine"
-        if missing and may_probe and (local or machine.device == "cpu"):
-            load = os.getloadavg()[0]
-            here = machine if local else this_machine(experiment)
-            # A machine whose memory does not suffice for the search must not be filled by the plan of it.
-            room = here.slots * PROBE_PROCESS_BYTES if here.memory_bytes is None else here.memory_bytes
-            slots = max(1, min(here.slots, int(room / PROBE_PROCESS_BYTES)))
-            probed = probe_speed(missing, slots, machine.device, self._reporter)
-            if not probed:
-                self._notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
-            elif load > slots / 2:
-                self._notes.append(
-                    f"This machine was busy while its speed was measured (load {load:.1f} on {slots} slots): alone it is faster."
-                )
-            if not local:
-                self._notes.append(f"Speed was measured on this machine, not on {machine.where}.")
-        return {shape: choose_speed(shape, recorded, probed, machine.device, machine.where) for shape in shapes}
+        if not local and machine.device != "cpu":
+            return {}
+        load = os.getloadavg()[0]
+        wanted, slots = fitting(shapes, machine if local else this_machine(self._experiment))
+        for size in sorted({shape.size for shape in shapes} - {shape.size for shape in wanted}):
+            self._notes.append(f"The speed of {size} was not measured: a few steps of it would take too long, or too much memory.")
+        if not wanted:
+            return {}
+        probed = probe_speed(wanted, slots, machine.device, self._reporter)
+        if not probed:
+            self._notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
+        elif load > slots / 2:
+            self._notes.append(
+                f"This machine was busy while its speed was measured (load {load:.1f} on {slots} slots): alone it is faster."
+            )
+        if not local:
+            self._notes.append(f"Speed was measured on this machine, not on {machine.where}.")
+        return probed
 
     def _stages(self, speeds: Mapping[Shape, Speed]) -> tuple[Stage, ...]:
         stages = [self._stage("search", self._search_trials, False, speeds)]
@@ -217,13 +209,14 @@ class Planner:
         one = trials[0]
         speed = speeds[shape_of(one)]
         cost = CostModel(speed.flops_per_second)
-        share = self._measuring_share(self._factory(name), one)
+        share = self._measuring_share(name)
         left = [trial for trial in trials if not self._is_trained(trial)]
         packs = self._packs(name, left, lambda trial: cost.seconds(trial) * (1 + share))
         # Where nothing is left, the memory of a pack is still worth knowing for the next search.
         size = packs.pack_size or min(len(trials), self._pack_size(one))
         config = proxy_of(one)
         parameters = config.parameters()
+        shape, device = shape_of(one), self._machine.device
         return Stage(
             name="search" if name == "search" else "verification",
             source=one.source.key,
@@ -243,8 +236,9 @@ class Planner:
             pack_size=size,
             seconds_per_trial=cost.seconds(one) * (1 + share),
             seconds=packs.seconds,
-            pack_bytes=cost.memory_bytes(one, size),
+            pack_bytes=host_memory_bytes(config, shape.window, shape.tokens_per_step, size, device),
             speed=speed,
+            device_bytes=pack_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) if device == "cuda" else 0.0,
         )
 
     def _what(self, name: str, trials: Sequence[Trial], at_most: bool) -> str:
@@ -257,7 +251,7 @@ class Planner:
         return f"{'at most ' if at_most else ''}{arms} different mixtures among proposal, best measured, natural, uniform and UniMax, with {seeds_of_arm} seeds each"
 
     def _pack_size(self, trial: Trial) -> int:
-        return self._experiment.ray.pack_size or default_pack_size(int(trial.recipe["tokens_per_step"]), self._machine.device)
+        return self._experiment.ray.pack_size or pack_size_of(shape_of(trial), self._machine.device)
 
     def _packs(self, name: str, trials: Sequence[Trial], seconds_of: Seconds) -> PackSchedule:
         machine, pack_size = self._machine, self._experiment.ray.pack_size
@@ -274,6 +268,20 @@ class Planner:
             if found is not None:
                 return found
         return known.noise or known_noise.from_notes(experiment.proxy.size, experiment.proxy.tokens)
+
+
+def recorded_speeds(search: Search, corpus: Corpus, known: Known) -> dict[Shape, tuple[float, int]]:
+    """Speed and number of trials per shape that the record holds, without the time that measuring losses took."""
+    factories = (search.factory, search.verification_factory)
+    shares = {factory.source.key: share_of_measuring(search, corpus, factory) for factory in factories}
+    return measured_speed(known.here, shares, EVALUATION_SHARE)
+
+
+def share_of_measuring(search: Search, corpus: Corpus, factory: TrialFactory) -> float:
+    """Cost of measuring a trial of `factory` as a share of its training, with sets no larger than they are."""
+    step = int(factory.recipe["tokens_per_step"])
+    trained = factory.source.tokens // step * step
+    return measuring_share(search.evaluations[factory.source.key], tokens_of(corpus.manifest), trained, factory)
 
 
 def measuring_share(evaluations: Sequence[Evaluation], sizes: Mapping[Path, int], trained: int, factory: TrialFactory) -> float:

@@ -30,6 +30,15 @@ def problems(machine: Machine, memory: Memory, disk: Disk, stages: Sequence[Stag
                 f"{'; '.join(remedies).capitalize()}.",
             )
         )
+    if machine.device_bytes is not None and memory.device_bytes > machine.device_bytes:
+        largest = max(stages, key=lambda stage: stage.device_bytes)
+        found.append(
+            Problem(
+                f"The memory of a GPU does not suffice: a pack of {largest.pack_size} takes about {_gigabytes(memory.device_bytes)}, and it has "
+                f"{_gigabytes(machine.device_bytes)}.",
+                f"{'Lower `ray.pack_size`; or t' if largest.pack_size > 1 else 'T'}ake a smaller proxy than `{largest.source.split('/')[1]}`.",
+            )
+        )
     if machine.disk_bytes is not None and disk.needed_bytes > machine.disk_bytes:
         found.append(
             Problem(

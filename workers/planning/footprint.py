@@ -30,7 +30,7 @@ def memory(stages: Sequence[Stage], slots: int, in_process: bool) -> Memory:
     """Memory when every slot holds the largest pack of any stage."""
     pack = max(stage.pack_bytes for stage in stages)
     driver = DRIVER_IN_PROCESS_BYTES if in_process else DRIVER_BYTES
-    return Memory(pack, driver, pack * slots + driver)
+    return Memory(pack, driver, pack * slots + driver, max(stage.device_bytes for stage in stages))
 
 
 def disk(search: Search, corpus: Corpus, stages: Sequence[Stage], slots: int) -> Disk:

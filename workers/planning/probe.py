@@ -11,19 +11,22 @@ when `go` appears, and writes one result per shape.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixopt.cost import Shape
+from mixopt.cost import Machine, Shape
 from mixopt.progress import Reporter
 from proxy_models.config import proxy_config
+from workers.memory import host_memory_bytes
 from workers.packing import Device
 from workers.planning.speed import ASSUMED_FLOPS_PER_SECOND
 
@@ -35,6 +38,10 @@ START_SECONDS = 30.0
 """After which a process that has not loaded torch is given up: five times what a busy machine took."""
 STEP_SECONDS = 0.3
 """A pack for the probe is made smaller until one step of it takes about so long; packs gain next to nothing where steps are that long."""
+PATIENCE_SECONDS = 10.0
+"""Of the fewest steps of one shape at the assumed speed: longer ones are shortened to fewer windows, and given up if one takes longer."""
+DRAWN_PER_SECOND = 100e6
+"""Initial weights: a third of what one core drew."""
 POLL_SECONDS = 0.02
 UNIQUE_WINDOWS = 64
 # A step before the clock starts: buffers are allocated, code is loaded.
@@ -53,6 +60,12 @@ class ProbeShape:
         config = proxy_config(self.shape.size, self.shape.vocab_size)
         return config.training_flops_per_token(self.shape.window) * self.shape.tokens_per_step * self.members
 
+    @property
+    def expected_seconds(self) -> float:
+        """Of initial weights and the fewest steps that a probe makes, at the assumed speed."""
+        drawn = self.members * proxy_config(self.shape.size, self.shape.vocab_size).parameters().total
+        return drawn / DRAWN_PER_SECOND + (FEWEST_STEPS + 1) * self.flops_per_step / ASSUMED_FLOPS_PER_SECOND
+
 
 def probe_speed(
     shapes: Mapping[Shape, int], slots: int, device: Device, reporter: Reporter, seconds: float = PROBE_SECONDS
@@ -66,6 +79,38 @@ def probe_speed(
     wanted = [ProbeShape(shape, _members(shape, pack_size)) for shape, pack_size in shapes.items()]
     with tempfile.TemporaryDirectory(prefix="mixopt-probe-") as name, reporter.stage("Measuring the speed of training", None, ""):
         return _Probe(Path(name), wanted, slots, device, seconds).run()
+
+
+def fitting(shapes: Mapping[Shape, int], here: Machine) -> tuple[dict[Shape, int], int]:
+    """What can be probed on this machine for these shapes (shape -> trials of a pack), the quickest first, and by how many processes at once.
+
+    Steps that would take too long are made shorter; a shape of which even one window takes too long, or which does not fit into memory on all
+    slots, is left out. Fewer slots are taken only where nothing fits on all. A machine whose memory does not suffice for a search must not be filled by
+    the plan of it.
+    """
+    short = {}
+    for shape, pack_size in sorted(shapes.items(), key=lambda pair: ProbeShape(pair[0], 1).expected_seconds):
+        shortened = _shortened(shape)
+        if shortened is not None:
+            short[shortened] = pack_size
+    for slots in range(here.slots, 0, -1):
+        room = math.inf if here.memory_bytes is None else here.memory_bytes / slots
+        wanted = {shape: pack_size for shape, pack_size in short.items() if _host_bytes(shape, pack_size, here) <= room}
+        if wanted:
+            return wanted, slots
+    return {}, here.slots
+
+
+def _shortened(shape: Shape) -> Shape | None:
+    """The shape with as many windows per step as let a probe end in its time; None: not even one does."""
+    one_window = ProbeShape(replace(shape, tokens_per_step=shape.window), 1)
+    windows = min(shape.tokens_per_step // shape.window, int(PATIENCE_SECONDS / one_window.expected_seconds))
+    return replace(shape, tokens_per_step=windows * shape.window) if windows else None
+
+
+def _host_bytes(shape: Shape, pack_size: int, here: Machine) -> float:
+    config = proxy_config(shape.size, shape.vocab_size)
+    return host_memory_bytes(config, shape.window, shape.tokens_per_step, _members(shape, pack_size), here.device)
 
 
 def _members(shape: Shape, pack_size: int) -> int:
@@ -86,9 +131,10 @@ class _Probe:
             left = self._seconds - (time.monotonic() - self._started)
             training = min(MOST_TRAINING_SECONDS, max(LEAST_TRAINING_SECONDS, left / len(self._shapes)))
             _write(self._folder / "go", {"seconds": training})
-            # A shape whose single step takes longer than all of its time is given up: what the others measured is scaled to it.
+            # A shape whose steps take longer than all of its time is given up: what the others measured is scaled to it.
             last = len(self._shapes) - 1
-            self._wait(lambda number: _result(self._folder, number, last).exists(), (training + MOST_TRAINING_SECONDS) * len(self._shapes))
+            patience = sum(training + max(MOST_TRAINING_SECONDS, 2 * wanted.expected_seconds) for wanted in self._shapes)
+            self._wait(lambda number: _result(self._folder, number, last).exists(), patience)
         finally:
             for process in self._processes:
                 if process.poll() is None:
@@ -135,8 +181,16 @@ class _Probe:
         }
 
 
-def train_for_a_while(wanted: ProbeShape, folder: Path, device: str, seconds: float) -> tuple[float, float]:
-    """Trains a pack for `seconds`; returns useful FLOPs and the seconds they took, the first step left out."""
+class _Enough(Exception):
+    """A probe has trained for its time."""
+
+
+def train_for_a_while(wanted: ProbeShape, folder: Path, device: str, seconds: float, checkpoint: bool = False) -> tuple[float, float]:
+    """Trains a pack for `seconds`; returns useful FLOPs and the seconds they took, the first step left out.
+
+    Args:
+        checkpoint: end by writing checkpoints, as a pack that is stopped does; they may be gigabytes.
+    """
     import numpy as np
 
     from proxy_models.token_store import TokenWriter
@@ -152,24 +206,30 @@ def train_for_a_while(wanted: ProbeShape, folder: Path, device: str, seconds: fl
             writer.close(name)
         streams.append(DomainStream(name, folder / f"{name}.tokens", UNIQUE_WINDOWS * shape.window))
     members = [MemberSpec(f"m{number}", number, 1e-3, tuple(streams), ((0.5, 0.5),)) for number in range(wanted.members)]
-    # More tokens than fit into the time; it is stopped, and only then writes a checkpoint.
+    # More tokens than fit into the time.
     settings = TrainSettings(10**6 * shape.tokens_per_step, shape.window, shape.tokens_per_step, checkpoint_seconds=1e9)
     times: list[float] = []
     begun = time.monotonic()
 
-    def should_stop(ids: Collection[str]) -> Collection[str]:
-        return ids if len(times) >= FEWEST_STEPS and time.monotonic() - begun >= seconds else ()
+    def enough() -> bool:
+        return len(times) >= FEWEST_STEPS and time.monotonic() - begun >= seconds
 
-    train_pack(
-        proxy_config(shape.size, shape.vocab_size),
-        settings,
-        members,
-        [],
-        {member.member_id: folder / member.member_id for member in members},
-        device=device,
-        on_progress=lambda _: times.append(time.monotonic()),
-        should_stop=should_stop,
-    )
+    def on_progress(_: Mapping[str, int]) -> None:
+        times.append(time.monotonic())
+        if enough() and not checkpoint:
+            raise _Enough
+
+    with suppress(_Enough):
+        train_pack(
+            proxy_config(shape.size, shape.vocab_size),
+            settings,
+            members,
+            [],
+            {member.member_id: folder / member.member_id for member in members},
+            device=device,
+            on_progress=on_progress,
+            should_stop=lambda ids: ids if enough() else (),
+        )
     return wanted.flops_per_step * (len(times) - 1), times[-1] - times[0]
 
 

@@ -7,12 +7,14 @@ that part is taken out again. The trade-off: trials of all times count alike, an
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mixopt.cost import Shape, Speed
 from mixopt.history import TrialRecord
+from proxy_models.config import proxy_config
 from workers.convert import shape_of
 from workers.packing import Device
 
@@ -97,9 +99,15 @@ def choose_speed(
 
 
 def _distance(one: Shape, other: Shape) -> float:
-    """How unlike two shapes of different or equal size are; only its order matters."""
-    pairs = ((one.tokens_per_step, other.tokens_per_step), (one.vocab_size, other.vocab_size), (one.window, other.window))
-    return sum(abs(a - b) / max(a, b) for a, b in pairs)
+    """How unlike two shapes of different or equal size are, by the ratios of what speed depends on; only its order matters."""
+    work, other_work = (proxy_config(shape.size, shape.vocab_size).training_flops_per_token(shape.window) for shape in (one, other))
+    pairs = (
+        (one.tokens_per_step, other.tokens_per_step),
+        (one.vocab_size, other.vocab_size),
+        (one.window, other.window),
+        (work, other_work),
+    )
+    return sum(abs(math.log(a / b)) for a, b in pairs)
 
 
 def _host(lock: Path) -> str | None:

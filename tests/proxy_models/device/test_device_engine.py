@@ -50,9 +50,13 @@ def scale_of(step: int) -> list[float]:
     return [1.0, min(1.0, (step + 1) / 5), 1.0 - step / 20]
 
 
-@pytest.mark.parametrize("experts", ["grouped", "capacity"])
-def test_ten_steps_are_those_of_the_step_with_the_host(tiny: ProxyConfig, draw_tokens: Callable[..., Tensor], experts: str) -> None:
+@pytest.mark.parametrize(("experts", "dense"), [("grouped", False), ("capacity", False), ("grouped", True)])
+def test_ten_steps_are_those_of_the_step_with_the_host(
+    tiny: ProxyConfig, draw_tokens: Callable[..., Tensor], experts: str, dense: bool
+) -> None:
     """Rates, schedules and clipping of each member's own; what is left is the order of sums in loss and norms."""
+    if dense:
+        tiny = replace(tiny, n_experts=0, top_k=0, n_shared_experts=4)
     engine = engine_of(tiny, replace(GROUPED, experts=experts))
     model = PackedProxy(tiny, [0, 1, 2])
     optimizer = PackedAdamW(model, RATES, 0.1, clip=0.5)
@@ -200,7 +204,7 @@ def test_nothing_in_a_step_waits_for_the_device(tiny: ProxyConfig, draw_tokens: 
     assert {"_fused_adamw_", "_log_softmax", "sort"} <= operators.seen
 
 
-@pytest.mark.parametrize("size", ["nano", "micro", "small"])
+@pytest.mark.parametrize("size", ["nano", "micro", "small", "medium", "small-dense"])
 @pytest.mark.parametrize("experts", ["grouped", "capacity"])
 def test_a_step_needs_no_values_at_all(monkeypatch: pytest.MonkeyPatch, size: str, experts: str) -> None:
     """64 members of a real size on torch's device without memory: whatever looks at a number fails, in C++ too, and kernels check types and strides.

@@ -21,6 +21,14 @@ def tiny() -> ProxyConfig:
 
 
 @pytest.fixture
+def tiny_dense() -> ProxyConfig:
+    """The dense control of `tiny`."""
+    return ProxyConfig(
+        "tiny-dense", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=0, top_k=0, n_shared_experts=4, d_expert=16
+    )
+
+
+@pytest.fixture
 def draw_tokens(tiny: ProxyConfig) -> Callable[..., torch.Tensor]:
     """draw_tokens(members, step): skewed ids, int64 (K, 4, 33); member k's depend on k and step alone."""
 

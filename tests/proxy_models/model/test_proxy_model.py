@@ -80,6 +80,44 @@ def test_ten_steps_equal_plain_models_in_float64(tiny: ProxyConfig, draw_tokens:
     assert differences_after_ten_steps(tiny, draw_tokens, torch.float64).max() < 1e-11
 
 
+def test_a_dense_pack_equals_plain_models(tiny_dense: ProxyConfig, draw_tokens: Draw) -> None:
+    """Loss, gradients and ten steps of the control, in float64; it has no experts to route to, and says so."""
+    model = PackedProxy(tiny_dense, [11, 12, 13]).double()
+    tokens = draw_tokens(3)
+    losses = model.training_loss(tokens)
+    losses.sum().backward()
+    for k in range(3):
+        plain = PlainProxy(tiny_dense, model.member_state(k))
+        loss = plain.loss(tokens[k])
+        loss.backward()
+        torch.testing.assert_close(losses[k], loss, rtol=1e-12, atol=0)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad[k], plain.weights[name].grad, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(model.token_losses(tokens)[k], plain.token_losses(tokens[k]).detach(), rtol=1e-11, atol=1e-12)
+    assert differences_after_ten_steps(tiny_dense, draw_tokens, torch.float64).max() < 1e-11
+    assert model.load_statistics() == {0: [], 1: [], 2: []}
+    assert not [name for name in model.state_dict() if "expert_" in name or "router" in name or "load" in name]
+
+
+def test_a_dense_pack_is_compacted_like_any_other(tiny_dense: ProxyConfig, draw_tokens: Draw) -> None:
+    full = PackedProxy(tiny_dense, [0, 1, 2])
+    optimizer = PackedAdamW(full, [3e-3] * 3, 0.1)
+    train(full, optimizer, draw_tokens(3))
+    part = full.select([2, 0])
+    rest = optimizer.select([2, 0], part)
+    tokens = draw_tokens(3, 1)
+    train(full, optimizer, tokens)
+    train(part, rest, tokens[[2, 0]])
+    assert_same_member(part, 0, full, 2)
+    assert_same_member(part, 1, full, 0)
+
+
+def test_many_narrow_experts_equal_plain_models(draw_tokens: Draw) -> None:
+    """Eight of 64 and two shared, as medium and large have: the order of sums over choices, experts without a row."""
+    config = ProxyConfig("fine", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=64, top_k=8, n_shared_experts=2, d_expert=8)
+    assert differences_after_ten_steps(config, draw_tokens, torch.float64).max() < 1e-11
+
+
 def test_ten_steps_equal_plain_models_in_float32(tiny: ProxyConfig, draw_tokens: Draw) -> None:
     """Within 2e-6, but for a few weights whose gradient is nearly zero: Adam divides it by its own size, rounding and all. Over nine members
     of three seeds at these rates at most 0.2% of the weights were beyond 2e-6, and none beyond 7e-5."""

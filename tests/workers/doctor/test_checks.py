@@ -159,10 +159,10 @@ def test_memory_of_unknown_size_is_no_crash(tmp_path: Path) -> None:
 
 def test_the_need_for_memory_is_that_of_the_cost_model(tmp_path: Path) -> None:
     from proxy_models.config import proxy_config
-    from workers.convert import pack_memory_bytes
+    from workers.memory import pack_memory_bytes
 
     found = only(machine.memory(experiment(tmp_path, verification={"size": "small"})), "memory")
-    assert f"{pack_memory_bytes(proxy_config('small', 8192), 1024, 4) / 1e9:.1f} GB" in found.found
+    assert f"{pack_memory_bytes(proxy_config('small', 8192), 512, 1024, 4) / 1e9:.1f} GB" in found.found
     assert "4 small proxies" in found.found
 
 

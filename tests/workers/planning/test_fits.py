@@ -54,6 +54,16 @@ def test_memory_names_what_can_be_lowered() -> None:
     assert "`small`" in problem.remedy
 
 
+def test_memory_of_a_gpu_is_compared_where_it_is_known() -> None:
+    on_gpu, stage = replace(MEMORY, device_bytes=90e9), replace(STAGE, device_bytes=90e9, pack_size=64)
+    machine = replace(MACHINE, device="cuda", device_bytes=80e9)
+    (problem,) = problems(machine, on_gpu, DISK, [STAGE, stage])
+    assert "a pack of 64 takes about 90 GB, and it has 80 GB" in problem.message
+    assert problem.remedy.startswith("Lower `ray.pack_size`; or take a smaller proxy")
+    assert problems(replace(machine, device_bytes=None), on_gpu, DISK, [stage]) == ()
+    assert problems(machine, replace(on_gpu, device_bytes=70e9), DISK, [stage]) == ()
+
+
 def test_disk_counts_what_is_still_to_come() -> None:
     (problem,) = problems(replace(MACHINE, disk_bytes=2e8), MEMORY, DISK, [STAGE])
     assert "0.3 GB more are needed" in problem.message

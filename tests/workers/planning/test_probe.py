@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mixopt.cost import Shape
-from mixopt.domains import Domain, DomainSet
-from mixopt.factory import TrialFactory
-from mixopt.mixture import Schedule
+from mixopt.cost import Machine, Shape
 from mixopt.progress import Silent
-from mixopt.trial import Source
 from proxy_models.config import proxy_config
-from workers.convert import CostModel
+from workers.memory import pack_memory_bytes
 from workers.planning import probe
-from workers.planning.probe import ProbeShape, probe_speed, train_for_a_while
+from workers.planning.probe import ProbeShape, fitting, probe_speed, train_for_a_while
 
 SHAPE = Shape("nano", 512, 64, 128)
 
@@ -57,6 +53,9 @@ def test_flops_are_those_of_the_steps_after_the_first(tmp_path: Path) -> None:
     flops, seconds = train_for_a_while(wanted, tmp_path / "pack", "cpu", 0.0)
     assert wanted.flops_per_step == 2 * 128 * proxy_config("nano", 512).training_flops_per_token(64)
     assert flops == wanted.flops_per_step, "at the least one step after the first is timed"
+    assert not list(tmp_path.rglob("*.safetensors")), "a probe writes no gigabytes"
+    train_for_a_while(wanted, tmp_path / "other", "cpu", 0.0, checkpoint=True)
+    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) == 2
     assert seconds > 0
 
 
@@ -65,22 +64,25 @@ def test_packs_of_the_probe_shrink_with_the_size_of_a_proxy() -> None:
     assert members == [4, 1, 1]
 
 
-@pytest.mark.slow
-def test_memory_of_a_pack_is_estimated_to_a_third(tmp_path: Path) -> None:
-    """Peak of a process that trains 4 nano proxies, as the kernel saw it, against what a plan says."""
-    code = (
-        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from mixopt.cost import Shape; from workers.planning.probe import ProbeShape, train_for_a_while\n"
-        "train_for_a_while(ProbeShape(Shape('nano', 4096, 512, 1024), 4), Path(sys.argv[1]), 'cpu', 0.0)\n"
-        # Not ru_maxrss, which begins at that of the process that forked this one.
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "pack")], capture_output=True, text=True, env=environment, check=True
-    )
-    domains = DomainSet(tuple(Domain(name, f"content-{name}", 10**6, 1e9) for name in "ab"), 1e9)
-    recipe = {"window": 512, "tokens_per_step": 1024, "vocab_size": 4096}
-    factory = TrialFactory(domains, Source("trained", "nano", 10**6), recipe, "tokenizer", "1")
-    estimate = CostModel(1e9).memory_bytes(factory.make(Schedule.constant(domains.natural()), 0, ""), 4)
-    assert estimate == pytest.approx(1024.0 * int(ended.stdout), rel=1 / 3)
+def test_a_probe_fills_no_memory_that_is_not_there() -> None:
+    here = Machine("this machine", "cpu", 2, 16e9, None)
+    nano, medium = (Shape(size, 8192, 512, 512) for size in ("nano", "medium"))
+    shapes = {medium: 1, nano: 4}
+    assert fitting(shapes, here) == (shapes, 2)
+    assert next(iter(fitting(shapes, here)[0])) == nano, "the quickest first"
+    one = pack_memory_bytes(proxy_config("medium", 8192), 512, 512, 1)
+    assert fitting(shapes, replace(here, memory_bytes=1.5 * one)) == ({nano: 4}, 2)
+    assert fitting({medium: 1}, replace(here, memory_bytes=1.5 * one)) == ({medium: 1}, 1)
+    assert fitting({medium: 1}, replace(here, memory_bytes=0.9 * one))[0] == {}
+    assert fitting(shapes, replace(here, memory_bytes=1e6))[0] == {}
+    assert fitting(shapes, replace(here, memory_bytes=None)) == (shapes, 2)
+
+
+def test_steps_that_take_too_long_are_shortened_to_whole_windows() -> None:
+    here = Machine("this machine", "cpu", 2, None, None)
+    wanted, _ = fitting({Shape("medium", 8192, 512, 8192): 1, Shape("large", 8192, 512, 1024): 1, Shape("nano", 8192, 512, 4096): 4}, here)
+    assert Shape("nano", 8192, 512, 4096) in wanted
+    (medium,) = (shape for shape in wanted if shape.size == "medium")
+    assert medium.tokens_per_step in range(512, 8192, 512)
+    assert ProbeShape(medium, 1).expected_seconds <= probe.PATIENCE_SECONDS
+    assert "large" not in {shape.size for shape in wanted}

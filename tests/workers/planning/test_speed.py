@@ -74,6 +74,16 @@ def test_a_shape_of_the_same_size_is_nearer_than_any_other() -> None:
     assert "window 32" in speed.sentence
 
 
+def test_of_other_sizes_the_one_that_costs_most_alike_is_nearest() -> None:
+    """Larger products run nearer to the peak, so the speed of nano says little of large."""
+    shapes = {size: Shape(size, 8192, 512, 1024) for size in ("nano", "micro", "medium", "large", "large-dense")}
+    large = shapes.pop("large")
+    assert "of large-dense (" in choose_speed(large, {}, dict.fromkeys(shapes.values(), (1e9, 6.0)), "cpu", "here").sentence
+    shapes["large-dense"] = replace(shapes["micro"], vocab_size=4096)
+    shapes["medium"] = replace(shapes["medium"], tokens_per_step=512)
+    assert "of medium (" in choose_speed(large, {}, dict.fromkeys(shapes.values(), (1e9, 6.0)), "cpu", "here").sentence
+
+
 def test_trials_of_another_machine_say_nothing_of_this_one(tmp_path: Path) -> None:
     records = [record("nano", 1280, seed, 1.0) for seed in range(3)]
     for found, host in zip(records, (socket.gethostname(), "elsewhere", None), strict=True):
