@@ -90,6 +90,10 @@ class DriverControl:
         for trial_id in trial_ids:
             (self.folder / f"{trial_id}.cancel").touch()
 
+    def is_cancelled(self, trial_id: str) -> bool:
+        """Whether this trial was asked to stop."""
+        return (self.folder / f"{trial_id}.cancel").exists()
+
     def allow(self, trial_id: str) -> None:
         """Takes back an earlier `cancel`, for a trial that is submitted again."""
         (self.folder / f"{trial_id}.cancel").unlink(missing_ok=True)
