@@ -3,7 +3,8 @@
 Tokens of all members are sorted by (member, expert). On a CPU the experts of one member then run in one batched product, padded to the fullest of
 them: small batched products reach the speed of large ones, which a loop over experts does not. Dispatch and combine only gather, forward and
 backward: no two threads ever add into one place, so that the result does not depend on their order. A member's layout follows from its own load
-alone, so that its last digits do not depend on its company. The trade-off: the loads come to the host, and up to a half more rows are computed.
+alone, so that its last digits do not depend on its company. The trade-off: the loads come to the host, and rows of padding are computed, where loads
+differ much as many as cost what a product for each expert would (`CALL_MULTIPLICATIONS`).
 
 Load is balanced without an auxiliary loss: a bias that no gradient trains is added to the scores for the choice of experts alone, and moves
 by a fixed step toward the experts that had too few tokens (arXiv 2408.15664, algorithm 1).

@@ -5,14 +5,15 @@ billion FLOPs per second and core on an EPYC; small batched products three to fi
 the precision of oneDNN: told that bfloat16 would do inside a product, it sends the product there. Without AMX, oneDNN has no faster kernel of
 lower precision and computes in float32; `_accurate` makes sure, in every process, before anything is trained.
 
-The trade-off: a global switch of torch, set only while a pack trains or is scored. Which library a processor gets depends on the processor alone, so that
-runs repeat bit for bit on one machine.
+The trade-off: a global switch of torch, set only while packs train or are scored; threads share it, so the last that is done puts it back. Which
+library a processor gets depends on the processor alone, so that runs repeat bit for bit on one machine.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,15 +29,38 @@ FLOAT32_ERROR = 1e-5
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """Within, float32 products on the CPU run in the library that is fastest on this processor."""
-    matmul = _precision_of_products()
-    before = matmul.fp32_precision
-    if product_library() == "onednn":
-        matmul.fp32_precision = "bf16"
+    """Within, float32 products on the CPU run in the library that is fastest on this processor, and are float32 whatever torch was told before."""
+    precision = "bf16" if product_library() == "onednn" else "ieee"
+    _SWITCH.take(precision)
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        _SWITCH.give_back()
+
+
+class _Switch:
+    """Torch's setting, one for all threads of a process: several packs may want it at once, and whoever ends first must not take it from the others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = "none"
+
+    def take(self, precision: str) -> None:
+        matmul = _precision_of_products()
+        with self._lock:
+            if not self._users:
+                self._before, matmul.fp32_precision = matmul.fp32_precision, precision
+            self._users += 1
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                _precision_of_products().fp32_precision = self._before
+
+
+_SWITCH = _Switch()
 
 
 @functools.cache

@@ -229,18 +229,15 @@ class MemberSampler:
         return {key: drawn[index] / self._domains[index].unique for index, key in enumerate(self._used_keys)}
 
 
-def next_windows(samplers: Sequence[MemberSampler], count: int, out_KBS: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+def next_windows(samplers: Sequence[MemberSampler], count: int) -> NDArray[np.int64]:
     """The next `count` windows of every member of a pack, shape (K, count, T + 1): what each one's `next_windows` gives, faster.
 
     Args:
         samplers: of members that share T; they need not be at the same step.
-        out_KBS: filled and returned where it is given, for instance memory that a GPU copies from; nobody may be reading it any more.
 
     Whatever is raised, every sampler is where it was before: the members can be asked one by one whose trouble it is.
     """
     window = samplers[0]._window
-    if out_KBS is None:
-        out_KBS = np.empty((len(samplers), count, window + 1), dtype=np.int64)
     block = max(count, BLOCK_TOKENS // window)
     while any(sampler._ahead < count for sampler in samplers):
         # With those who run out also those who soon will: members that joined at other steps are dealt to together from then on.
@@ -255,6 +252,7 @@ def next_windows(samplers: Sequence[MemberSampler], count: int, out_KBS: NDArray
             for sampler in behind:
                 sampler._forget_what_is_ahead()
             raise
+    out_KBS = np.empty((len(samplers), count, window + 1), dtype=np.int64)
     for sampler, out_BS in zip(samplers, out_KBS, strict=True):
         sampler._take(out_BS)
     return out_KBS

@@ -49,8 +49,10 @@ class PackControl:
         try:
             temporary.write_text(json.dumps({"tokens": self._tokens, "ended": self._ended}), encoding="utf-8")
             os.replace(temporary, self._path)
-        except FileNotFoundError:
-            return  # The driver has gone and taken the folder along; `cancelled` ends the pack.
+        except OSError:
+            # The driver has gone and taken the folder along: `cancelled` ends the pack. Or the file system stumbles: training does not stop for
+            # that, the next report tells all of it again, and the pack returns its results besides.
+            return
 
     def end(self, trial_id: str, failure: Failure | None) -> None:
         """Tells that a trial has ended: with this failure, or with the outcome that lies in its folder."""
@@ -74,6 +76,8 @@ class PackControl:
                 self._cancelled = frozenset(name.removesuffix(".cancel") for name in os.listdir(self._folder) if name.endswith(".cancel"))
             except FileNotFoundError:
                 self._driver_gone = True
+            except OSError:
+                pass  # what was known a moment ago holds until the next look
         if self._driver_gone:
             return frozenset(trial_ids)
         return self._cancelled & frozenset(trial_ids) if self._cancelled else frozenset()
@@ -89,6 +93,10 @@ class DriverControl:
     def cancel(self, trial_ids: Iterable[str]) -> None:
         for trial_id in trial_ids:
             (self.folder / f"{trial_id}.cancel").touch()
+
+    def is_cancelled(self, trial_id: str) -> bool:
+        """Whether this trial was asked to stop."""
+        return (self.folder / f"{trial_id}.cancel").exists()
 
     def allow(self, trial_id: str) -> None:
         """Takes back an earlier `cancel`, for a trial that is submitted again."""

@@ -189,6 +189,9 @@ class PackRunner(abc.ABC, Generic[Handle]):
             job = self._running[handle]
             for result in self._results(job, handle):
                 self._close(handle, result)
+            for trial in job.trials:
+                if trial.trial_id in self._open[handle] and self._control.is_cancelled(trial.trial_id):
+                    self._close(handle, TrialResult(trial.trial_id, failure=Failure(FailureKind.CANCELLED, "Cancelled before it began.")))
             never_begun = self._open.pop(handle)
             del self._running[handle]
             self._control.forget(job.pack_id)

@@ -241,7 +241,10 @@ class _Pack:
 
     def _narrowed(self, trials: Sequence[Trial], error: Exception) -> list[list[Trial]]:
         """How to go on with these trials, whose training failed with `error`: what to train one after the other."""
-        together = [trial for trial in trials if trial.trial_id in self._held] or list(trials)  # all: it did not come to training
+        trials = [trial for trial in trials if trial.trial_id in self._remaining]
+        if not trials:
+            return []  # all had ended before
+        together = [trial for trial in trials if trial.trial_id in self._held] or trials  # all: it did not come to training
         rest = [trial for trial in trials if trial not in together]
         self._release([trial.trial_id for trial in together])
         memory = failure_of(error).kind is FailureKind.OUT_OF_MEMORY

@@ -195,15 +195,6 @@ def test_a_member_that_cannot_read_leaves_all_where_they_were(
     assert np.array_equal(next_windows(members[:2], 16), [windows[4:] for windows in expected[:2]])
 
 
-def test_windows_are_put_where_they_are_wanted(pair: tuple[DomainStream, DomainStream]) -> None:
-    def members() -> list[MemberSampler]:
-        return [MemberSampler(seed, pair, [[0.5, 0.5]], [1.0], 20, WINDOW) for seed in (1, 2)]
-
-    out = np.full((2, 20, WINDOW + 1), -1, dtype=np.int64)
-    assert next_windows(members(), 20, out) is out
-    assert np.array_equal(out, next_windows(members(), 20))
-
-
 def write_domain(path: Path, tokens: int, offset: int = 0) -> Path:
     """A domain whose token at position p is `offset + p`, so that a window tells where it is from."""
     with TokenWriter(path, 1 << 20, "tok") as writer:

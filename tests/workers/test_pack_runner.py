@@ -122,3 +122,18 @@ def test_what_a_pack_told_before_it_was_lost_counts_once(tmp_path: Path, trials:
     (last,) = [event for event in events if isinstance(event, Failed)]
     assert last.trial_id == trials[3].trial_id, "and fails if it is lost again before it began"
     runner.close()
+
+
+def test_a_trial_cancelled_before_its_pack_was_lost_is_not_started_anew(tmp_path: Path, trials: list[Trial]) -> None:
+    """The first was in training, the others waited; one of those was cancelled, and the pack died before it noticed."""
+    runner = LosingRunner(tmp_path, WorkerCrashedError("gone"), pack_size=1)
+    runner.submit(trials)
+    (job,) = runner.jobs
+    PackControl(job.control, job.pack_id).report({trials[0].trial_id: 2048}, at_once=True)
+    runner.cancel([trials[2].trial_id])
+    kinds = {event.trial_id: event.failure.kind for event in itertools.islice(runner.events(), 4) if isinstance(event, Failed)}
+    assert kinds == {trials[0].trial_id: FailureKind.WORKER_LOST, trials[2].trial_id: FailureKind.CANCELLED}
+    assert [trial.trial_id for trial in runner.jobs[1].trials] == [trials[1].trial_id, trials[3].trial_id]
+    runner.submit([trials[2]])
+    assert [trial.trial_id for trial in runner.jobs[2].trials] == [trials[2].trial_id], "submitted again it counts as any other"
+    runner.close()

@@ -152,6 +152,36 @@ def test_a_pack_that_never_has_the_memory_to_begin_fails_trial_by_trial(job: Pac
     assert [result.failure and result.failure.kind for result in run_pack(job)] == [FailureKind.OUT_OF_MEMORY] * 5
 
 
+@pytest.mark.parametrize("trials", [1, 5])
+def test_an_error_after_the_last_result_costs_nothing(job: PackJob, monkeypatch: pytest.MonkeyPatch, trials: int) -> None:
+    engine = Engine()
+
+    def train(*arguments: Any, **options: Any) -> None:
+        engine(*arguments, **options)
+        raise RuntimeError("too late to matter")
+
+    monkeypatch.setattr(proxy_models.train, "train_pack", train)
+    results = run_pack(dataclasses.replace(job, trials=job.trials[:trials]))
+    assert [result.failure for result in results] == [None] * trials
+
+
+def test_training_goes_on_where_progress_cannot_be_told(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that stumbles for a while: nothing is raised or cancelled, and the next report tells all of it."""
+    control = PackControl(job.control, job.pack_id)
+    control.end("one", None)
+    with monkeypatch.context() as patch:
+
+        def stale(*_: object) -> None:
+            raise OSError("Stale file handle")
+
+        patch.setattr(os, "replace", stale)
+        patch.setattr(os, "listdir", stale)
+        control.report({"two": 128}, at_once=True)
+        assert control.cancelled(["two"]) == frozenset()
+    control.report({}, at_once=True)
+    assert PackControl(job.control, job.pack_id).tokens("two") == 128
+
+
 def test_what_one_member_runs_into_is_the_failure_of_its_trial(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine tells it apart, and the cause decides the kind; a result that cannot be written is its trial's own, too."""
 

@@ -5,7 +5,7 @@ What a checkpoint is worth rests on it: packs change their size whenever a membe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -15,9 +15,23 @@ from torch import Tensor
 from proxy_models.config import ProxyConfig, proxy_config
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
-from proxy_models.products import fast_products
+from proxy_models.products import SWITCH, fast_products, product_library
 
 STEPS = 3
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | None], None]]:
+    """choose(library): products run in it; None: as usual here."""
+
+    def choose(library: str | None) -> None:
+        monkeypatch.delenv(SWITCH, raising=False)
+        if library is not None:
+            monkeypatch.setenv(SWITCH, library)
+        product_library.cache_clear()
+
+    yield choose
+    product_library.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -50,17 +64,24 @@ def tokens(config: ProxyConfig, seed: int, step: int, windows: int, window: int)
 
 
 @pytest.mark.parametrize(
-    ("size", "vocabulary", "windows", "window"),
+    ("size", "vocabulary", "windows", "window", "library"),
     [
-        ("nano", 512, 1, 64),
-        ("nano", 512, 3, 33),
-        ("nano", 512, 1, 9),
-        ("nano", 4096, 4, 128),
-        ("micro", 512, 1, 128),
-        ("small", 512, 1, 64),
+        ("nano", 512, 1, 64, None),
+        ("nano", 512, 3, 33, None),
+        ("nano", 512, 3, 33, "mkl"),
+        ("nano", 512, 1, 9, None),
+        ("nano", 512, 1, 9, "mkl"),
+        ("nano", 4096, 4, 128, None),
+        ("micro", 512, 1, 128, None),
+        ("micro", 512, 1, 128, "mkl"),
+        ("small", 512, 1, 64, None),
     ],
 )
-def test_alone_equals_in_a_pack_bit_for_bit(size: str, vocabulary: int, windows: int, window: int) -> None:
+def test_alone_equals_in_a_pack_bit_for_bit(
+    size: str, vocabulary: int, windows: int, window: int, library: str | None, choose: Callable[[str | None], None]
+) -> None:
+    """In the library of this processor, and in that of most others."""
+    choose(library)
     config = proxy_config(size, vocabulary)
     pack = run(config, (0, 1, 2), windows, window)
     for k in (0, 2):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from proxy_models.loss import Workspace, mean_losses, token_losses
+from proxy_models.loss import Workspace, _needs_shift, mean_losses, token_losses
 
 K, N, D, V = 3, 50, 16, 70
 
@@ -63,6 +65,16 @@ def test_shifted_and_unshifted_exponentials_agree_with_double_precision(scale: f
     gradients = torch.autograd.grad(losses.sum(), fast[:2]), torch.autograd.grad(expected.sum(), exact[:2])
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
+
+
+@example(99.9, 2**17, 2**13)
+@given(st.floats(0, 130), st.integers(1, 2**20), st.integers(2, 2**18))
+def test_unshifted_sums_times_tokens_fit_float32(logit: float, tokens: int, vocabulary: int) -> None:
+    """The worst there can be: every logit is as large as the norms allow. Infinite, the factor of the gradients would be zero."""
+    hidden, output = torch.full((1, 1), logit), torch.ones(1, 1)
+    if not _needs_shift(hidden.expand(tokens, 1), output.expand(vocabulary, 1)):
+        assert (hidden.exp2() * vocabulary * tokens).isfinite().all()
+        assert (1 / hidden.exp2()).item() > torch.finfo(torch.float32).tiny
 
 
 class LargestTensor(TorchDispatchMode):

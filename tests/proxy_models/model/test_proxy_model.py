@@ -181,6 +181,21 @@ def test_scoring_disturbs_nothing(tiny: ProxyConfig, draw_tokens: Draw) -> None:
         assert torch.equal(mine.grad, other.grad)
 
 
+def test_gradients_of_several_forward_passes_meet_in_one_backward(tiny: ProxyConfig, draw_tokens: Draw) -> None:
+    """The tied embedding's gradient is handed from loss to lookup outside autograd: each pass has its own, and scoring in between has none."""
+    model = PackedProxy(tiny, [4, 5]).double()
+    parameters = list(model.parameters())
+    apart = [torch.autograd.grad(model.training_loss(draw_tokens(2, step)).sum(), parameters) for step in range(2)]
+    first = model.training_loss(draw_tokens(2, 0))
+    second = model.training_loss(draw_tokens(2, 1))
+    model.token_losses(draw_tokens(2, 2))
+    (first.sum() - 3.0 * second.sum()).backward(retain_graph=True)
+    for parameter, one, other in zip(parameters, *apart, strict=True):
+        torch.testing.assert_close(parameter.grad, one - 3.0 * other, rtol=1e-9, atol=1e-13)
+    with pytest.raises(RuntimeError, match="once per forward pass"):
+        first.sum().backward()
+
+
 def test_the_future_is_not_seen(tiny: ProxyConfig, draw_tokens: Draw) -> None:
     model = PackedProxy(tiny, [4])
     tokens = draw_tokens(1)
