@@ -107,7 +107,8 @@ def _costs_table(table: SizeTable) -> Any:
 
     around, machine = table.around, table.around.machine
     slots = f"{machine.slots} {'GPU' if machine.device == 'cuda' else 'core'}{'s' if machine.slots != 1 else ''}"
-    known = {"record": "measured", "probe": "measured", "scaled": "scaled", "assumed": "assumed"}
+    here = "measured" if machine.where == "this machine" else "measured here"
+    known = {"record": "measured", "probe": here, "scaled": "scaled", "assumed": "assumed"}
     return rows_table(
         f"Training: window {around.window:,}, {around.tokens_per_step:,} tokens per step and proxy; {machine.where}, {slots}",
         ["size", "FLOPs/token", "memory of one", "pack", "its memory", "tokens/s per slot", "speed is"],

@@ -77,7 +77,10 @@ def choose_speed(
         return Speed(speed, "record", f"measured from {count} {shape.size} trials in the record")
     if shape in probed:
         speed, seconds = probed[shape]
-        return Speed(speed, "probe", f"measured by a probe of {shape.size} just now, {seconds:.0f} s of training on all slots at once")
+        elsewhere = "" if where == "this machine" else f" of this machine, not of {where}"
+        return Speed(
+            speed, "probe", f"measured by a probe of {shape.size} just now, {seconds:.0f} s of training on all slots at once{elsewhere}"
+        )
     if recorded or probed:
         near = min([*recorded, *probed], key=lambda other: (other.size != shape.size, _distance(shape, other), other.size))
         speed = recorded[near][0] if near in recorded else probed[near][0]
