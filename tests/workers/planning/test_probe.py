@@ -62,7 +62,7 @@ def test_flops_are_those_of_the_steps_after_the_first(tmp_path: Path) -> None:
 
 def test_packs_of_the_probe_shrink_with_the_size_of_a_proxy() -> None:
     members = [probe._members(Shape(size, 4096, 512, 1024), 4) for size in ("nano", "micro", "small")]
-    assert members == [4, 1, 1]
+    assert members == [4, 3, 1]
 
 
 def test_a_probe_fills_no_memory_that_is_not_there() -> None:
