@@ -14,17 +14,19 @@ replayed.
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from rows_file import why_unwritable, write_rows
 
-from proxy_models.config import proxy_config
+from proxy_models.config import SIZES, proxy_config
 from proxy_models.device import adamw as device_adamw
 from proxy_models.device.engine import Engine, EngineShape
 from proxy_models.device.precision import Compute, default_compute
@@ -153,7 +155,7 @@ def profile(shape: EngineShape) -> str:
     return str(seen.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=80))
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--size", default="micro")
@@ -166,7 +168,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="names that begin so; all unless given")
     parser.add_argument("--profile", action="store_true", help="list the kernels of a step instead")
     parser.add_argument("--json", type=Path, help="also write the rows there")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    wrong = _what_is_wrong(options)
+    if wrong is not None:
+        print(wrong, file=sys.stderr)
+        return 2
     device = torch.device(options.device)
     usual = default_compute(device) or Compute()
     config = proxy_config(options.size, options.vocab)
@@ -174,14 +184,16 @@ def main() -> None:
     shape = EngineShape(config, options.members, windows, options.window, 0.1, 1.0, device, usual)
     if options.profile:
         print(profile(shape))
-        return
+        return 0
+    chosen = [one for one in variants(usual) if not options.variants or one.name.startswith(tuple(options.variants))]
+    if not chosen:
+        print(f"Nothing is left to measure: variants are {', '.join(one.name for one in variants(usual))}.", file=sys.stderr)
+        return 2
     rows = []
     print(
         f"{options.size}, {options.members} members, {options.tokens} tokens each\n{'':28} ms  (least to most)   tokens/s  memory GB  graph"
     )
-    for variant in variants(usual):
-        if options.variants and not variant.name.startswith(tuple(options.variants)):
-            continue
+    for variant in chosen:
         try:
             row = measure(variant, shape, options.steps, options.repeats)
         except RuntimeError as error:  # a variant that this device lacks, or that does not fit, says so; the others go on
@@ -190,9 +202,25 @@ def main() -> None:
         rows.append(row)
         spread = f"({row.least:.2f} to {row.most:.2f})"
         print(f"{row.variant:28} {row.milliseconds:.2f} {spread:18} {row.tokens_per_second:,.0f} {row.memory_gb:9.1f}  {row.captured}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        if options.json:
+            write_rows(options.json, rows)
+    return 0 if rows else 1
+
+
+def _what_is_wrong(options: argparse.Namespace) -> str | None:
+    """Of the options, in a sentence; None: nothing."""
+    if options.size not in SIZES:
+        return f"Unknown size {options.size}; known sizes: {', '.join(SIZES)}."
+    if re.fullmatch(r"cpu|cuda(:\d+)?", options.device) is None:
+        return f"--device is cpu, cuda or cuda:N, not {options.device}."
+    if options.device != "cpu" and (torch.device(options.device).index or 0) >= torch.cuda.device_count():
+        return f"No GPU {options.device} is here; --device cpu runs the same code, and its numbers mean little."
+    if min(options.members, options.tokens, options.window, options.vocab, options.steps, options.repeats) < 1:
+        return "Members, tokens, window, vocabulary, steps and repeats are at least 1."
+    if options.tokens % options.window:
+        return f"--tokens {options.tokens} is not a multiple of --window {options.window}."
+    return why_unwritable(options.json) if options.json is not None else None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

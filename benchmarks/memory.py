@@ -7,8 +7,11 @@ Each pack is trained in a process of its own with the environment of a worker (o
 the process had before: code loaded, a step of a tiny proxy done. A row compares two packs of one shape: what a member more takes is the difference
 of their peaks over that of their members, so that what a process has once is not part of it.
 
-measured_bytes, predicted_bytes: of one member; predicted is `workers.memory.member_memory`. ratio: predicted over measured. process_bytes: what the
+measured_bytes, predicted_bytes: of one member; predicted is `workers.memory.member_memory`. ratio: predicted over measured. holes: what a step took beyond
+its live bytes, in layers' worth of saved activations, `HOLES` of the planner; none where a checkpoint takes more than a step. process_bytes: what the
 larger pack's process had without its members, `PROCESS_BYTES` of the planner beside Ray's worker.
+
+JSON rows are written after every shape.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,9 +30,11 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
+from rows_file import why_unwritable, write_rows
+
 from mixopt.cost import Shape
-from proxy_models.config import DENSE, proxy_config
-from workers.memory import member_memory
+from proxy_models.config import DENSE, SIZES, ProxyConfig, proxy_config
+from workers.memory import member_memory, saved_by_layer, step_bytes
 from workers.planning.probe import ProbeShape, train_for_a_while
 from workers.ray_runner import WORKER_ENVIRONMENT
 
@@ -50,6 +56,7 @@ class Row:
     measured_bytes: float
     predicted_bytes: float
     ratio: float
+    holes: float | None
     process_bytes: float
     machine: str
 
@@ -68,12 +75,19 @@ def packs(quick: bool) -> list[tuple[Shape, tuple[int, ...]]]:
     return [(Shape(size, vocab, min(WINDOW, tokens), tokens), members) for size, vocab, tokens, members in wanted]
 
 
+class MeasuringError(Exception):
+    """A process ended before it had an answer, as where memory does not suffice."""
+
+
 def measure(wanted: ProbeShape) -> tuple[float, float]:
     """(peak of a pack above the process, the process), in bytes, from a process of its own."""
     with tempfile.TemporaryDirectory(prefix="mixopt-memory-") as folder:
         job = {"shape": asdict(wanted.shape), "members": wanted.members, "folder": folder}
         command = [sys.executable, __file__, "--measure", json.dumps(job)]
-        ended = subprocess.run(command, env={**os.environ, **WORKER_ENVIRONMENT}, capture_output=True, text=True, check=True)
+        ended = subprocess.run(command, env={**os.environ, **WORKER_ENVIRONMENT}, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = ended.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
+        raise MeasuringError(f"A pack of {wanted.members} {wanted.shape.size} ended with {ended.returncode}: {last[0]}")
     body = json.loads(ended.stdout)
     return body["peak"] - body["loaded"], body["loaded"]
 
@@ -100,26 +114,49 @@ def peak_bytes() -> float:
 def rows_of(shape: Shape, members: Sequence[int]) -> Iterator[Row]:
     """A row for each pack beyond the first, beside the one before it."""
     peaks = [measure(ProbeShape(shape, count)) for count in members]
-    predicted = member_memory(proxy_config(shape.size, shape.vocab_size), shape.window, shape.tokens_per_step).peak
+    config = proxy_config(shape.size, shape.vocab_size)
+    predicted = member_memory(config, shape.window, shape.tokens_per_step).peak
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}"
     for (few, many), (before, (after, loaded)) in zip(pairwise(members), pairwise(peaks), strict=True):
         measured = (after - before[0]) / (many - few)
         yield Row(
             *(shape.size, shape.vocab_size, shape.window, shape.tokens_per_step, few, many),
-            *(measured, predicted, predicted / measured, loaded + after - many * measured, machine),
+            *(measured, predicted, predicted / measured, holes_of(config, shape, measured), loaded + after - many * measured, machine),
         )
+
+
+def holes_of(config: ProxyConfig, shape: Shape, measured: float) -> float | None:
+    """Layers' worth of saved activations that a step took beyond its live bytes; None: a checkpoint takes more."""
+    window, tokens = shape.window, shape.tokens_per_step
+    member = member_memory(config, window, tokens)
+    if member.step <= member.checkpoint:
+        return None
+    return (measured - member.state - step_bytes(config, window, tokens)) / saved_by_layer(config, window, tokens)
 
 
 def print_row(row: Row) -> None:
     off = "" if abs(row.ratio - 1) <= WITHIN else "  beyond"
+    holes = "-" if row.holes is None else f"{row.holes:.2f}"
     print(
         f"{row.size:13} {row.vocab_size:6} {row.tokens_per_step:6} {row.few:4} to {row.many:2} {row.measured_bytes / 1e6:11.1f} "
-        f"{row.predicted_bytes / 1e6:10.1f} {row.ratio:6.2f} {row.process_bytes / 1e6:8.0f}{off}",
+        f"{row.predicted_bytes / 1e6:10.1f} {row.ratio:6.2f} {holes:>6} {row.process_bytes / 1e6:8.0f}{off}",
         flush=True,
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def print_summary(rows: Sequence[Row]) -> None:
+    ratios = [row.ratio for row in rows]
+    within = sum(abs(ratio - 1) <= WITHIN for ratio in ratios)
+    print(
+        f"{within} of {len(rows)} within {WITHIN:.0%}; ratios {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}."
+    )
+    for name, dense in (("with routed experts", False), ("dense", True)):
+        holes = [row.holes for row in rows if row.holes is not None and row.size.endswith(DENSE) is dense]
+        if holes:
+            print(f"holes, {name}: {min(holes):.2f} to {max(holes):.2f}, median {statistics.median(holes):.2f}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Three small packs.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the rows to this file.")
@@ -128,24 +165,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.measure:
         measured_process(options.measure)
-        return
-    print(f"{'size':13} {'vocab':>6} {'tokens':>6} {'members':>10} {'measured MB':>11} {'predicted':>10} {'ratio':>6} {'process':>8}")
-    rows = []
-    for shape, members in packs(options.quick):
-        if options.sizes and shape.size not in options.sizes:
-            continue
-        for row in rows_of(shape, members):
-            rows.append(row)
-            print_row(row)
-    ratios = sorted(row.ratio for row in rows)
-    within = sum(abs(ratio - 1) <= WITHIN for ratio in ratios)
+        return 0
+    wanted = [(shape, members) for shape, members in packs(options.quick) if not options.sizes or shape.size in options.sizes]
+    wrong = _what_is_wrong(options, wanted)
+    if wrong is not None:
+        print(wrong, file=sys.stderr)
+        return 2
     print(
-        f"{within} of {len(rows)} within {WITHIN:.0%}; ratios {ratios[0]:.2f} to {ratios[-1]:.2f}, median {ratios[len(ratios) // 2]:.2f}."
+        f"{'size':13} {'vocab':>6} {'tokens':>6} {'members':>10} {'measured MB':>11} {'predicted':>10} {'ratio':>6} {'holes':>6} {'process':>8}"
     )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    rows: list[Row] = []
+    failures = 0
+    for shape, members in wanted:
+        try:
+            new = list(rows_of(shape, members))
+        except MeasuringError as error:
+            print(error, file=sys.stderr)
+            failures += 1
+            continue
+        for row in new:
+            print_row(row)
+        rows += new
+        if options.json:
+            write_rows(options.json, rows)
+    if rows:
+        print_summary(rows)
+    return 1 if failures else 0
+
+
+def _what_is_wrong(options: argparse.Namespace, wanted: Sequence[object]) -> str | None:
+    """With options or machine, in a sentence; None: nothing."""
+    unknown = sorted(set(options.sizes or []) - set(SIZES))
+    if unknown:
+        return f"Unknown size {', '.join(unknown)}; known sizes: {', '.join(SIZES)}."
+    if not wanted:
+        return f"Nothing is left to measure: packs here are of {', '.join(dict.fromkeys(shape.size for shape, _ in packs(options.quick)))}."
+    if not Path("/proc/self/status").exists():
+        return "The peak of a process is read from /proc/self/status, which this system lacks."
+    return why_unwritable(options.json) if options.json is not None else None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

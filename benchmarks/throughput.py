@@ -29,17 +29,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rows_file import why_unwritable, write_rows
 from speed.corpus import TOKENS_PER_DOMAIN, write_corpus
 from speed.measure import Bench, measure_pace, measure_shape
 from speed.plan import LEFT_OUT, Line, Shape, available_memory_bytes, lines_for, plan_seconds, shapes_for
 from speed.processes import ProcessError
-from speed.table import Row, print_rows, print_targets, write_json
+from speed.table import Row, print_rows, print_targets
 
 from proxy_models.config import SIZES
 from workers.machine import cores
@@ -74,27 +76,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     gpu = options.device.startswith("cuda")
-    unknown = sorted(set(options.sizes or []) - set(SIZES))
-    if unknown:
-        print(f"Unknown size {', '.join(unknown)}; known sizes: {', '.join(SIZES)}.", file=sys.stderr)
+    wrong = _what_is_wrong(options)
+    if wrong is not None:
+        print(wrong, file=sys.stderr)
         return 2
-    if gpu and not _has_gpu():
-        print("No GPU is here: what is asked of an H200 is not yet measured.", file=sys.stderr)
+    if gpu and not _has_gpu(options.device):
+        print(f"No GPU {options.device} is here: what is asked of an H200 is not yet measured.", file=sys.stderr)
         print_targets([], gpu=True)
         return 2
-    for engine in options.engine:
-        if not (engine / "proxy_models").is_dir():
-            print(f"{engine} holds no proxy_models; --engine is the root of a checkout.", file=sys.stderr)
-            return 2
     with_transformers = importlib.util.find_spec("transformers") is not None
     if not with_transformers:
         print("transformers is not installed, so its lines are left out: pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
-    if (
-        min(options.repeats, options.cores, options.vocab, *(options.members or [1]), *(options.tokens or [1]), *(options.windows or [1]))
-        < 1
-    ):
-        print("Repeats, cores, vocabulary, members, tokens and windows are at least 1.", file=sys.stderr)
-        return 2
     shapes = shapes_for(options.quick, gpu, options.sizes, options.windows, options.tokens, options.vocab)
     lines = lines_for(
         options.quick, gpu, options.members, [ROOT, *(engine.resolve() for engine in options.engine)], with_transformers, options.cores
@@ -110,18 +102,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = options.seconds or (0.6 if options.quick else 1.0)
         bench = Bench(ROOT, domains, options.device, options.repeats, seconds, options.cores, options.corpus_tokens)
         try:
-            _run(bench, shapes, lines, rows, options.json)
+            failures = _run(bench, shapes, lines, rows, options.json)
         except KeyboardInterrupt:
             print("\nInterrupted; the rows above are complete.", file=sys.stderr)
             return 130
     print_targets(rows, gpu)
-    failed = [row for row in rows if row.error is not None and not row.error.startswith(LEFT_OUT)]
-    return 0 if rows and not failed else 1
+    failures += sum(row.error is not None and not row.error.startswith(LEFT_OUT) for row in rows)
+    return 0 if rows and not failures else 1
 
 
-def _run(bench: Bench, shapes: Sequence[Shape], lines: Sequence[Line], rows: list[Row], path: Path | None) -> None:
-    """Fills `rows` shape by shape; one that fails leaves the others alone."""
-    peak = bench.peak()
+def _what_is_wrong(options: argparse.Namespace) -> str | None:
+    """Of the options, in a sentence; None: nothing."""
+    unknown = sorted(set(options.sizes or []) - set(SIZES))
+    if unknown:
+        return f"Unknown size {', '.join(unknown)}; known sizes: {', '.join(SIZES)}."
+    if re.fullmatch(r"cpu|cuda(:\d+)?", options.device) is None:
+        return f"--device is cpu, cuda or cuda:N, not {options.device}."
+    for engine in options.engine:
+        if not (engine / "proxy_models").is_dir():
+            return f"{engine} holds no proxy_models; --engine is the root of a checkout."
+    counts = [options.repeats, options.cores, options.vocab, *(options.members or []), *(options.tokens or []), *(options.windows or [])]
+    if min(counts) < 1:
+        return "Repeats, cores, vocabulary, members, tokens and windows are at least 1."
+    if options.seconds is not None and not options.seconds > 0:
+        return "--seconds is more than 0."
+    return why_unwritable(options.json) if options.json is not None else None
+
+
+def _run(bench: Bench, shapes: Sequence[Shape], lines: Sequence[Line], rows: list[Row], path: Path | None) -> int:
+    """Fills `rows` shape by shape; one that fails leaves the others alone. Returns how many did."""
+    failures = 0
+    try:
+        peak = bench.peak()
+    except ProcessError as error:
+        print(f"The peak is not known: {error}", file=sys.stderr)
+        return 1
     predicted = plan_seconds(shapes, lines, peak, available_memory_bytes(bench.device), bench.repeats, bench.seconds, bench.cores)
     print(f"{len(shapes)} shapes, {bench.cores} cores, peak {peak / 1e9:.0f} GFLOP/s: about {predicted / 60:.0f} minutes", flush=True)
     if predicted > 60 * LIMIT_MINUTES:
@@ -134,28 +149,31 @@ def _run(bench: Bench, shapes: Sequence[Shape], lines: Sequence[Line], rows: lis
             new = measure_shape(bench, shape, lines, peak)
         except ProcessError as error:
             print(f"\n{shape}: {error}", file=sys.stderr)
+            failures += 1
             continue
         rows += new
         print_rows(shape, new)
         if path is not None:
-            write_json(path, rows)
+            write_rows(path, rows)
     if bench.device == "cpu" and any(line.kind == "data path" for line in lines):
         try:
             pace = measure_pace(bench)
         except ProcessError as error:
             print(error, file=sys.stderr)
+            failures += 1
         else:
             rows += pace
             print_rows(None, pace)
             if path is not None:
-                write_json(path, rows)
+                write_rows(path, rows)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    return failures
 
 
-def _has_gpu() -> bool:
+def _has_gpu(device: str) -> bool:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.is_available() and (torch.device(device).index or 0) < torch.cuda.device_count()
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ RULES = (
     Rule(
         "experts, width below 384",
         "8 routed of half the width, 2 of them active, and 1 shared",
-        "Narrow experts beside a shared one are DeepSeekMoE's (arXiv 2401.06066, section 3); so few of them is an assumption: on a CPU each is a "
-        "matrix product of its own.",
+        "Narrow experts beside a shared one are DeepSeekMoE's (arXiv 2401.06066, section 3); so few of them is an assumption: the matrices of many "
+        "would be too small to multiply well.",
     ),
     Rule(
         "experts, width from 384",

@@ -40,8 +40,8 @@ EVALUATION_SHARE = 0.1
 """Largest part of a trial's training cost that measuring its losses may take."""
 # More tokens than any corpus has; a number, since arithmetic with infinity gives no number.
 ENDLESS = 1e30
-# A forward pass has a third of a training step's FLOPs, but took 0.36 to 0.39 of its seconds (nano, packs of 1 and 4, 4,096 entries, one
-# thread): the loss of a training step shares its exponentials with the backward pass.
+# A forward pass has a third of a training step's FLOPs, but took 0.34 to 0.37 of its CPU time per token (nano and micro, packs of 4, batches of 1,024 to
+# 4,096 tokens, one thread beside other work), 0.41 in batches of 512: the loss of a training step shares its exponentials with the backward pass.
 FORWARD_COST = 0.4
 
 

@@ -5,7 +5,8 @@ A member is a sum of parts: weights and moments, which are always there, and on 
 apart. The trade-off: tensors are counted as the code of `proxy_models` makes them, so that a change there wants one here; a test counts the live bytes of
 real steps, and `benchmarks/memory.py` measures whole processes.
 
-On a CPU everything is float32 and the result is measured. On a GPU the operands of products are bfloat16 and the result is arithmetic.
+On a CPU everything is float32 and the result is measured. On a GPU the operands of products are bfloat16, experts multiply in grouped products, as on an
+H100 or H200, and the result is arithmetic.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ QUERY_BLOCK, CHUNK_TOKENS = 128, 128
 query's block, the loss makes logits of so many tokens at a time."""
 HOLES, HOLES_DENSE = 1.35, 0.8
 """Resident memory that a step takes beyond its live bytes, in layers' worth of saved activations: holes that one layer's dropped tensors leave and
-later ones do not fill; more where rows per expert change from step to step. Medians of `benchmarks/memory.py`, 0.9 to 1.9 and 0.65 to 0.95."""
+later ones do not fill; more where rows per expert change from step to step. `benchmarks/memory.py` measured 0.6 to 2.0 (median 1.2) and 0.5 to 1.0
+(median 0.8)."""
 
 GPU_PROCESS_BYTES = 1.5e9
 """CUDA context and libraries, about 1 GB, and the loss's workspace, 0.5 GB: an assumption."""
@@ -82,7 +84,7 @@ def member_memory(config: ProxyConfig, window: int, tokens_per_step: int, device
     """The parts of one member."""
     copies = 3 * FLOAT * config.parameters().total
     holes = 0.0 if device == "cuda" else HOLES if config.n_experts else HOLES_DENSE
-    step = step_bytes(config, window, tokens_per_step, device) + holes * _saved_by_layer(config, window, tokens_per_step, device)
+    step = step_bytes(config, window, tokens_per_step, device) + holes * saved_by_layer(config, window, tokens_per_step, device)
     return MemberMemory(state=copies, step=step, checkpoint=copies)
 
 
@@ -94,7 +96,7 @@ def step_bytes(config: ProxyConfig, window: int, tokens_per_step: int, device: D
     counts = config.parameters()
     embedding = FLOAT * counts.embedding
     gradients = FLOAT * (counts.total - counts.embedding - config.d_model) / config.n_layers
-    saved = _saved_by_layer(config, window, tokens_per_step, device)
+    saved = saved_by_layer(config, window, tokens_per_step, device)
     if device == "cuda":
         saved += gradients / 2  # the bfloat16 copies of its matrices
     # The embedded tokens and ids; what is behind the last layer is dropped by then.
@@ -104,7 +106,7 @@ def step_bytes(config: ProxyConfig, window: int, tokens_per_step: int, device: D
     return embedding + ends + working + max(first, last)
 
 
-def _saved_by_layer(config: ProxyConfig, window: int, tokens_per_step: int, device: Device) -> float:
+def saved_by_layer(config: ProxyConfig, window: int, tokens_per_step: int, device: Device = "cpu") -> float:
     """Activations that one layer keeps for its backward pass."""
     return tokens_per_step * (_attention(config, window, device) + _experts(config, device))
 

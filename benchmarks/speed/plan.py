@@ -11,6 +11,7 @@ from typing import Any
 
 from proxy_models.config import proxy_config
 from workers.machine import free_memory
+from workers.memory import pack_memory_bytes
 
 TRANSFORMERS = "transformers"
 REFERENCE = (TRANSFORMERS, "workers")
@@ -29,12 +30,9 @@ LONGEST_STEP_SECONDS = 15.0
 LONGEST_STEP_TOGETHER_SECONDS = 4.0
 """Beyond this, processes are measured alone only: such lines take long, and are the ones that a busy neighbour slows least."""
 
-# Resident bytes per parameter (weights, gradient, two moments, what copies of them take) and per token, layer and width of the model; the planner's.
-STATE_BYTES = 28
-ACTIVATION_BYTES = 125
-LOGIT_BYTES = 20
-"""Per token and entry of the vocabulary where all logits are held at once, as in `transformers`: five float32 copies."""
-
+# Of `transformers`: resident bytes per parameter (weights, gradient, two moments, what copies of them take), per token, layer and width of the model, and per
+# token and entry of the vocabulary, since all logits are held at once, five float32 copies. Guesses that are rather too high.
+STATE_BYTES, ACTIVATION_BYTES, LOGIT_BYTES = 28, 125, 20
 PROCESS_BYTES = 500e6
 MEMORY_SHARE = 0.7
 """Of what is available, that processes in memory at once may take."""
@@ -95,13 +93,14 @@ class Line:
         return self.members * shape.tokens_per_step * shape.flops_per_token / (share * peak)
 
     def memory_bytes(self, shape: Shape) -> float:
-        """Of all its processes; a guess that is rather too high."""
+        """Of all its processes; of packs as the planner has it, of `transformers` a guess."""
         if self.kind == "data path":
             return PROCESS_BYTES
         config = proxy_config(shape.size, shape.vocab_size)
-        tokens = self.members * shape.tokens_per_step
-        logits = LOGIT_BYTES * tokens * shape.vocab_size if self.kind == "transformers" else 0
-        one = self.members * STATE_BYTES * config.parameters().total + ACTIVATION_BYTES * tokens * config.n_layers * config.d_model + logits
+        if self.kind != "transformers":
+            return max(self.processes) * pack_memory_bytes(config, shape.window, shape.tokens_per_step, self.members)
+        per_token = ACTIVATION_BYTES * config.n_layers * config.d_model + LOGIT_BYTES * shape.vocab_size
+        one = STATE_BYTES * config.parameters().total + shape.tokens_per_step * per_token
         return max(self.processes) * (PROCESS_BYTES + one)
 
 

@@ -1,13 +1,10 @@
-"""Rows of `throughput.py`, as a table, as JSON, and beside what is aimed at."""
+"""Rows of `throughput.py`, as a table and beside what is aimed at."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from speed.plan import Shape
@@ -88,14 +85,6 @@ class Row:
         return dataclasses.replace(self, **values)
 
 
-def write_json(path: Path, rows: Sequence[Row]) -> None:
-    """All rows so far; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def print_rows(shape: Shape | None, rows: Sequence[Row]) -> None:
     """The table of a shape; None: of what belongs to none."""
     print(f"\n{shape}" if shape is not None else f"\n{rows[0].size if rows else ''} data path at the pace of a GPU", flush=True)
@@ -147,7 +136,8 @@ def print_targets(rows: Sequence[Row], gpu: bool) -> None:
 
 
 def _gpu_ratio(rows: Sequence[Row], name: str) -> str:
-    same = [row for row in rows if (row.size, row.tokens_per_step) == ("micro", 1024) and row.tokens_per_second]
+    shape = ("micro", 1024, 128, 8192)
+    same = [row for row in rows if (row.size, row.tokens_per_step, row.window, row.vocab_size) == shape and row.tokens_per_second]
     own = next((row for row in same if (row.implementation, row.members) == ("mixopt", 64)), None)
     other = next((row for row in same if row.implementation == name), None)
     if own is None or other is None or own.tokens_per_second is None or other.tokens_per_second is None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from errno import EISDIR
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +21,24 @@ ExperimentFile = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment
 OutputFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a search.", show_default=False)]
 SearchOption = Annotated[str | None, typer.Option("--search", help="Search id or its first digits; default: the newest search in DIR.")]
 TrialsOption = Annotated[int | None, typer.Option("--trials", min=4, help="Overrides search.trials; raising it continues the search.")]
+
+
+def check_json(file: Path | None) -> None:
+    """That `write_json` will be able to write: for commands that work a while before they do. Makes the file's folder.
+
+    Raises:
+        ConfigError: it will not.
+    """
+    if file is None:
+        return
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--json {file} cannot be written ({error.strerror}).", "Name another file.") from error
 
 
 def write_json(file: Path, body: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixopt.commands.arguments import ExperimentFile, write_json
+from mixopt.commands.arguments import ExperimentFile, check_json, write_json
 
 if TYPE_CHECKING:
     from mixopt.corpus.inspection import Extreme
@@ -26,6 +26,7 @@ def domains(
     from mixopt.terminal import RichReporter, print_line
 
     experiment = load_experiment(file)
+    check_json(json_file)
     reporter = RichReporter()
     inventory = take_inventory(experiment, reporter, quick, processes=len(os.sched_getaffinity(0)))
     for table in _tables(inventory):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mixopt.commands.arguments import ExperimentFile, write_json
+from mixopt.commands.arguments import ExperimentFile, check_json, write_json
 
 
 def plan(
@@ -21,6 +21,7 @@ def plan(
     from mixopt.experiment_file import load_experiment
 
     experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
+    check_json(json_file)
     from mixopt.plan_page import show_plan
     from mixopt.terminal import RichReporter
     from workers.compose import check_experiment

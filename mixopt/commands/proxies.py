@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixopt.commands.arguments import write_json
+from mixopt.commands.arguments import check_json, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +39,7 @@ def proxies(
     from mixopt.experiment_file import load_experiment
 
     experiment = load_experiment(file) if file is not None else None
+    check_json(json_file)
     from mixopt.terminal import RichReporter
     from workers.planning.sizes import circumstances, describe_sizes
 
@@ -66,7 +67,7 @@ def _show(table: SizeTable, output: Console) -> None:
         if table.around.machine.device == "cuda"
         else "estimated from the shape (measured beside it by benchmarks/memory.py)"
     )
-    _say(output, f"Memory: {how}; that of a pack is of its process, with as many proxies as it has by default.")
+    _say(output, f"Memory: {how}; that of a pack is of its process.")
     _say(output, "What follows from the width, and by which rule:")
     for rule in table.rules:
         _say(output, f"- {rule.dimension}: {rule.rule}. {rule.source}")
@@ -107,7 +108,8 @@ def _costs_table(table: SizeTable) -> Any:
 
     around, machine = table.around, table.around.machine
     slots = f"{machine.slots} {'GPU' if machine.device == 'cuda' else 'core'}{'s' if machine.slots != 1 else ''}"
-    known = {"record": "measured", "probe": "measured", "scaled": "scaled", "assumed": "assumed"}
+    here = "measured" if machine.where == "this machine" else "measured here"
+    known = {"record": "measured", "probe": here, "scaled": "scaled", "assumed": "assumed"}
     return rows_table(
         f"Training: window {around.window:,}, {around.tokens_per_step:,} tokens per step and proxy; {machine.where}, {slots}",
         ["size", "FLOPs/token", "memory of one", "pack", "its memory", "tokens/s per slot", "speed is"],

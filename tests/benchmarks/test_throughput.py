@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from proxy_models.config import proxy_config
+from workers.memory import pack_memory_bytes
+
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 ASKED = {"size", "tokens_per_step", "members", "implementation", "tokens_per_second", "share_of_peak", "ratio_to_transformers", "device"}
@@ -59,13 +62,8 @@ def test_transformers_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def measure(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from speed import measure
-
-    yield measure
-    for name in [name for name in sys.modules if name == "speed" or name.startswith("speed.")]:
-        del sys.modules[name]
+def measure(benchmark_module: Any) -> Any:
+    return benchmark_module("speed.measure")
 
 
 def test_rows_are_medians_and_ranges_of_rounds(measure: Any) -> None:
@@ -114,3 +112,74 @@ def test_a_process_that_dies_costs_its_own_line_only(measure: Any, tmp_path: Pat
     assert working.tokens_per_second > 0
     assert "no such kind" in dead.error
     assert dead.tokens_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "nano", "giant"], "Unknown size giant; known sizes: nano"),
+        (["--device", "tpu"], "--device is cpu, cuda or cuda:N, not tpu."),
+        (["--device", "cuda:99"], "No GPU cuda:99 is here: what is asked of an H200 is not yet measured."),
+        (["--engine", "."], "holds no proxy_models; --engine is the root of a checkout."),
+        (["--members", "4", "0"], "are at least 1."),
+        (["--seconds", "0"], "--seconds is more than 0."),
+        (["--json", "."], "--json . is a folder."),
+        (["--json", "file/rows.json"], "--json file/rows.json cannot be written ("),
+        (["--tokens", "100", "--windows", "64"], "a step holds whole windows"),
+        (["--implementations", "nothing"], "--implementations names what lines begin with"),
+    ],
+)
+def test_a_slip_is_told_in_a_sentence_before_anything_is_measured(
+    benchmark_module: Any,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    throughput = benchmark_module("throughput")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(throughput, "Bench", None)  # whoever measures fails
+    assert throughput.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_shape_that_fails_is_told_by_the_exit_code(
+    benchmark_module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    throughput = benchmark_module("throughput")
+    row = benchmark_module("speed.table").Row("nano", 32, 64, 256, 2, "mixopt", "workers", 1, "cpu")
+
+    def measure_shape(bench: Any, shape: Any, lines: Any, peak: float) -> list[Any]:
+        if shape.tokens_per_step == 128:
+            raise throughput.ProcessError("the peak ended")
+        return [row]
+
+    monkeypatch.setattr(throughput.Bench, "peak", lambda bench: 1e11)
+    monkeypatch.setattr(throughput, "measure_shape", measure_shape)
+    arguments = [*TINY, "--implementations", "mixopt", "--json", str(tmp_path / "rows.json")]
+    assert throughput.main(arguments) == 0
+    assert throughput.main([*arguments, "--tokens", "64", "128"]) == 1
+    assert "the peak ended" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 1, "what the other shape measured is kept"
+
+
+def test_what_is_asked_of_a_gpu_is_compared_in_one_shape(benchmark_module: Any) -> None:
+    table = benchmark_module("speed.table")
+
+    def row(name: str, members: int, window: int, rate: float | None) -> Any:
+        return table.Row("micro", window, 1024, 8192, members, name, "workers", 1, "cuda", tokens_per_second=rate)
+
+    rows = [row("mixopt", 64, 128, 9e6), row("transformers", 1, 128, 3e5), row("mixopt", 64, 512, 8e6), row("transformers", 1, 512, 2e5)]
+    assert table._gpu_ratio(rows, "transformers") == "measured 30.00"
+    assert table._gpu_ratio([rows[0].with_values(tokens_per_second=None), *rows[1:]], "transformers") == "not yet measured"
+
+
+def test_memory_of_a_pack_is_the_planners(benchmark_module: Any) -> None:
+    plan = benchmark_module("speed.plan")
+    shape = plan.Shape("small", 128, 1024, 8192)
+    pack = pack_memory_bytes(proxy_config("small", 8192), 128, 1024, 16)
+    assert plan.Line("mixopt", "mixopt", 16, ROOT, processes=(1, 2)).memory_bytes(shape) == 2 * pack
+    logits = 1024 * 8192 * 4
+    assert plan.Line("transformers", "transformers", 1, ROOT).memory_bytes(shape) > 5 * logits

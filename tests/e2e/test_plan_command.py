@@ -60,6 +60,16 @@ def test_the_probe_says_where_the_speed_comes_from(file: Path) -> None:
     assert all("measured by a probe" in line for line in speeds) or "came to no result" in ended.stdout or "scaled by FLOPs" in ended.stdout
 
 
+@pytest.mark.parametrize("command", ["plan", "proxies", "domains"])
+def test_a_json_file_that_cannot_be_written_is_told_before_any_work(file: Path, command: str) -> None:
+    """Even before documents are looked for, of which one is missing here; a probe would take up to a minute."""
+    (file.parent / "web.jsonl").unlink()
+    for unwritable in (file.parent, file / "below-a-file.json"):
+        assert f"--json {unwritable} cannot be written" in mixopt(command, file, "--json", unwritable, code=2).stderr
+    assert mixopt(command, file, "--json", file.parent / "new" / "rows.json", code=3).stdout == ""
+    assert list((file.parent / "new").iterdir()) == []
+
+
 def test_a_wrong_file_is_refused_as_by_every_command(file: Path) -> None:
     file.write_text(file.read_text().replace("web.jsonl", "wep.jsonl"))
     assert "wep.jsonl" in mixopt("plan", file, "--no-probe", code=3).stderr

@@ -7,7 +7,6 @@ them are one mixture is known only when the search has ended.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from workers.planning.expected_corpus import UNKNOWN_TOKENS, Corpus, corpus_of, 
 from workers.planning.known import Known, read_known
 from workers.planning.makespan import Schedule as PackSchedule
 from workers.planning.makespan import Seconds, schedule_search, schedule_together
-from workers.planning.probe import fitting, probe_speed
+from workers.planning.probe import probe_for
 from workers.planning.speed import choose_speed, measured_speed
 from workers.trial_folder import TrialFolder
 
@@ -173,31 +172,9 @@ class Planner:
         recorded = recorded_speeds(self._search, self._corpus, self._known)
         first = [trials[0] for trials in (self._search_trials, self._verification_trials) if trials]
         missing = {shape_of(trial): self._pack_size(trial) for trial in first if shape_of(trial) not in recorded}
-        probed = self._probe(missing) if missing and may_probe else {}
+        probed, notes = probe_for(machine, missing if may_probe else {}, self._reporter)
+        self._notes += notes
         return {shape_of(trial): choose_speed(shape_of(trial), recorded, probed, machine.device, machine.where) for trial in first}
-
-    def _probe(self, shapes: Mapping[Shape, int]) -> dict[Shape, tuple[float, float]]:
-        """What a few seconds of training say of `shapes` (shape -> trials of a pack)."""
-        machine = self._machine
-        local = machine.where == "this machine"
-        if not local and machine.device != "cpu":
-            return {}
-        load = os.getloadavg()[0]
-        wanted, slots = fitting(shapes, machine if local else this_machine(self._experiment))
-        for size in sorted({shape.size for shape in shapes} - {shape.size for shape in wanted}):
-            self._notes.append(f"The speed of {size} was not measured: a few steps of it would take too long, or too much memory.")
-        if not wanted:
-            return {}
-        probed = probe_speed(wanted, slots, machine.device, self._reporter)
-        if not probed:
-            self._notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
-        elif load > slots / 2:
-            self._notes.append(
-                f"This machine was busy while its speed was measured (load {load:.1f} on {slots} slots): alone it is faster."
-            )
-        if not local:
-            self._notes.append(f"Speed was measured on this machine, not on {machine.where}.")
-        return probed
 
     def _stages(self, speeds: Mapping[Shape, Speed]) -> tuple[Stage, ...]:
         stages = [self._stage("search", self._search_trials, False, speeds)]

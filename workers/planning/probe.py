@@ -26,6 +26,7 @@ from typing import Any
 from mixopt.cost import Machine, Shape
 from mixopt.progress import Reporter
 from proxy_models.config import proxy_config
+from workers.machine import this_machine
 from workers.memory import host_memory_bytes
 from workers.packing import Device
 from workers.planning.speed import ASSUMED_FLOPS_PER_SECOND
@@ -65,6 +66,35 @@ class ProbeShape:
         """Of initial weights and the fewest steps that a probe makes, at the assumed speed."""
         drawn = self.members * proxy_config(self.shape.size, self.shape.vocab_size).parameters().total
         return drawn / DRAWN_PER_SECOND + (FEWEST_STEPS + 1) * self.flops_per_step / ASSUMED_FLOPS_PER_SECOND
+
+
+def probe_for(machine: Machine, shapes: Mapping[Shape, int], reporter: Reporter) -> tuple[dict[Shape, tuple[float, float]], list[str]]:
+    """What a few seconds of training here say of `shapes` (shape -> trials of a pack), whose trials will run on `machine`; as `probe_speed`.
+
+    Returns:
+        The speeds, and what a reader has to know of them: what was left out, that this machine was busy, that it is not the one of the trials. For
+        the GPUs of a cluster nothing is measured: this machine says nothing about them.
+    """
+    local = machine.where == "this machine"
+    if not shapes or (not local and machine.device != "cpu"):
+        return {}, []
+    load = os.getloadavg()[0]
+    wanted, slots = fitting(shapes, machine if local else replace(this_machine(), device=machine.device))
+    left_out = sorted({shape.size for shape in shapes} - {shape.size for shape in wanted})
+    notes = []
+    if left_out:
+        notes.append(f"The speed of {', '.join(left_out)} was not measured: a few steps would take too long, or too much memory.")
+    if not wanted:
+        return {}, notes
+    probed = probe_speed(wanted, slots, machine.device, reporter)
+    if not probed:
+        notes.append(f"The probe of the speed came to no result in its time (load {load:.1f} on {slots} slots).")
+        return {}, notes
+    if load > slots / 2:
+        notes.append(f"This machine was busy while its speed was measured (load {load:.1f} on {slots} slots): alone it is faster.")
+    if not local:
+        notes.append(f"Speed was measured on this machine, not on {machine.where}.")
+    return probed, notes
 
 
 def probe_speed(

@@ -7,8 +7,8 @@ memory; such a size is scaled from the nearest one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mixopt.config import Experiment, TokenizerConfig
@@ -24,7 +24,7 @@ from workers.packing import pack_size_of
 from workers.planning.estimate import recorded_speeds
 from workers.planning.expected_corpus import corpus_of
 from workers.planning.known import read_known
-from workers.planning.probe import fitting, probe_speed
+from workers.planning.probe import probe_for
 from workers.planning.speed import choose_speed
 
 
@@ -144,16 +144,11 @@ def describe_sizes(around: Circumstances, may_probe: bool, reporter: Reporter) -
     """
     machine = around.machine
     shapes = [Shape(size, around.vocab_size, around.window, around.tokens_per_step) for size in SIZES]
-    probed = _probe(shapes, around, reporter) if may_probe else {}
+    missing = {shape: _pack_size(around, shape) for shape in shapes if shape not in around.recorded}
+    probed, notes = probe_for(machine, missing if may_probe else {}, reporter)
     speeds = {shape: choose_speed(shape, around.recorded, probed, machine.device, machine.where) for shape in shapes}
-    return SizeTable(around, tuple(_row(shape, around, speed) for shape, speed in speeds.items()))
-
-
-def _probe(shapes: Sequence[Shape], around: Circumstances, reporter: Reporter) -> dict[Shape, tuple[float, float]]:
-    """Speeds of those that the record does not know and that a probe can finish."""
-    here = around.machine if around.machine.where == "this machine" else this_machine()
-    wanted, slots = fitting({shape: _pack_size(around, shape) for shape in shapes if shape not in around.recorded}, here)
-    return probe_speed(wanted, slots, here.device, reporter) if wanted else {}
+    rows = tuple(_row(shape, around, speed) for shape, speed in speeds.items())
+    return SizeTable(replace(around, notes=(*around.notes, *notes)), rows)
 
 
 def _row(shape: Shape, around: Circumstances, speed: Speed) -> SizeRow:

@@ -18,16 +18,17 @@ from proxy_models.config import proxy_config
 from workers.convert import shape_of
 from workers.packing import Device
 
-ASSUMED_FLOPS_PER_SECOND = 50e9
-"""Of one core with AVX-512: 22,000 tokens per CPU-second of nano with 4,096 entries at a window of 512 (docs/log.md, speed of the engine)
-times its 2.39 million FLOPs per token is 53 billion. Other processors may differ several times."""
+ASSUMED_FLOPS_PER_SECOND = 100e9
+"""Of one core, about: 47,000 tokens per CPU-second of nano with 4,096 entries at a window of 512, on an AMD EPYC core with AVX-512 whose products run in
+oneDNN, times its 2.39 million FLOPs per token is 112 billion. Other processors may differ several times."""
 
 GPU_NAME = "one H100"
 GPU_PEAK_FLOPS = 989e12
 """H100 SXM, bfloat16 with dense matrices, NVIDIA's data sheet of the H100."""
 GPU_UTILISATION = 0.1
 """An assumption: products of inner dimension 64 to 512 are far from peak. The roofline of methods/packed-training.md (section 6, arithmetic too) gives
-packs of micro and small 6 to 15% of peak, of which it expects about half; a proxy some times wider should do better than that half."""
+packs of micro and small 7 to 15% of peak at 256 to 1,024 tokens per step, of which it expects about half; a proxy some times wider should do better than
+that half."""
 
 
 def measured_speed(
@@ -77,7 +78,10 @@ def choose_speed(
         return Speed(speed, "record", f"measured from {count} {shape.size} trials in the record")
     if shape in probed:
         speed, seconds = probed[shape]
-        return Speed(speed, "probe", f"measured by a probe of {shape.size} just now, {seconds:.0f} s of training on all slots at once")
+        elsewhere = "" if where == "this machine" else f" of this machine, not of {where}"
+        return Speed(
+            speed, "probe", f"measured by a probe of {shape.size} just now, {seconds:.0f} s of training on all slots at once{elsewhere}"
+        )
     if recorded or probed:
         near = min([*recorded, *probed], key=lambda other: (other.size != shape.size, _distance(shape, other), other.size))
         speed = recorded[near][0] if near in recorded else probed[near][0]

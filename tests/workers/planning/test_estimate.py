@@ -19,7 +19,6 @@ from mixopt.progress import Silent
 from proxy_models.config import proxy_config
 from workers import machine
 from workers.compose import check_experiment, compose, record_location
-from workers.planning import estimate
 from workers.planning.estimate import make_plan
 from workers.planning.expected_corpus import corpus_of
 from workers.run import run
@@ -303,7 +302,7 @@ def test_only_shapes_that_the_record_lacks_are_probed(folder: Path, plans: dict[
         probed.extend(shapes)
         return dict.fromkeys(shapes, (2000000000.0, 3.0))
 
-    monkeypatch.setattr(estimate, "probe_speed", probe)
+    monkeypatch.setattr("workers.planning.probe.probe_speed", probe)
     plan = make_plan(experiment(folder, verification={"size": "micro", "tokens": 4200, "seeds": 2}))
     assert [shape.size for shape in probed] == ["micro"]
     assert [stage.speed.origin for stage in plan.stages] == ["record", "probe"]

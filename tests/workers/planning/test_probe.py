@@ -15,7 +15,8 @@ from mixopt.progress import Silent
 from proxy_models.config import proxy_config
 from workers.memory import pack_memory_bytes
 from workers.planning import probe
-from workers.planning.probe import ProbeShape, fitting, probe_speed, train_for_a_while
+from workers.planning.probe import ProbeShape, fitting, probe_for, probe_speed, train_for_a_while
+from workers.planning.speed import choose_speed
 
 SHAPE = Shape("nano", 512, 64, 128)
 
@@ -61,7 +62,7 @@ def test_flops_are_those_of_the_steps_after_the_first(tmp_path: Path) -> None:
 
 def test_packs_of_the_probe_shrink_with_the_size_of_a_proxy() -> None:
     members = [probe._members(Shape(size, 4096, 512, 1024), 4) for size in ("nano", "micro", "small")]
-    assert members == [4, 1, 1]
+    assert members == [4, 3, 1]
 
 
 def test_a_probe_fills_no_memory_that_is_not_there() -> None:
@@ -86,3 +87,28 @@ def test_steps_that_take_too_long_are_shortened_to_whole_windows() -> None:
     assert medium.tokens_per_step in range(512, 8192, 512)
     assert ProbeShape(medium, 1).expected_seconds <= probe.PATIENCE_SECONDS
     assert "large" not in {shape.size for shape in wanted}
+
+
+def test_what_is_measured_here_is_not_said_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of a cluster has nothing to do with a core of this machine; a core of it has at least something."""
+    asked: list[tuple[int, str]] = []
+
+    def probe_speed(shapes: dict[Shape, int], slots: int, device: str, reporter: object) -> dict[Shape, tuple[float, float]]:
+        asked.append((slots, device))
+        return dict.fromkeys(shapes, (2e9, 3.0))
+
+    monkeypatch.setattr(probe, "probe_speed", probe_speed)
+    monkeypatch.setattr(probe, "this_machine", lambda: Machine("this machine", "cuda", 3, None, None))
+    monkeypatch.setattr("os.getloadavg", lambda: (2.0, 0.0, 0.0))
+    there = Machine("the Ray cluster at 10.0.0.1:6379", "cuda", 8, None, None)
+    assert probe_for(there, {SHAPE: 2}, Silent()) == ({}, [])
+    probed, notes = probe_for(replace(there, device="cpu"), {SHAPE: 2}, Silent())
+    assert asked == [(3, "cpu")]
+    assert notes[0].startswith("This machine was busy while its speed was measured (load 2.0 on 3 slots)")
+    assert notes[1] == "Speed was measured on this machine, not on the Ray cluster at 10.0.0.1:6379."
+    sentence = choose_speed(SHAPE, {}, probed, "cpu", there.where).sentence
+    assert sentence.endswith("on all slots at once of this machine, not of the Ray cluster at 10.0.0.1:6379")
+    _, notes = probe_for(Machine("this machine", "cpu", 8, 1.0, None), {SHAPE: 2}, Silent())
+    assert notes == ["The speed of nano was not measured: a few steps would take too long, or too much memory."]
+    monkeypatch.setattr(probe, "probe_speed", lambda *_: {})
+    assert "came to no result in its time" in probe_for(Machine("this machine", "cpu", 8, None, None), {SHAPE: 2}, Silent())[1][0]

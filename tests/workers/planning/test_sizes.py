@@ -14,7 +14,6 @@ from mixopt.experiment_file import parse_experiment
 from mixopt.progress import Silent
 from proxy_models.config import RULES, SIZES, proxy_config
 from workers.memory import member_memory, pack_memory_bytes
-from workers.planning import sizes
 from workers.planning.sizes import Circumstances, circumstances, describe_sizes
 from workers.planning.speed import ASSUMED_FLOPS_PER_SECOND
 
@@ -54,9 +53,11 @@ def test_a_speed_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> No
         assert slots == 2
         return {shape: (3e9, 2.0) for shape in shapes if shape.size != "small"}
 
-    monkeypatch.setattr(sizes, "probe_speed", probe_speed)
+    monkeypatch.setattr("workers.planning.probe.probe_speed", probe_speed)
     around = dataclasses.replace(AROUND, recorded={Shape("nano", 4096, 256, 1024): (7e9, 12)})
-    rows = {row.size: row for row in describe_sizes(around, True, Silent()).rows}
+    table = describe_sizes(around, True, Silent())
+    rows = {row.size: row for row in table.rows}
+    assert any("large" in note and "was not measured" in note for note in table.around.notes)
     assert "nano" not in asked, "the record knows it"
     assert asked[:2] == ["nano-dense", "micro-dense"], "the cheapest first"
     assert "large" not in asked, "even a window of it would take too long"
