@@ -21,6 +21,7 @@ from proxy_models.checkpoint import Checkpoint, with_prefix
 from proxy_models.config import ProxyConfig
 from proxy_models.model import PackedProxy
 from proxy_models.optimizer import PackedAdamW
+from proxy_models.products import product_library
 from proxy_models.specs import TrainSettings
 
 VACANT_SEED = 0
@@ -113,7 +114,7 @@ class PackStep:
 
     def diagnostics(self, k: int) -> dict[str, Any]:
         """JSON values on how the member at place k was computed; for a result's diagnostics."""
-        return {}
+        return {"products": product_library()}
 
     def scoring_model(self, members: Sequence[int]) -> PackedProxy:
         """A model of these places in this order, to score; not to be changed."""

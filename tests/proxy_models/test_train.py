@@ -14,6 +14,7 @@ import torch
 from proxy_models.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, load_checkpoint
 from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSpec, score_weights
+from proxy_models.products import product_library
 from proxy_models.sampler import DomainStream
 from proxy_models.specs import spec_hash
 from proxy_models.token_store import TokenWriter
@@ -153,6 +154,7 @@ def test_what_a_result_says(corpus: Path, trio: tuple[Path, list[MemberSpec], li
     assert first.diagnostics["gradient_norm"]["max"] >= first.diagnostics["gradient_norm"]["median"] > 0
     for least, largest in zip(*(first.diagnostics["expert_load"][name] for name in ("least", "largest")), strict=True):
         assert 0 <= least <= 1 / 4 <= largest <= 1 / 2  # each token goes to two different experts
+    assert first.diagnostics["compute"] == {"products": product_library()}  # last digits depend on it
     assert first.seconds > 0
     assert MemberResult.from_json(json.loads(json.dumps(first.to_json()))) == first
     scores = score_weights(CONFIG, folder / "a" / WEIGHTS_NAME, evaluations(corpus), WINDOW)
