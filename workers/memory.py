@@ -26,7 +26,8 @@ HALF = 2.0
 PROCESS_BYTES = 380e6
 """Python and torch with code loaded and used once, 0.35 GB (`benchmarks/memory.py`), and Ray's worker."""
 PADDING = 1.2
-"""Rows of expert products per chosen expert: blocks are padded to the fullest expert, by at most half (`proxy_models.moe.MOST_PADDING`)."""
+"""Rows of expert products per chosen expert, about: blocks are padded to the fullest expert where that costs less than a product for each
+(`proxy_models.moe.CALL_MULTIPLICATIONS`), and tiny steps may have several times as many, which are little memory."""
 QUERY_BLOCK, CHUNK_TOKENS = 128, 128
 """As in `proxy_models.layers` and `proxy_models.loss`, which load torch. Attention keeps an exponential per query and key up to the end of the
 query's block, the loss makes logits of so many tokens at a time."""
