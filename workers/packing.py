@@ -1,7 +1,7 @@
 """Groups trials into packs that train in one process: as many together as the pack has places, the others as places become free.
 
-Packing gains 1.15 to 1.4 times on a CPU below some hundred tokens per step and next to nothing from 1,024 on; on a GPU it hides kernel
-launches and gains far more. So a pack has few places on CPUs and many on GPUs.
+Packing gains 1.35 to 2 times on a CPU at 128 tokens per step and 1.1 to 1.2 at 1,024 (docs/log.md, part 3); on a GPU it hides kernel launches
+and should gain far more. So a pack has few places on CPUs and many on GPUs.
 
 Trials beyond the places are put into a pack where that saves time: where all slots are free and each can be given its share, on one slot or on
 GPUs, a process starts once, and places stay taken when trials end at different times. Several CPU slots share one queue of packs without waiting
@@ -52,9 +52,9 @@ def pack_size_of(shape: Shape, device: Device = "cpu") -> int:
 def default_pack_size(tokens_per_step: int, device: Device = "cpu") -> int:
     """Most trials that gain by training together, by tokens per optimizer step and trial.
 
-    CPU: measured in `methods/packed-training.md`, sections 3 and 8.6 (gain 1.17 to 1.4 at 128 tokens, 1.06 to 1.09 at 512, 1.00 to 1.07 at
-    1,024). GPU: its section 6, which is arithmetic, not measurement: 64 members saturate a device at 1,024 tokens per step, and from some
-    16,000 on a single one does.
+    CPU: 16 at 128 tokens; 4 at 1,024, where more members gain little that stands out of the noise (docs/log.md, part 3). GPU:
+    `methods/packed-training.md`, section 6, which is arithmetic, not measurement: 64 members saturate a device at 1,024 tokens per step, and
+    from some 16,000 on a single one does.
     """
     if device == "cuda":
         return max(1, min(64, 65_536 // tokens_per_step))

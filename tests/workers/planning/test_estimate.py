@@ -277,7 +277,9 @@ def test_a_tokenizer_of_the_hub_is_not_trained_and_its_size_not_known(tmp_path: 
     assert not any("entries" in note for note in own.notes)
 
 
-def test_slots_are_those_of_a_cluster_that_answers_else_of_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_those_of_a_cluster_that_answers_else_of_this_machine(
+    folder: Path, plans: dict[str, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = experiment(folder, ray={"address": "10.0.0.1:6379"})
     found = {"CPU": 64.0, "GPU": 8.0, "memory": 1e12, "nodes": 4}
     monkeypatch.setattr("workers.ray_runner.probe", lambda address: found)
