@@ -20,6 +20,7 @@ from proxy_models.device.precision import Compute
 from proxy_models.device.step import DeviceOptions, DeviceStep
 from proxy_models.evaluate import EvaluationSpec
 from proxy_models.pack_step import PackStep, step_type_for
+from proxy_models.products import product_library
 from proxy_models.sampler import DomainStream
 from proxy_models.token_store import TokenWriter
 from proxy_models.train import MemberFailure, MemberOutcome, MemberResult, MemberSpec, MemberStopped, TrainSettings, train_pack
@@ -130,7 +131,9 @@ def test_a_run_says_how_it_was_computed(scene: Scene, tmp_path: Path) -> None:
     assert isinstance(outcomes["a"], MemberResult)
     computed = outcomes["a"].diagnostics["compute"]
     assert computed == {"device": "cpu", "products": "bfloat16", "expert_products": "capacity", "dropped_rows": 0, "cuda_graph": False}
-    assert "compute" not in scene.train([scene.member("b", 0)], tmp_path)["b"].diagnostics  # type: ignore[union-attr]
+    usual = scene.train([scene.member("b", 0)], tmp_path)["b"]
+    assert isinstance(usual, MemberResult)
+    assert usual.diagnostics["compute"] == {"products": product_library()}
 
 
 def test_dropped_rows_are_counted(scene: Scene, tmp_path: Path) -> None:
