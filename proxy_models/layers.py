@@ -75,7 +75,7 @@ class CausalAttention(torch.autograd.Function):
             exponentials.append(exp_ZQJ)
             totals.append(total_ZQ1)
         ctx.save_for_backward(qkv_3ZTC, mixed_ZTC, *exponentials, *totals)
-        ctx.table, ctx.heads = table, heads
+        ctx.table = table
         return mixed_ZTC.view(sequences, heads, window, width).transpose(1, 2)
 
     @staticmethod

@@ -92,7 +92,7 @@ class MemberRun:
         return MemberFailure(self.spec.member_id, "diverged", message, tokens)
 
     def result(self, config: ProxyConfig, settings: TrainSettings, load_LE: list[list[float]], computed: Mapping[str, Any]) -> MemberResult:
-        """The result at the end of training; `load_LE` is the share of rows per layer and expert in the last step, `computed` says how if not as usual."""
+        """The result at the end of training; `load_LE` is the share of rows per layer and expert in the last step, `computed` says by what."""
         tokens = self.step * settings.tokens_per_step
         diagnostics: dict[str, Any] = {
             "steps": self.step,
@@ -101,7 +101,7 @@ class MemberRun:
             "expert_load": {"least": [min(shares) for shares in load_LE], "largest": [max(shares) for shares in load_LE]},
             "training_loss": _curve(self.losses_nats, settings.tokens_per_step),
             "documents_per_window": "several",
-            **({"compute": dict(computed)} if computed else {}),
+            "compute": dict(computed),
         }
         return MemberResult(
             member_id=self.spec.member_id,

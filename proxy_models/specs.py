@@ -119,7 +119,7 @@ class MemberResult:
         flops: training FLOPs; measuring losses is not counted.
         seconds: wall time of the pack, measuring losses included, divided by the members it had at the time.
         diagnostics: JSON values: epochs per key; gradient_norm median and max; expert_load least and largest share per layer in the last
-            step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window.
+            step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window; compute: which library or path multiplied.
     """
 
     member_id: str
