@@ -112,7 +112,8 @@ class ProxyConfig:
         d_expert: width of one expert's hidden layer.
         rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864, section 3.2.2).
         norm_eps: added to the mean square in RMSNorm.
-        bias_update_rate: step of the balancing bias (arXiv 2408.15664, section 4.3, found 0.001 best).
+        bias_update_rate: step of the balancing bias (arXiv 2408.15664, section 4.3, found 0.001 best); 0: no bias.
+        auxiliary_loss: weight of the balancing loss of each layer (`balancing.BalanceLoss`), of which training knows only the gradient; 0: none.
 
     Raises:
         ValueError: a dimension is out of range; the sentence names it.
@@ -130,6 +131,7 @@ class ProxyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     bias_update_rate: float = 1e-3
+    auxiliary_loss: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layers", "n_heads", "n_shared_experts"):
@@ -144,6 +146,9 @@ class ProxyConfig:
             raise ValueError(
                 f"top_k is {self.top_k}; it must be at least 2 and at most n_experts, {self.n_experts} (or both 0 for a dense proxy)."
             )
+        for name in ("bias_update_rate", "auxiliary_loss"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and not negative.")
 
     @property
     def d_head(self) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from proxy_models.balancing import Routed, RouterWatch
 from proxy_models.checkpoint import load_checkpoint
 from proxy_models.config import ProxyConfig
 from proxy_models.hashed_order import hashed_order
@@ -69,11 +70,16 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Score:
-    """Loss on one set: mean nats per scored token, and bits of the scored tokens over the bytes of their text."""
+    """Loss on one set: mean nats per scored token, and bits of the scored tokens over the bytes of their text.
+
+    Attributes:
+        routed: what the routers did meanwhile; None for completions, for points before the end, and where there are no routers.
+    """
 
     key: str
     loss_nats: float
     bits_per_byte: float
+    routed: Routed | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,15 @@ class EvaluationSet:
 
 def evaluate(model: PackedProxy, evaluations: Sequence[EvaluationSet], which: Which) -> list[list[Score]]:
     """Scores every member on every set; one list per member, in the order of `evaluations`. Losses of a diverged member are not finite."""
-    per_set = [_evaluate_set(model, evaluation, which) for evaluation in evaluations]
+    per_set = []
+    for evaluation in evaluations:
+        if which == "end" and evaluation.spec.kind == "text" and model.moe_layers:
+            with RouterWatch(model) as watch:
+                scores = _evaluate_set(model, evaluation, which, watch)
+            scores = [replace(score, routed=routed) for score, routed in zip(scores, watch.routed(), strict=True)]
+        else:
+            scores = _evaluate_set(model, evaluation, which)
+        per_set.append(scores)
     return [[scores[k] for scores in per_set] for k in range(model.members)]
 
 
@@ -187,7 +201,7 @@ def score_weights(
     return evaluate(model, [EvaluationSet(spec, window) for spec in evaluations], "end")[0]
 
 
-def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which) -> list[Score]:
+def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None = None) -> list[Score]:
     device = model.embedding.device
     total_nats_K = np.zeros(model.members)
     scored_tokens = 0
@@ -195,6 +209,8 @@ def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which) -
         rows, longest = counts_BT.shape
         enough_BS = np.pad(tokens_BS, ((0, max(0, -(-LEAST_SQUARES // longest**2) - rows)), (0, 0)))
         tokens_KBS = torch.from_numpy(enough_BS).to(device).expand(model.members, -1, -1)
+        if watch is not None:
+            watch.expect(torch.from_numpy(np.pad(counts_BT, ((0, len(enough_BS) - rows), (0, 0)))))
         losses_KBT = model.token_losses(tokens_KBS).double().cpu().numpy()[:, :rows]
         # Chosen before summed: padding is left out rather than multiplied by zero, which would keep a NaN.
         total_nats_K += losses_KBT[:, counts_BT].sum(axis=1)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from proxy_models.balancing import Loads
 from proxy_models.config import ProxyConfig
 from proxy_models.dense import PackedDense
 from proxy_models.device.layers import DeviceAttention, DeviceDense, DeviceMoE, lookup
@@ -134,7 +135,8 @@ class PackedProxy(nn.Module):
     def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False) -> Tensor:
         """Mean loss of each member in nats per token, shape (K,); call `.sum().backward()`.
 
-        Sum, never mean: a mean over members would shrink every gradient by K. Records the experts' load for `update_router_bias`.
+        Sum, never mean: a mean over members would shrink every gradient by K. Records the experts' load for `update_router_bias`. Where there is
+        an auxiliary loss, its gradient comes along, but it is not in the number.
 
         Args:
             tokens_KBS: token ids, int64 (K, B, T+1); the first T of each window predict the last T.
@@ -146,8 +148,14 @@ class PackedProxy(nn.Module):
         tied = TiedGradient()
         hidden_KND, target_KN = self._hidden(tokens_KBS, tied, record_load=True, ids_checked=ids_checked)
         if self.compute is not None:
-            return group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute)
-        return mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied)
+            loss_K = group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute)
+        else:
+            loss_K = mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied)
+        if self.config.auxiliary_loss:
+            for moe in self.moe_layers:
+                balance_K = moe.take_balance_loss()
+                loss_K = loss_K + self.config.auxiliary_loss * (balance_K - balance_K.detach())
+        return loss_K
 
     @torch.no_grad()
     def token_losses(self, tokens_KBS: Tensor) -> Tensor:
@@ -192,11 +200,23 @@ class PackedProxy(nn.Module):
         for moe in self.moe_layers:
             moe.update_bias(active_K)
 
-    def load_statistics(self) -> dict[int, list[list[float]]]:
-        """Share of the routed rows that went to each expert in the last `training_loss`: member -> layer -> expert; zeros before the first,
-        no layers in a dense proxy."""
-        loads_LKE = [moe.load.tolist() for moe in self.moe_layers]
-        return {k: [[rows / max(1, sum(loads_KE[k])) for rows in loads_KE[k]] for loads_KE in loads_LKE] for k in range(self.members)}
+    def count_load(self, active_K: Sequence[bool] | Tensor | None = None) -> None:
+        """Adds the load of the last `training_loss` to what is counted of the members that took the step; None: of all."""
+        for moe in self.moe_layers:
+            moe.count_load(active_K)
+
+    def count_from(self, k: int, counted_LE: Tensor | None = None) -> None:
+        """Member k has counted so many rows by now, int64; None: none."""
+        for layer, moe in enumerate(self.moe_layers):
+            if counted_LE is None:
+                moe.counted[k].zero_()
+            else:
+                moe.counted[k].copy_(counted_LE[layer])
+
+    def loads(self, k: int) -> Loads:
+        """Rows per expert of member k."""
+        moe_layers = self.moe_layers
+        return Loads([moe.load[k].tolist() for moe in moe_layers], [moe.counted[k].tolist() for moe in moe_layers])
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Weights and router bias of member k without the pack axis, as copies: what a checkpoint holds."""

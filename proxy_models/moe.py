@@ -6,8 +6,8 @@ backward: no two threads ever add into one place, so that the result does not de
 alone, so that its last digits do not depend on its company. The trade-off: the loads come to the host, and rows of padding are computed, where loads
 differ much as many as cost what a product for each expert would (`CALL_MULTIPLICATIONS`).
 
-Load is balanced without an auxiliary loss: a bias that no gradient trains is added to the scores for the choice of experts alone, and moves
-by a fixed step toward the experts that had too few tokens (arXiv 2408.15664, algorithm 1).
+Load is balanced by a bias that no gradient trains: it is added to the scores for the choice of experts alone, and moves by a fixed step toward the
+experts that had too few tokens (arXiv 2408.15664, algorithm 1). Instead or as well, where the configuration asks for it, by a loss (`balancing`).
 
 Legend: K pack members, N tokens of a member, M = K*N tokens of the pack, D model width, E experts, S experts chosen per token,
 R = S*M slots (one per token and chosen expert), P rows (slots sorted by group, and padding), G = K*E groups, F hidden width of an expert.
@@ -15,7 +15,7 @@ R = S*M slots (one per token and chosen expert), P rows (slots sorted by group, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proxy_models.balancing import BalanceLoss, Routing
 from proxy_models.config import ProxyConfig
 from proxy_models.layers import rms_norm
 
@@ -250,11 +251,16 @@ class PackedMoE(nn.Module):
     plain softmax scores would scale the routed part to a quarter of the shared one at the start.
 
     Parameters: norm (K, D); router (K, D, E); expert_in (K, E, D, 2F), gate then up; expert_out (K, E, F, D); shared_in (K, D, 2F');
-    shared_out (K, F', D). Buffers: router_bias (K, E), float; load (K, E), int64: rows per expert in the last training pass.
+    shared_out (K, F', D). Buffers: router_bias (K, E), float; load (K, E), int64: rows per expert in the last training pass; counted (K, E), int64:
+    the same, summed over the steps taken since it was last zero.
+
+    Attributes:
+        watch: told of each pass what the router decided; None: nobody.
     """
 
     router_bias: Tensor
     load: Tensor
+    counted: Tensor
 
     def __init__(self, config: ProxyConfig, members: int) -> None:
         super().__init__()
@@ -268,27 +274,44 @@ class PackedMoE(nn.Module):
         self.shared_out = nn.Parameter(torch.empty(members, d_shared, d_model))
         self.register_buffer("router_bias", torch.zeros(members, n_experts))
         self.register_buffer("load", torch.zeros(members, n_experts, dtype=torch.int64), persistent=False)
+        self.register_buffer("counted", torch.zeros(members, n_experts, dtype=torch.int64), persistent=False)
+        self.watch: Callable[[Routing], None] | None = None
+        self._balance_loss_K: Tensor | None = None
 
     def forward(self, x_KND: Tensor, record_load: bool) -> Tensor:
-        """Maps (K, N, D) to (K, N, D); with `record_load`, keeps the rows per expert for `update_bias`."""
+        """Maps (K, N, D) to (K, N, D); with `record_load`, keeps the rows per expert for `update_bias`, and the balancing loss."""
         normed_KND = rms_norm(x_KND, self.config.norm_eps, self.norm)
-        expert_KNS, weight_KNS = self.route(normed_KND)
+        routing = self.route(normed_KND)
         row_multiplications = 2 * self.config.d_model * self.config.d_expert
-        dispatch = plan_dispatch(expert_KNS.permute(2, 0, 1), self.config.n_experts, row_multiplications)
+        dispatch = plan_dispatch(routing.expert_KNS.permute(2, 0, 1), self.config.n_experts, row_multiplications)
         if record_load:
-            self.load.copy_(dispatch.load_KE)
-        routed_KND = self._routed(normed_KND, weight_KNS, dispatch)
+            self._record(routing, dispatch.load_KE)
+        routed_KND = self._routed(normed_KND, routing.weight_KNS, dispatch)
         shared_KNF = SwiGLU.apply(torch.bmm(normed_KND, self.shared_in), None)
         return torch.baddbmm(x_KND, shared_KNF, self.shared_out) + routed_KND
 
-    def route(self, normed_KND: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen experts, int64 (K, N, S), and their weights (K, N, S), which sum to one over S."""
+    def route(self, normed_KND: Tensor) -> Routing:
+        """Chooses experts for tokens (K, N, D), and weighs them."""
         logits_KNE = torch.bmm(normed_KND, self.router)
         scores_KNE = logits_KNE.detach().softmax(-1)
         expert_KNS = (scores_KNE + self.router_bias[:, None, :]).topk(self.config.top_k, dim=-1).indices
         # The softmax of the chosen logits is the softmax of all, normalized over the chosen; it cannot divide by an underflow.
         weight_KNS = PickLogits.apply(logits_KNE, expert_KNS).softmax(-1)
-        return expert_KNS, weight_KNS
+        routing = Routing(expert_KNS, weight_KNS, logits_KNE, scores_KNE)
+        if self.watch is not None:
+            self.watch(routing)
+        return routing
+
+    def _record(self, routing: Routing, load_KE: Tensor) -> None:
+        self.load.copy_(load_KE)
+        if self.config.auxiliary_loss:
+            self._balance_loss_K = BalanceLoss.apply(routing.logits_KNE, routing.scores_KNE, load_KE)
+
+    def take_balance_loss(self) -> Tensor:
+        """The balancing loss of the last training pass, (K,), once: it holds what its gradient needs."""
+        loss_K, self._balance_loss_K = self._balance_loss_K, None
+        assert loss_K is not None, "a training pass with an auxiliary loss comes first"
+        return loss_K
 
     def _routed(self, normed_KND: Tensor, weight_KNS: Tensor, dispatch: Dispatch) -> Tensor:
         rows_PD = ToRows.apply(normed_KND.flatten(0, 1), dispatch)
@@ -304,9 +327,19 @@ class PackedMoE(nn.Module):
     @torch.no_grad()
     def update_bias(self, active_K: Sequence[bool] | Tensor | None = None) -> None:
         """Moves the bias of each active member by `bias_update_rate` toward its underused experts; algorithm 1 of arXiv 2408.15664."""
+        if not self.config.bias_update_rate:
+            return
         load_KE = self.load.to(self.router_bias.dtype)
         step_KE = self.config.bias_update_rate * (load_KE.mean(-1, keepdim=True) - load_KE).sign()
         if active_K is not None:
             active = torch.as_tensor(active_K, dtype=torch.bool, device=step_KE.device)
             step_KE = torch.where(active[:, None], step_KE, torch.zeros_like(step_KE))
         self.router_bias += step_KE
+
+    @torch.no_grad()
+    def count_load(self, active_K: Sequence[bool] | Tensor | None = None) -> None:
+        """Adds the load of the last training pass to what is counted of each active member."""
+        load_KE = self.load
+        if active_K is not None:
+            load_KE = load_KE * torch.as_tensor(active_K, dtype=torch.bool, device=load_KE.device)[:, None]
+        self.counted += load_KE

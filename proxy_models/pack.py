@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from proxy_models.balancing import Loads, Routed, normalized_entropy
 from proxy_models.checkpoint import (
     CHECKPOINT_NAME,
     WEIGHTS_NAME,
@@ -48,6 +49,7 @@ class MemberRun:
         folder: where checkpoint and weights go.
         resumed: the checkpoint to start from, until the pack has taken its tensors.
         losses_nats, gradient_norms: one per step taken.
+        routed: key of a text set -> what the routers did with it, once it was measured at the end.
     """
 
     spec: MemberSpec
@@ -60,6 +62,7 @@ class MemberRun:
     losses_nats: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     measurements: list[tuple[str, int, float, float]] = field(default_factory=list)
+    routed: dict[str, Routed] = field(default_factory=dict)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Takes over the records of `checkpoint`; the pack takes its tensors."""
@@ -91,9 +94,10 @@ class MemberRun:
         message = f"{what} after {tokens} tokens (step {self.step}, learning rate {self.spec.learning_rate:g})."
         return MemberFailure(self.spec.member_id, "diverged", message, tokens)
 
-    def result(self, config: ProxyConfig, settings: TrainSettings, load_LE: list[list[float]], computed: Mapping[str, Any]) -> MemberResult:
-        """The result at the end of training; `load_LE` is the share of rows per layer and expert in the last step, `computed` says by what."""
+    def result(self, config: ProxyConfig, settings: TrainSettings, loads: Loads, computed: Mapping[str, Any]) -> MemberResult:
+        """The result at the end of training; `loads` are the rows per layer and expert, `computed` says by what."""
         tokens = self.step * settings.tokens_per_step
+        load_LE = [[rows / sum(rows_E) for rows in rows_E] for rows_E in loads.last_LE]
         diagnostics: dict[str, Any] = {
             "steps": self.step,
             "epochs": self.sampler.epochs(),
@@ -103,6 +107,8 @@ class MemberRun:
             "documents_per_window": "several",
             "compute": dict(computed),
         }
+        if config.n_experts:
+            diagnostics["balance"] = self._balance(config, settings, loads)
         return MemberResult(
             member_id=self.spec.member_id,
             realized=self.sampler.realized(),
@@ -112,6 +118,18 @@ class MemberRun:
             seconds=self.seconds,
             diagnostics=diagnostics,
         )
+
+    def _balance(self, config: ProxyConfig, settings: TrainSettings, loads: Loads) -> dict[str, Any]:
+        """How evenly the experts were used; whole numbers of rows, so that whoever reads them can add them up."""
+        each_step = settings.tokens_per_step * config.top_k
+        return {
+            "experts_per_token": config.top_k,
+            "last_step_rows": loads.last_LE,
+            "recent_rows": loads.counted_LE,
+            "recent_steps": sum(loads.counted_LE[0]) // each_step,
+            "entropy": normalized_entropy(list(self.routed.values()), config.n_experts),
+            "rows_by_set": {key: [list(rows_E) for rows_E in routed.rows_LE] for key, routed in self.routed.items()},
+        }
 
 
 class Pack:
@@ -211,6 +229,9 @@ class Pack:
             return
         scale_of = {step: self.settings.rate_scale(step) for step in {run.step for run in self.runs}}
         scales = [0.0 if run is None else scale_of[run.step] for run in self._places]
+        for k, run in enumerate(self._places):
+            if run is not None and run.step == self.settings.steps - self.settings.recent_steps:
+                self._stepper.count_load_anew(k)
         self._stepper.step(torch.from_numpy(tokens_KBS), scales, [run is not None for run in self._places])
         self._issued.append(tuple(self._places))
         for run in self.runs:
@@ -280,6 +301,7 @@ class Pack:
         for run, scored in zip([self._run_at(k) for k in due], scores, strict=True):
             tokens = run.step * self.settings.tokens_per_step
             run.measurements += [(score.key, tokens, score.loss_nats, score.bits_per_byte) for score in scored]
+            run.routed |= {score.key: score.routed for score in scored if score.routed is not None}
             unfit = [score for score in scored if not (math.isfinite(score.loss_nats) and math.isfinite(score.bits_per_byte))]
             if unfit:
                 self._fail(run, f"Loss on {unfit[0].key} became {unfit[0].loss_nats}")
@@ -309,8 +331,8 @@ class Pack:
             return []
         self._settle()
         ended = {k: run for k, run in ended.items() if self._places[k] is run}
-        loads = self._stepper.loads()
-        results = {k: run.result(self.config, self.settings, loads[k], self._stepper.diagnostics(k)) for k, run in ended.items()}
+        stepper = self._stepper
+        results = {k: run.result(self.config, self.settings, stepper.loads(k), stepper.diagnostics(k)) for k, run in ended.items()}
         self._write(ended, lambda k, run: {run.folder / WEIGHTS_NAME: Checkpoint(self._stepper.weights(k), {"spec": run.spec_hash})})
         ended = {k: run for k, run in ended.items() if self._places[k] is run}
         last = {k: Checkpoint({}, {"spec": run.spec_hash, "result": results[k].to_json()}) for k, run in ended.items()}

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from proxy_models.balancing import Loads
 from proxy_models.checkpoint import Checkpoint, with_prefix
 from proxy_models.config import ProxyConfig
 from proxy_models.model import PackedProxy
@@ -80,6 +81,7 @@ class PackStep:
         self.optimizer.zero_grad()
         stepped_K = [loss and gradient for loss, gradient in zip(finite_K, finite_gradient_K, strict=True)]
         self.model.update_router_bias(stepped_K)
+        self.model.count_load(stepped_K)
         self._reports.append(StepReport(losses_nats_K, norms_K, stepped_K))
 
     def reports(self, wait: bool) -> list[StepReport]:
@@ -96,21 +98,29 @@ class PackStep:
         checkpoint = Checkpoint(self._fresh_state(k, seed) if state is None else state, {})
         self.model.load_member_state(k, checkpoint.part("model"))
         self.optimizer.load_member_state(k, checkpoint.part("optimizer"))
+        self.model.count_from(k, checkpoint.part("balance").get("rows_LE"))
         rates = list(self.optimizer.learning_rates)
         rates[k] = rate
         self.optimizer.learning_rates = tuple(rates)
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """All tensors of the member at place k, as copies: what a checkpoint holds."""
-        return {**with_prefix("model", self.model.member_state(k)), **with_prefix("optimizer", self.optimizer.member_state(k))}
+        parts = {"model": self.model.member_state(k), "optimizer": self.optimizer.member_state(k)}
+        if self.model.moe_layers:
+            parts["balance"] = {"rows_LE": torch.tensor(self.loads(k).counted_LE)}
+        return {name: tensor for part, tensors in parts.items() for name, tensor in with_prefix(part, tensors).items()}
 
     def weights(self, k: int) -> dict[str, Tensor]:
         """The part of `member_state` that is needed after training."""
         return with_prefix("model", self.model.member_state(k))
 
-    def loads(self) -> dict[int, list[list[float]]]:
-        """Share of the rows per expert in the last step: place -> layer -> expert."""
-        return self.model.load_statistics()
+    def count_load_anew(self, k: int) -> None:
+        """The load of the member at place k is counted from the next step on."""
+        self.model.count_from(k)
+
+    def loads(self, k: int) -> Loads:
+        """Rows per expert of the member at place k."""
+        return self.model.loads(k)
 
     def diagnostics(self, k: int) -> dict[str, Any]:
         """JSON values on how the member at place k was computed; for a result's diagnostics."""

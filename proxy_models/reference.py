@@ -23,7 +23,8 @@ class PlainProxy:
     Attributes:
         weights: name -> parameter, as in the state.
         router_biases: one (E,) per layer; none in a dense proxy.
-        loads: rows per expert of the last `loss`, one (E,) per layer.
+        loads: rows per expert of the last pass, one (E,) per layer.
+        chosen, scores: of the last pass, (B, T, S) and (B, T, E) per layer: the experts of each token, and the router's softmax.
     """
 
     def __init__(self, config: ProxyConfig, state: Mapping[str, Tensor]) -> None:
@@ -32,6 +33,7 @@ class PlainProxy:
         routed_layers = range(config.n_layers if config.n_experts else 0)
         self.router_biases = [state[f"layers.{layer}.moe.router_bias"].clone() for layer in routed_layers]
         self.loads = [torch.zeros_like(bias) for bias in self.router_biases]
+        self.chosen, self.scores = ([torch.empty(0)] * len(self.loads) for _ in range(2))
 
     def logits(self, input_BT: Tensor) -> Tensor:
         """Logits of the next token, (B, T, V)."""
@@ -49,6 +51,14 @@ class PlainProxy:
     def loss(self, tokens_BS: Tensor) -> Tensor:
         """Mean loss in nats per token, a scalar."""
         return self.token_losses(tokens_BS).mean()
+
+    def auxiliary_loss(self) -> Tensor:
+        """What the last pass adds to the loss for the sake of balance, a scalar: equation 4 of arXiv 2101.03961 for every layer, expert by expert."""
+        total = torch.zeros(())
+        for load, scores_BTE in zip(self.loads, self.scores, strict=True):
+            for expert in range(len(load)):
+                total = total + len(load) * (load[expert] / load.sum()) * scores_BTE[..., expert].mean()
+        return self.config.auxiliary_loss * total
 
     def update_router_bias(self) -> None:
         """Algorithm 1 of arXiv 2408.15664, expert by expert."""
@@ -87,6 +97,7 @@ class PlainProxy:
         scores_BTE = (x_BTD @ self.weights[f"{prefix}.router"]).softmax(-1)
         chosen_BTS = (scores_BTE + self.router_biases[layer]).topk(config.top_k).indices
         total_BT = scores_BTE.gather(-1, chosen_BTS).sum(-1)
+        self.chosen[layer], self.scores[layer] = chosen_BTS, scores_BTE
         for expert in range(config.n_experts):
             here = (chosen_BTS == expert).any(-1)
             self.loads[layer][expert] = here.sum()
@@ -139,7 +150,7 @@ class PlainTrainer:
         """One step on a batch; returns its loss in nats before the step."""
         self.optimizer.zero_grad()
         loss = self.model.loss(tokens_BS)
-        loss.backward()
+        (loss + self.model.auxiliary_loss()).backward()
         norm = math.sqrt(sum(float(weight.grad.square().sum()) for weight in self.model.weights.values() if weight.grad is not None))
         for weight in self.model.weights.values():
             if weight.grad is not None and norm > self.clip:

@@ -19,6 +19,8 @@ from proxy_models.sampler import DomainStream
 
 # Losses are measured after these shares of the run: geometric, because loss curves are close to power laws of tokens.
 MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
+# The last part of the run, over which the experts' load is averaged: long enough for thousands of rows, short enough for one state of the router.
+RECENT_SHARE = 1 / 10
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class TrainSettings:
         """After how many steps losses are measured; the last is the end."""
         return tuple(sorted({max(1, math.floor(self.steps * share)) for share in MEASURED_AT}))
 
+    @property
+    def recent_steps(self) -> int:
+        """The last steps, over which the experts' load is counted."""
+        return math.ceil(self.steps * RECENT_SHARE)
+
     def rate_scale(self, step: int) -> float:
         """What the peak rate is multiplied by in step `step`, counted from 0; between 0 (excluded) and 1."""
         warmup_steps = round(self.warmup_fraction * self.steps)
@@ -119,7 +126,11 @@ class MemberResult:
         flops: training FLOPs; measuring losses is not counted.
         seconds: wall time of the pack, measuring losses included, divided by the members it had at the time.
         diagnostics: JSON values: epochs per key; gradient_norm median and max; expert_load least and largest share per layer in the last
-            step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window; compute: which library or path multiplied.
+            step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window; compute: which library or path multiplied;
+            balance, where there are routed experts: rows per layer and expert in the last step (last_step_rows) and over the last tenth of the steps
+            (recent_rows, of recent_steps; fewer if an older version wrote the checkpoint it went on from), and of the finished member on each text set
+            (rows_by_set); entropy of the router's softmax per layer, mean over the tokens of these sets, 1 if undecided (no layers without sets);
+            experts_per_token: rows of a token.
     """
 
     member_id: str
@@ -179,16 +190,23 @@ def about_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+ALWAYS_HASHED = frozenset(
+    "size vocab_size d_model n_layers n_heads n_experts top_k n_shared_experts d_expert rope_theta norm_eps bias_update_rate "
+    "tokens window tokens_per_step schedule warmup_fraction decay_fraction weight_decay clip".split()
+)
+"""Fields of `ProxyConfig` and `TrainSettings` that `spec_hash` has known from the beginning. What came later enters it only where it is not the
+default, so that what was trained before stays what it was."""
+
+
 def spec_hash(
     engine_version: str, config: ProxyConfig, settings: TrainSettings, member: MemberSpec, evaluations: Sequence[EvaluationSpec]
 ) -> str:
     """Hash of all that decides a member's weights and measurements: what a checkpoint must match to be gone on from. No paths, no names."""
-    shared = dataclasses.asdict(settings)
-    del shared["checkpoint_seconds"]
+    shared = _hashed(settings)
     columns = zip(member.domains, zip(*member.weights, strict=True), strict=True)
     body = {
         "engine": engine_version,
-        "config": dataclasses.asdict(config),
+        "config": _hashed(config),
         "settings": shared,
         "seed": member.seed,
         "learning_rate": member.learning_rate,
@@ -197,3 +215,9 @@ def spec_hash(
         "evaluations": [[spec.key, spec.kind, spec.max_tokens, spec.curve_tokens] for spec in evaluations],
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _hashed(settings: ProxyConfig | TrainSettings) -> dict[str, Any]:
+    """The fields that enter `spec_hash`."""
+    named = [(known, getattr(settings, known.name)) for known in dataclasses.fields(settings) if known.name != "checkpoint_seconds"]
+    return {known.name: value for known, value in named if known.name in ALWAYS_HASHED or value != known.default}

@@ -146,6 +146,7 @@ class Engine:
         wanted_K = (self._controls_2K[1] > 0) & self._alive_K
         norm_K, stepped_K = self.optimizer.update(gradients, self._controls_2K[0], wanted_K & loss_K.isfinite())
         self.model.update_router_bias(stepped_K)
+        self.model.count_load(stepped_K)
         for moe in self._moe_layers:
             self.dropped_K += moe.dropped(self.shape.windows * self.shape.window) * stepped_K
         self._alive_K &= stepped_K | ~wanted_K

@@ -83,15 +83,15 @@ class DeviceMoE(PackedMoE):
     def forward(self, x_KND: Tensor, record_load: bool) -> Tensor:
         operand = self.compute.operand
         normed_KND = rms_norm(x_KND, self.config.norm_eps, self.norm)
-        expert_KNS, weight_KNS = self.route(normed_KND)
+        routing = self.route(normed_KND)
         operand_KND = operand(normed_KND)
-        dispatch = plan_dispatch(expert_KNS.permute(2, 0, 1), self.config.n_experts)
+        dispatch = plan_dispatch(routing.expert_KNS.permute(2, 0, 1), self.config.n_experts)
         if record_load:
-            self.load.copy_(dispatch.load_KE)
+            self._record(routing, dispatch.load_KE)
         members, tokens, _ = x_KND.shape
         product = grouped_product(dispatch) if self.compute.experts == "grouped" else padded_product(dispatch, self._capacity(tokens))
         rows_RD = ToRows.apply(operand_KND.flatten(0, 1), dispatch)
-        weight_R1 = SortWeights.apply(operand(weight_KNS).permute(2, 0, 1).flatten(), dispatch)[:, None]
+        weight_R1 = SortWeights.apply(operand(routing.weight_KNS).permute(2, 0, 1).flatten(), dispatch)[:, None]
         # Weighted before the last product, where rows are half as wide as after it.
         hidden_RF = SwiGLU.apply(product(rows_RD, operand(self.expert_in).flatten(0, 1)), weight_R1)
         routed_KND = FromRows.apply(product(hidden_RF, operand(self.expert_out).flatten(0, 1)), dispatch, members * tokens).view_as(x_KND)

@@ -170,7 +170,7 @@ def test_weights_are_the_scores_of_the_chosen_normalized_without_bias(tiny: Prox
     moe = new_moe(tiny, 2)
     moe.router_bias.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]]))
     x_KND = torch.randn(2, 30, tiny.d_model)
-    expert_KNS, weight_KNS = moe.route(x_KND)
+    expert_KNS, weight_KNS, *_ = moe.route(x_KND)
     scores = torch.bmm(x_KND, moe.router).softmax(-1)
     chosen = scores.gather(-1, expert_KNS)
     torch.testing.assert_close(weight_KNS, chosen / chosen.sum(-1, keepdim=True))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from proxy_models.balancing import Loads
 from proxy_models.config import ProxyConfig, proxy_config
 from proxy_models.layers import QUERY_BLOCK, CausalAttention, rotary_table
 from proxy_models.model import PackedProxy
@@ -95,7 +97,7 @@ def test_a_dense_pack_equals_plain_models(tiny_dense: ProxyConfig, draw_tokens: 
             torch.testing.assert_close(parameter.grad[k], plain.weights[name].grad, rtol=1e-9, atol=1e-13)
         torch.testing.assert_close(model.token_losses(tokens)[k], plain.token_losses(tokens[k]).detach(), rtol=1e-11, atol=1e-12)
     assert differences_after_ten_steps(tiny_dense, draw_tokens, torch.float64).max() < 1e-11
-    assert model.load_statistics() == {0: [], 1: [], 2: []}
+    assert model.loads(1) == Loads([], [])
     assert not [name for name in model.state_dict() if "expert_" in name or "router" in name or "load" in name]
 
 
@@ -253,7 +255,7 @@ def test_a_selected_pack_goes_on_as_if_it_had_been_alone(draw_tokens: Draw) -> N
     part_optimizer = optimizer.select([3, 1], part)
     assert part.seeds == (3, 1)
     assert part_optimizer.learning_rates == (4e-3, 2e-3)
-    assert part.load_statistics() == {0: full.load_statistics()[3], 1: full.load_statistics()[1]}
+    assert (part.loads(0), part.loads(1)) == (full.loads(3), full.loads(1))
     full.update_router_bias()
     part.update_router_bias()
     for step in range(4, 7):
@@ -290,12 +292,22 @@ def test_a_foreign_state_is_refused_before_anything_changes(tiny: ProxyConfig) -
     assert all(torch.equal(before[name], tensor) for name, tensor in model.member_state(0).items())
 
 
-def test_load_statistics_are_shares(tiny: ProxyConfig, draw_tokens: Draw) -> None:
+def test_loads_are_of_the_last_pass_and_of_the_steps_counted(tiny: ProxyConfig, draw_tokens: Draw) -> None:
     model = PackedProxy(tiny, [0, 1])
-    assert model.load_statistics()[1] == [[0.0] * 4, [0.0] * 4]
-    model.training_loss(draw_tokens(2))
-    for layers in model.load_statistics().values():
-        assert [sum(shares) for shares in layers] == pytest.approx([1.0, 1.0])
+    assert model.loads(1) == Loads([[0] * 4, [0] * 4], [[0] * 4, [0] * 4])
+    passes = []
+    for step in range(3):
+        model.training_loss(draw_tokens(2, step))
+        passes.append([model.loads(k).last_LE for k in range(2)])
+        if step == 1:
+            model.count_from(1)  # anew
+        model.count_load([step > 0, True])
+    for k in range(2):
+        rows = np.array([one[k] for one in passes])
+        assert (rows.sum(-1) == 4 * 32 * 2).all()
+        assert model.loads(k).counted_LE == rows[1:].sum(0).tolist()
+    model.token_losses(draw_tokens(2, 4))
+    assert model.loads(1).last_LE == passes[2][1], "scoring is not counted"
 
 
 @pytest.mark.parametrize(
