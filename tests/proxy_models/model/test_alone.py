@@ -6,7 +6,7 @@ What a checkpoint is worth rests on it: packs change their size whenever a membe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -82,7 +82,15 @@ def test_alone_equals_in_a_pack_bit_for_bit(
 ) -> None:
     """In the library of this processor, and in that of most others."""
     choose(library)
-    config = proxy_config(size, vocabulary)
+    assert_alone_equals_in_a_pack(proxy_config(size, vocabulary), windows, window)
+
+
+@pytest.mark.parametrize("tokens", [(1, 64), (3, 33), (1, 9)])
+def test_a_balancing_loss_stays_with_its_member(tokens: tuple[int, int]) -> None:
+    assert_alone_equals_in_a_pack(replace(proxy_config("nano", 512), auxiliary_loss=0.1), *tokens)
+
+
+def assert_alone_equals_in_a_pack(config: ProxyConfig, windows: int, window: int) -> None:
     pack = run(config, (0, 1, 2), windows, window)
     for k in (0, 2):
         alone = run(config, (k,), windows, window)
