@@ -42,6 +42,8 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+# Switch Transformers' weight (arXiv 2101.03961, section 2.2): large enough to balance, small enough to leave the loss alone.
+AUXILIARY_LOSS = 0.01
 # Far more than any published swarm has; a slip of the finger would have commands think for hours before the first trial.
 MOST_TRIALS = 10_000
 Bounds = Annotated[tuple[float, float], AfterValidator(_check_bounds)]
@@ -236,6 +238,22 @@ class ProxyConfig(Model):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="Largest gradient norm, per trial.")
+    balancing: Literal["bias", "auxiliary_loss", "both", "none"] = Field(
+        "bias",
+        description="How the experts are kept in even use: bias: one that moves toward the experts that had too few tokens; auxiliary_loss: a "
+        "loss over all tokens of a step, whose gradient alone enters training; both; none. Dense sizes have nothing to balance.",
+    )
+    auxiliary_loss: float | None = Field(
+        None, gt=0, description=f"Weight of that loss, per layer, for `balancing: auxiliary_loss` or `both`; default: {AUXILIARY_LOSS:g}."
+    )
+
+    @model_validator(mode="after")
+    def _weight_has_a_loss(self) -> ProxyConfig:
+        if self.auxiliary_loss is not None and self.balancing not in ("auxiliary_loss", "both"):
+            raise ValueError(
+                f"auxiliary_loss is {self.auxiliary_loss:g}, but balancing is '{self.balancing}'; set `balancing: auxiliary_loss` or `both`, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shapes(self) -> ProxyConfig:

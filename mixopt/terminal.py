@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
+from mixopt.balance import Balance
 from mixopt.groups.rules import LevelWeight
 from mixopt.progress import Stage
 from mixopt.runner import Failed, TrialEvent
@@ -154,6 +155,9 @@ class SearchProgress:
             print_line(
                 self._console, f"Trial {trial.trial_id[:8]} is {record.state.value}: {self._done[trial.source.key]} of {of} asked for."
             )
+        balance = Balance.of(record.outcome.diagnostics) if known and record.outcome is not None else None
+        if balance is not None and balance.collapse:
+            print_line(self._console, f"Trial {trial.trial_id[:8]} has a collapsed router: {balance.collapse}.")
 
     def _reach(self, trial_id: str, tokens: int) -> None:
         trial = self._trials.get(trial_id)

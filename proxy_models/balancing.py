@@ -120,7 +120,9 @@ class RouterWatch:
 
     def _see(self, layer: int, routing: Routing) -> None:
         rows_KR = self._counts_N.to(torch.int64)[None, :, None].expand_as(routing.expert_KNS).flatten(1)
-        self._rows_LKE[layer].scatter_add_(1, routing.expert_KNS.flatten(1), rows_KR)  # whole numbers: the order of addition does not matter
+        self._rows_LKE[layer].scatter_add_(
+            1, routing.expert_KNS.flatten(1), rows_KR
+        )  # whole numbers: the order of addition does not matter
         entropy_KN = -(routing.scores_KNE * routing.logits_KNE.detach().log_softmax(-1)).sum(-1).double()
         self._entropy_LK[layer] += torch.where(self._counts_N, entropy_KN, torch.zeros_like(entropy_KN)).sum(-1)
 

@@ -190,10 +190,11 @@ def about_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-ALWAYS_HASHED = frozenset(
-    "size vocab_size d_model n_layers n_heads n_experts top_k n_shared_experts d_expert rope_theta norm_eps bias_update_rate "
-    "tokens window tokens_per_step schedule warmup_fraction decay_fraction weight_decay clip".split()
-)
+ALWAYS_HASHED = {
+    *("size", "vocab_size", "d_model", "n_layers", "n_heads", "n_experts", "top_k", "n_shared_experts", "d_expert"),
+    *("rope_theta", "norm_eps", "bias_update_rate"),
+    *("tokens", "window", "tokens_per_step", "schedule", "warmup_fraction", "decay_fraction", "weight_decay", "clip"),
+}
 """Fields of `ProxyConfig` and `TrainSettings` that `spec_hash` has known from the beginning. What came later enters it only where it is not the
 default, so that what was trained before stays what it was."""
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixopt.balance import judged
 from mixopt.code_version import code_version
+from mixopt.config import AUXILIARY_LOSS
 from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.cost import Shape
 from mixopt.errors import ConfigError, DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import WEIGHT_DECIMALS, Failure, FailureKind, JsonValue, Measurement, Outcome, Trial
-from proxy_models.config import SIZES, ProxyConfig, default_learning_rate, proxy_config
+from proxy_models.config import DENSE, SIZES, ProxyConfig, default_learning_rate, proxy_config
 
 if TYPE_CHECKING:
     # The trainer imports torch, which a driver that only plans does not need.
@@ -52,7 +54,20 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         "decay_fraction": proxy.decay_fraction,
         "weight_decay": proxy.weight_decay,
         "clip": proxy.clip,
+        **_balancing(proxy, size),
     }
+
+
+def _balancing(proxy: ProxySettings, size: str) -> dict[str, JsonValue]:
+    """What of the balancing is not the default: all that enters an identity, so that trials from before it could be chosen stay what they are."""
+    if size.endswith(DENSE):
+        return {}
+    recipe: dict[str, JsonValue] = {}
+    if proxy.balancing in ("auxiliary_loss", "none"):
+        recipe["bias_update_rate"] = 0.0
+    if proxy.balancing in ("auxiliary_loss", "both"):
+        recipe["auxiliary_loss"] = AUXILIARY_LOSS if proxy.auxiliary_loss is None else proxy.auxiliary_loss
+    return recipe
 
 
 def proxy_of(trial: Trial) -> ProxyConfig:
@@ -63,7 +78,12 @@ def proxy_of(trial: Trial) -> ProxyConfig:
     """
     if trial.source.evaluator != "trained":
         raise ConfigError(f"Trial {trial.trial_id} asks for the evaluator '{trial.source.evaluator}'.", "This runner trains proxies only.")
-    return proxy_config(trial.source.size, int(trial.recipe["vocab_size"]))
+    config = proxy_config(trial.source.size, int(trial.recipe["vocab_size"]))
+    return replace(
+        config,
+        bias_update_rate=float(trial.recipe.get("bias_update_rate", config.bias_update_rate)),
+        auxiliary_loss=float(trial.recipe.get("auxiliary_loss", config.auxiliary_loss)),
+    )
 
 
 def settings_of(trial: Trial, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> TrainSettings:
@@ -170,7 +190,7 @@ def outcome_of(result: MemberResult) -> Outcome:
         tokens=result.tokens,
         flops=result.flops,
         seconds=result.seconds,
-        diagnostics={**result.diagnostics, "code_version": code_version()},
+        diagnostics={**judged(result.diagnostics), "code_version": code_version()},
     )
 
 

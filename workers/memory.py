@@ -135,6 +135,8 @@ def _experts(config: ProxyConfig, device: Device) -> float:
     shared = 3 * narrow * config.d_shared
     routed = rows * (narrow * (config.d_model + 3 * config.d_expert + 1) + INDEX)
     choice = config.top_k * (2 * INDEX + FLOAT)  # expert and row of each, and its weight
+    if config.auxiliary_loss:
+        choice += FLOAT * (config.n_experts + 1)  # the scores, and what is expected of them
     return stream + shared + routed + choice
 
 

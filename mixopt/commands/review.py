@@ -15,24 +15,28 @@ def show(folder: OutputFolder, search_id: SearchOption = None) -> None:
     """Prints the trials of a search and its answer."""
     from rich.markdown import Markdown
 
+    from mixopt.balance import Balance
     from mixopt.terminal import make_console, print_line, rows_table
     from mixopt.tracking.findings import read_findings
     from mixopt.tracking.note import answer_markdown
 
     with open_record(folder) as history:
         record = find_search(history, folder, search_id)
-        rows, failures = [], []
+        rows, remarks = [], []
         for trial in history.trials(record.search_id):
             source = trial.trial.source
             seconds = f"{trial.outcome.seconds:.1f}" if trial.outcome else ""
             rows.append([trial.trial.trial_id[:8], trial.trial.label, source.key, str(trial.trial.seed), trial.state.value, seconds])
             if trial.failure is not None:
-                failures.append(f"Trial {trial.trial.trial_id[:8]} {trial.state.value} ({trial.failure.kind}): {trial.failure.message}")
+                remarks.append(f"Trial {trial.trial.trial_id[:8]} {trial.state.value} ({trial.failure.kind}): {trial.failure.message}")
+            balance = Balance.of(trial.outcome.diagnostics) if trial.outcome else None
+            if balance is not None and balance.collapse:
+                remarks.append(f"Trial {trial.trial.trial_id[:8]} has a collapsed router: {balance.collapse}.")
         console = make_console()
         console.print(
             rows_table(f"{record.name} {record.search_id} ({record.state})", ["trial", "label", "source", "seed", "state", "s"], rows)
         )
-        for line in failures:
+        for line in remarks:
             print_line(console, line)
         console.print(Markdown(answer_markdown(read_findings(history, record.search_id))))
 

@@ -16,6 +16,7 @@ from mixopt.history import History
 from mixopt.tracking.canvas import WIDE, Layout, save_png
 from mixopt.tracking.drawings.effects import effects_figure
 from mixopt.tracking.drawings.evidence import objective_figure, predicted_figure, verification_figure
+from mixopt.tracking.drawings.experts import experts_figure
 from mixopt.tracking.drawings.mixture import epochs_figure, mixture_figure
 from mixopt.tracking.drawings.runs import cost_figure, curves_figure, noise_figure
 from mixopt.tracking.findings import Findings, read_findings
@@ -43,6 +44,7 @@ FIGURES: dict[str, Callable[[Findings, Layout], Any | None]] = {
     "curves": partial(curves_figure, "search"),
     "curves-verification": partial(curves_figure, "verification"),
     "noise": noise_figure,
+    "experts": experts_figure,
     "cost": cost_figure,
 }
 

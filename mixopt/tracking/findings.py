@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixopt.balance import Balance
 from mixopt.effects import DomainEffects
 from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
@@ -65,6 +66,17 @@ class Findings:
         """What each domain does for each target; None where no proposal has asked."""
         body = self.proposal.evidence.get("domain_effects") if self.proposal else None
         return DomainEffects.from_json(body) if body else None
+
+    @property
+    def balances(self) -> tuple[tuple[TrialRecord, Balance], ...]:
+        """Finished trials whose experts' load was counted, with how even it was."""
+        found = ((record, Balance.of(record.outcome.diagnostics)) for record in self.trials if record.outcome is not None)
+        return tuple((record, balance) for record, balance in found if balance is not None)
+
+    @property
+    def collapsed(self) -> tuple[tuple[TrialRecord, str], ...]:
+        """The trials whose router has collapsed, and how."""
+        return tuple((record, balance.collapse) for record, balance in self.balances if balance.collapse)
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:

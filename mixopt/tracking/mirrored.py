@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from mixopt import __version__
+from mixopt.balance import Balance
 from mixopt.code_version import joined
 from mixopt.history import TrialRecord
 from mixopt.tracking.findings import Findings
@@ -95,6 +96,7 @@ def search_run(findings: Findings) -> MirroredRun:
         "mixopt.state": search.state,
         "mixopt.experiment": str(context.get("experiment_hash", "")),
         "mixopt.cost": spoken_cost([record.outcome for record in findings.trials if record.outcome]),
+        "mixopt.router": f"collapsed in {len(findings.collapsed)} of {len(findings.balances)} trials" if findings.balances else "not measured",
         **_code_tags(findings),
     }
     if findings.verification is not None:
@@ -131,7 +133,7 @@ def _search_params(findings: Findings) -> dict[str, str]:
         "pull": objective.get("pull"),
         "budget_tokens": context.get("budget_tokens"),
         "domains": len(context["domains"]),
-        **{name: recipe.get(name) for name in ("learning_rate", "window", "tokens_per_step")},
+        **{name: recipe.get(name) for name in ("learning_rate", "window", "tokens_per_step", "bias_update_rate", "auxiliary_loss")},
     }
     return {name: _number_text(value) for name, value in values.items() if value is not None}
 
@@ -148,6 +150,7 @@ def _search_metrics(findings: Findings) -> dict[str, float]:
     metrics |= {
         "trials/completed": float(counts[TrialState.COMPLETED]),
         "trials/failed": float(counts[TrialState.FAILED] + counts[TrialState.ABANDONED]),
+        "trials/collapsed": float(len(findings.collapsed)),
         **_cost(outcomes),
     }
     if findings.proposal is not None:
@@ -211,6 +214,8 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
         measured += [(MEAN, _shown(mean), outcome.tokens)] if mean is not None else []
         measured += _outcome_points(outcome, _metric_names(findings.context))
     measured += [(f"weight/{name}", round(weight, 6), 0) for name, weight in weights.items()]
+    balance = Balance.of(outcome.diagnostics) if outcome is not None else None
+    measured += _router_points(balance, trial.source.tokens) if balance is not None else []
     ended = _milliseconds(record.updated)
     code = _code_tags(findings)
     # The code that trained it, which is not always the code that goes on with the search.
@@ -222,13 +227,14 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
         tags={
             **_identity(findings, key),
             PARENT_TAG: parent_run_id,
-            NOTE_TAG: _trial_note(trial, weights),
+            NOTE_TAG: _trial_note(trial, weights, balance),
             "mixopt.kind": "trial",
             "mixopt.trial_id": trial.trial_id,
             "mixopt.stage": record.stage,
             "mixopt.mixture": _mixture_name(trial),
             "mixopt.state": record.state.value,
             "mixopt.cost": spoken_cost([outcome] if outcome else []),
+            "mixopt.router": _router_state(balance),
             **code,
             "mixopt.version": str(version or code["mixopt.version"]),
             "mixopt.engine": trial.engine_version,
@@ -247,13 +253,31 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
     )
 
 
-def _trial_note(trial: Trial, weights: Mapping[str, float]) -> str:
-    """The mixture in words, largest weights first."""
+def _router_points(balance: Balance, tokens: int) -> list[Point]:
+    """Of all layers: dead experts, the share of the tokens that the fullest expert sees, and the mean entropy."""
+    points = [
+        ("router/dead_experts", float(sum(balance.dead_experts)), tokens),
+        ("router/fullest", _shown(max(balance.fullest_shares)), tokens),
+    ]
+    if balance.entropy:
+        points.append(("router/entropy", _shown(math.fsum(balance.entropy) / len(balance.entropy)), tokens))
+    return points
+
+
+def _router_state(balance: Balance | None) -> str:
+    """Whether the router has collapsed; also said where it was not measured, because MLflow keeps a tag that is no longer written."""
+    if balance is None:
+        return "not measured"
+    return f"collapsed: {balance.collapse}"[:500] if balance.collapse else "in use"
+
+
+def _trial_note(trial: Trial, weights: Mapping[str, float], balance: Balance | None) -> str:
+    """The mixture in words, largest weights first; before it, whether the router has collapsed."""
     shares = sorted(((name, weight) for name, weight in weights.items() if weight > 0), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{weight:.1%} {name}" for name, weight in shares)
-    return f"{_mixture_name(trial)}, seed {trial.seed}, {trial.source.size} proxy of {trial.source.tokens:,} tokens: {listed}"[
-        :NOTE_CHARACTERS
-    ]
+    collapsed = f"**Collapsed router** ({balance.collapse}). " if balance is not None and balance.collapse else ""
+    what = f"{_mixture_name(trial)}, seed {trial.seed}, {trial.source.size} proxy of {trial.source.tokens:,} tokens"
+    return f"{collapsed}{what}: {listed}"[:NOTE_CHARACTERS]
 
 
 def _trial_status(record: TrialRecord, search_state: str) -> str:

@@ -22,6 +22,8 @@ from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, PROPOSAL, Compari
 
 # Domains named in the first sentence; the table has them all.
 NAMED_DOMAINS = 4
+# Collapsed routers named in the answer; the report has them all.
+NAMED_COLLAPSES = 3
 _METRIC_TITLES = {MEAN_BITS_PER_BYTE: "mean of the objective's metrics"}
 
 
@@ -265,7 +267,20 @@ def _evidence(findings: Findings) -> str:
         guard = evidence.get("guard") or {}
         if guard.get("sentence"):
             lines.append(f"- {_cell(guard['sentence'])}")
+    if findings.collapsed:
+        lines.append(f"- {_cell(collapsed_sentence(findings))}")
     return "## Evidence\n\n" + "\n".join(lines)
+
+
+def collapsed_sentence(findings: Findings) -> str:
+    """Which trials have a collapsed router; what their losses are worth."""
+    found = findings.collapsed
+    named = [f"{record.trial.trial_id[:8]} ({record.trial.label}, {how})" for record, how in found[:NAMED_COLLAPSES]]
+    rest = f", and {len(found) - NAMED_COLLAPSES} more" if len(found) > NAMED_COLLAPSES else ""
+    return (
+        f"the router has collapsed in {len(found)} of {len(findings.balances)} trials, whose losses are those of smaller proxies: "
+        f"{'; '.join(named)}{rest}"
+    )
 
 
 def _words(name: str) -> str:

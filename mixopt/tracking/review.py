@@ -23,6 +23,7 @@ TRIAL_COLUMNS = {
     "metrics.`mean_bits_per_byte`": 170,
     "tags.`mixopt.stage`": 120,
     "tags.`mixopt.cost`": 180,
+    "tags.`mixopt.router`": 160,
 }
 SEARCH_COLUMNS = {
     "metrics.`mean_bits_per_byte`": 170,

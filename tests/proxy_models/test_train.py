@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from proxy_models.checkpoint import CHECKPOINT_NAME, WEIGHTS_NAME, load_checkpoint
-from proxy_models.config import ProxyConfig
+from proxy_models.config import ProxyConfig, proxy_config
 from proxy_models.evaluate import EvaluationSpec, score_weights
 from proxy_models.products import product_library
 from proxy_models.sampler import DomainStream
@@ -200,6 +200,20 @@ def test_the_order_of_domains_does_not_matter(
     assert identities[0] == identities[1]
     trained(corpus, tmp_path, [turned, members[1]])
     assert same_weights(tmp_path / "a", folder / "a")
+
+
+def test_what_was_trained_before_keeps_its_name() -> None:
+    """A specification of before settings were added to it: pinned, because checkpoints and kept weights are known by it. What is added
+    since counts where it is set."""
+    config, settings = proxy_config("nano", 4096), TrainSettings(tokens=1_000_000, window=512, tokens_per_step=1024)
+    streams = (DomainStream("one", Path("a"), 64_000), DomainStream("two", Path("b"), 128_000))
+    spec = MemberSpec("m", 3, 3e-3, streams, ((0.25, 0.75),))
+    sets = [EvaluationSpec("k", Path("c"), "text", 5120, 1536)]
+    pinned = "bca515699bc60ac3192e5d26b45178923554ba9b94acc4b5d833dc35fd77e52d"
+    assert spec_hash("1", config, settings, spec, sets) == pinned
+    assert spec_hash("1", config, dataclasses.replace(settings, checkpoint_seconds=5.0), spec, sets) == pinned
+    for changed in ({"auxiliary_loss": 0.01}, {"bias_update_rate": 0.0}):
+        assert spec_hash("1", dataclasses.replace(config, **changed), settings, spec, sets) != pinned  # type: ignore[arg-type]
 
 
 class Stopper:

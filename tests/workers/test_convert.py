@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,35 @@ def test_the_recipe_says_all_that_training_needs() -> None:
     assert (settings.tokens, settings.window, settings.tokens_per_step) == (4096, 64, 256)
     assert (settings.schedule, settings.warmup_fraction, settings.decay_fraction) == ("wsd", 0.05, 0.2)
     assert (settings.weight_decay, settings.clip) == (0.1, 1.0)
+
+
+def test_settings_of_before_give_the_trials_of_before() -> None:
+    """Whatever can be set now beside them: pinned, because kept trials are known by it."""
+    default = recipe_for(ProxySettings(), "nano", 4096)
+    assert sorted(default) == sorted(
+        ["vocab_size", "window", "tokens_per_step", "learning_rate", "schedule", "warmup_fraction", "decay_fraction", "weight_decay", "clip"]
+    )
+    schedule = Schedule.constant(Mixture(("ab", "ca"), (0.25, 0.75)))
+    domains = (TrialDomain("ab", "ba", 64_000), TrialDomain("ca", "ac", 128_000))
+    assert trial_identity(schedule, Source("trained", "nano", 1_000_000), 3, default, domains, "tok", "1") == "f2733eda7a3c035ee539"
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe"),
+    [
+        ({"balancing": "bias"}, {}),
+        ({"balancing": "none"}, {"bias_update_rate": 0.0}),
+        ({"balancing": "auxiliary_loss"}, {"bias_update_rate": 0.0, "auxiliary_loss": 0.01}),
+        ({"balancing": "both", "auxiliary_loss": 0.002}, {"auxiliary_loss": 0.002}),
+    ],
+)
+def test_balancing_enters_the_recipe_where_it_is_not_the_default(settings: dict[str, object], recipe: dict[str, float]) -> None:
+    usual, chosen = (recipe_for(ProxySettings(**one), "nano", 512) for one in ({}, settings))  # type: ignore[arg-type]
+    assert chosen == {**usual, **recipe}
+    asked = trial({"ab": (0.5,), "ca": (0.5,)})
+    model = proxy_of(Trial(**{**vars(asked), "recipe": chosen}))
+    assert model == replace(proxy_config("nano", 512), **recipe)
+    assert recipe_for(ProxySettings(**settings), "nano-dense", 512) == recipe_for(ProxySettings(), "nano-dense", 512)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -52,6 +52,8 @@ SOURCE, LARGER = Source("trained", "nano", 1_000_000), Source("trained", "micro"
 class RecordedSearch:
     """A record with a search in it, filled step by step as a search would."""
 
+    folder: Path
+
     def __init__(self, history: History, domain_count: int = 6) -> None:
         self.history = history
         self.random = np.random.default_rng(7)
@@ -155,7 +157,23 @@ class RecordedSearch:
                 bits = end * share**-0.15
                 measurements.append(Measurement(key, int(tokens * share), bits * 2.9, bits))
         realized = {d.content_hash: (float(w),) for d, w in zip(trial.domains, weights, strict=True) if w > 0}
-        return Outcome(trial.trial_id, realized, tuple(measurements), trial.source.tokens, 6e12, 21.5, {"gradient_norm": 0.7})
+        diagnostics = {"gradient_norm": 0.7, "balance": self.balance(np.random.default_rng(trial.seed))}
+        return Outcome(trial.trial_id, realized, tuple(measurements), trial.source.tokens, 6e12, 21.5, diagnostics)
+
+    def balance(self, random: np.random.Generator, layers: int = 2, experts: int = 8) -> dict[str, Any]:
+        """What a trial says of its experts: even enough over training, each domain with favourites of its own."""
+
+        def rows(total: int, evenness: float) -> list[list[int]]:
+            return [random.multinomial(total, random.dirichlet(np.full(experts, evenness))).tolist() for _ in range(layers)]
+
+        return {
+            "experts_per_token": 2,
+            "last_step_rows": rows(2048, 50),
+            "recent_rows": rows(200_000, 50),
+            "recent_steps": 98,
+            "entropy": random.uniform(0.5, 0.9, layers).tolist(),
+            "rows_by_set": {key: rows(10_000, 1) for key in self.metrics},
+        }
 
     def complete(self, trials: list[Trial]) -> None:
         self.history.mark_running([trial.trial_id for trial in trials])
@@ -266,6 +284,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recorded
     """Makes an empty record with the search's domains: `recorded(domain_count)`."""
 
     def make(domain_count: int = 6) -> RecordedSearch:
-        return RecordedSearch(History.open(tmp_path_factory.mktemp("record") / "record.sqlite"), domain_count)
+        folder = tmp_path_factory.mktemp("record")
+        search = RecordedSearch(History.open(folder / "record.sqlite"), domain_count)
+        search.folder = folder
+        return search
 
     return make
