@@ -96,7 +96,9 @@ def search_run(findings: Findings) -> MirroredRun:
         "mixopt.state": search.state,
         "mixopt.experiment": str(context.get("experiment_hash", "")),
         "mixopt.cost": spoken_cost([record.outcome for record in findings.trials if record.outcome]),
-        "mixopt.router": f"collapsed in {len(findings.collapsed)} of {len(findings.balances)} trials" if findings.balances else "not measured",
+        "mixopt.router": f"collapsed in {len(findings.collapsed)} of {len(findings.balances)} trials"
+        if findings.balances
+        else "not measured",
         **_code_tags(findings),
     }
     if findings.verification is not None:

@@ -21,7 +21,7 @@ from workers.convert import outcome_of
 
 VOCAB, WINDOW = 64, 16
 CONFIG = ProxyConfig("tiny", VOCAB, 32, 2, 2, n_experts=8, top_k=2, n_shared_experts=1, d_expert=8, bias_update_rate=0.0)
-SETTINGS = TrainSettings(tokens=150 * 128, window=WINDOW, tokens_per_step=128, checkpoint_seconds=1e9)
+SETTINGS = TrainSettings(tokens=80 * 128, window=WINDOW, tokens_per_step=128, checkpoint_seconds=1e9)
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +33,10 @@ def _favourites(monkeypatch: pytest.MonkeyPatch) -> None:
     def favouring(model: PackedProxy, k: int, seed: int) -> None:
         usual(model, k, seed)
         direction_D = torch.ones(model.config.d_model) / model.config.d_model**0.5
-        model.embedding[k] += 0.1 * direction_D
+        model.embedding[k] += 1.0 * direction_D
         for moe in model.moe_layers:
-            moe.router[k, :, 2] += 1.0 * direction_D
-            moe.router[k, :, 5] += 0.9 * direction_D
+            moe.router[k, :, 2] += 0.8 * direction_D
+            moe.router[k, :, 5] += 0.72 * direction_D
 
     monkeypatch.setattr(PackedProxy, "_initialize", favouring)
 
@@ -62,9 +62,8 @@ def outcome(corpus: Path, folder: Path, config: ProxyConfig) -> Outcome:
 
 def test_left_alone_the_outcome_says_that_it_has_collapsed(corpus: Path, tmp_path: Path) -> None:
     said = outcome(corpus, tmp_path, CONFIG).diagnostics["balance"]
-    assert min(said["dead_experts"]) >= 4, "in both layers half of the experts or more"
-    assert said["collapsed"].startswith("layer 1: ")
-    assert "; layer 2: " in said["collapsed"]
+    assert said["dead_experts"][0] >= 2
+    assert said["collapsed"] == f"layer 1: {said['dead_experts'][0]} of 8 experts dead, one expert sees 100% of the tokens"
 
 
 @pytest.mark.parametrize("method", [{"bias_update_rate": 0.02}, {"auxiliary_loss": 0.1}], ids=lambda method: next(iter(method)))
@@ -74,4 +73,4 @@ def test_balancing_mends_it(corpus: Path, tmp_path: Path, method: dict[str, floa
     assert balance is not None
     assert balance.dead_experts == (0, 0)
     assert trained.diagnostics["balance"]["collapsed"] == balance.collapse == ""
-    assert max(balance.fullest_shares) < 0.7  # even is 0.25, and it began at 1
+    assert max(balance.fullest_shares) < 0.6  # even is 0.25, left alone it is 1

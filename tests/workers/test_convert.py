@@ -57,7 +57,17 @@ def test_settings_of_before_give_the_trials_of_before() -> None:
     """Whatever can be set now beside them: pinned, because kept trials are known by it."""
     default = recipe_for(ProxySettings(), "nano", 4096)
     assert sorted(default) == sorted(
-        ["vocab_size", "window", "tokens_per_step", "learning_rate", "schedule", "warmup_fraction", "decay_fraction", "weight_decay", "clip"]
+        [
+            "vocab_size",
+            "window",
+            "tokens_per_step",
+            "learning_rate",
+            "schedule",
+            "warmup_fraction",
+            "decay_fraction",
+            "weight_decay",
+            "clip",
+        ]
     )
     schedule = Schedule.constant(Mixture(("ab", "ca"), (0.25, 0.75)))
     domains = (TrialDomain("ab", "ba", 64_000), TrialDomain("ca", "ac", 128_000))

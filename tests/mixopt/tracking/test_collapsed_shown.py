@@ -42,7 +42,7 @@ def finished(recorded: Callable[..., Any]) -> Any:
     broken: set[str] = set()
 
     def outcome(trial: Any) -> Outcome:
-        if trial.label == "natural" and trial.seed == 0 or (trial.label.startswith("verify:proposal") and trial.seed == 1):
+        if (trial.label == "natural" and trial.seed == 0) or (trial.label.startswith("verify:proposal") and trial.seed == 1):
             broken.add(trial.trial_id)
             return collapsed(usual(trial))
         return usual(trial)
@@ -65,7 +65,9 @@ def section(findings: Findings) -> Section:
 
 def without_balance(findings: Findings) -> Findings:
     def strip(record: TrialRecord) -> TrialRecord:
-        return record if record.outcome is None else dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, diagnostics={}))
+        return (
+            record if record.outcome is None else dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, diagnostics={}))
+        )
 
     return dataclasses.replace(findings, trials=tuple(map(strip, findings.trials)))
 
@@ -194,4 +196,3 @@ def test_maps_of_many_experts_stay_small(findings: Findings, recorded: Callable[
     assert any(isinstance(block, Drawing) for block in section(wide).blocks)
     assert len(report_html(wide).encode()) < 3_000_000
     assert drawn_layers(expert_map(findings)) == [0, 1]
-
