@@ -17,10 +17,19 @@ from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSpec
 from proxy_models.sampler import DomainStream
 
-# Losses are measured after these shares of the run: geometric, because loss curves are close to power laws of tokens.
-MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
 # The last part of the run, over which the experts' load is averaged: long enough for thousands of rows, short enough for one state of the router.
 RECENT_SHARE = 1 / 10
+# Losses are measured after these shares of the run: geometric, because loss curves are close to power laws of tokens.
+MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
+
+
+HASHED_DEFAULTS = frozenset(
+    {
+        *("rope_theta", "norm_eps", "bias_update_rate"),
+        *("schedule", "warmup_fraction", "decay_fraction", "weight_decay", "clip", "checkpoint_seconds"),
+    }
+)
+"""Fields of `ProxyConfig` and `TrainSettings` that enter a `spec_hash` at their default, too: those with one when the first checkpoints were kept."""
 
 
 @dataclass(frozen=True)
@@ -190,24 +199,19 @@ def about_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-ALWAYS_HASHED = {
-    *("size", "vocab_size", "d_model", "n_layers", "n_heads", "n_experts", "top_k", "n_shared_experts", "d_expert"),
-    *("rope_theta", "norm_eps", "bias_update_rate"),
-    *("tokens", "window", "tokens_per_step", "schedule", "warmup_fraction", "decay_fraction", "weight_decay", "clip"),
-}
-"""Fields of `ProxyConfig` and `TrainSettings` that `spec_hash` has known from the beginning. What came later enters it only where it is not the
-default, so that what was trained before stays what it was."""
-
-
 def spec_hash(
     engine_version: str, config: ProxyConfig, settings: TrainSettings, member: MemberSpec, evaluations: Sequence[EvaluationSpec]
 ) -> str:
-    """Hash of all that decides a member's weights and measurements: what a checkpoint must match to be gone on from. No paths, no names."""
-    shared = _hashed(settings)
+    """Hash of all that decides a member's weights and measurements: what a checkpoint must match to be gone on from. No paths, no names.
+
+    Fields that came later are left out at their defaults, so that checkpoints of before still match.
+    """
+    shared = _settled(settings)
+    del shared["checkpoint_seconds"]
     columns = zip(member.domains, zip(*member.weights, strict=True), strict=True)
     body = {
         "engine": engine_version,
-        "config": _hashed(config),
+        "config": _settled(config),
         "settings": shared,
         "seed": member.seed,
         "learning_rate": member.learning_rate,
@@ -218,7 +222,8 @@ def spec_hash(
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _hashed(settings: ProxyConfig | TrainSettings) -> dict[str, Any]:
-    """The fields that enter `spec_hash`."""
-    named = [(known, getattr(settings, known.name)) for known in dataclasses.fields(settings) if known.name != "checkpoint_seconds"]
-    return {known.name: value for known, value in named if known.name in ALWAYS_HASHED or value != known.default}
+def _settled(value: ProxyConfig | TrainSettings) -> dict[str, Any]:
+    """Its fields, without those at their default that came after `HASHED_DEFAULTS`."""
+    later = [one for one in dataclasses.fields(value) if one.default is not dataclasses.MISSING and one.name not in HASHED_DEFAULTS]
+    left_out = {one.name for one in later if getattr(value, one.name) == one.default}
+    return {name: item for name, item in dataclasses.asdict(value).items() if name not in left_out}

@@ -36,7 +36,7 @@ from mixopt.tracking.report.measured import arms_of
 # Cells of all maps together; more weigh a page down and are too small to see. The first and the last layers are drawn then.
 MOST_CELLS = 1600
 CELL_INCHES = 0.2
-TRAINING = "all of training"
+TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _draw_map(axes: Any, layer: int, shown: ExpertMap, labelled: bool) -> None:
     for row, (name, shares_E) in enumerate(zip(shown.names, shares_NE, strict=True)):
         boxes = [[(e - 0.5, row - 0.42), (e + 0.5, row - 0.42), (e + 0.5, row + 0.42), (e - 0.5, row + 0.42)] for e in range(experts)]
         colours = [to_rgba(INK if row == 0 else BLUE, _opacity(share)) for share in shares_E]
-        cells = axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors=FAINT, linewidths=0.4, zorder=1))
+        cells = axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors=FAINT, linewidths=0.4, clip_on=False, zorder=1))
         mark(cells, f"{name}, layer {layer + 1}", f"share of tokens by expert: {spoken_shares(shares_E)}")
 
 
@@ -164,7 +164,8 @@ def _opacity(share: float) -> float:
 
 
 def _legend(even: float) -> list[Any]:
+    from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
     shades = [(0.0, "no token"), (even, f"even use ({even:.0%})"), (1.0, "every token")]
-    return [Patch(facecolor=BLUE, alpha=_opacity(share), edgecolor=MUTED, linewidth=0.4, label=label) for share, label in shades]
+    return [Patch(facecolor=to_rgba(BLUE, _opacity(share)), edgecolor=MUTED, linewidth=0.4, label=label) for share, label in shades]

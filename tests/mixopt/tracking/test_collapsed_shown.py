@@ -158,7 +158,7 @@ def test_show_and_progress_say_it(finished: Any, findings: Findings, capsys: pyt
 def test_the_map_is_of_a_run_of_the_proposal_and_its_rows_are_shares_of_tokens(findings: Findings) -> None:
     shown = expert_map(findings)
     assert shown is not None
-    assert shown.names == ("all of training", *findings.domains)
+    assert shown.names == ("training", *findings.domains)
     assert shown.trial.startswith("proposal")
     record, balance = shown_trial(findings) or (None, None)
     assert balance is not None
