@@ -339,7 +339,7 @@ class PackedMoE(nn.Module):
     @torch.no_grad()
     def count_load(self, active_K: Sequence[bool] | Tensor | None = None) -> None:
         """Adds the load of the last training pass to what is counted of each active member."""
-        load_KE = self.load
-        if active_K is not None:
-            load_KE = load_KE * torch.as_tensor(active_K, dtype=torch.bool, device=load_KE.device)[:, None]
-        self.counted += load_KE
+        if active_K is None:
+            self.counted += self.load
+        else:
+            self.counted += self.load * torch.as_tensor(active_K, dtype=torch.bool, device=self.load.device)[:, None]

@@ -81,7 +81,7 @@ class PackStep:
         self.optimizer.zero_grad()
         stepped_K = [loss and gradient for loss, gradient in zip(finite_K, finite_gradient_K, strict=True)]
         self.model.update_router_bias(stepped_K)
-        self.model.count_load(stepped_K)
+        self.model.count_load(None if all(stepped_K) else stepped_K)
         self._reports.append(StepReport(losses_nats_K, norms_K, stepped_K))
 
     def reports(self, wait: bool) -> list[StepReport]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mixopt.balance import Balance
 from mixopt.history import TrialRecord
+from mixopt.terminal import quantity
 from mixopt.tracking.canvas import (
     BLUE,
     FAINT,
@@ -23,6 +24,7 @@ from mixopt.tracking.canvas import (
     WIDE,
     Layout,
     add_axes,
+    cut,
     domain_rows,
     legend_above,
     legend_rows,
@@ -80,7 +82,7 @@ def expert_map(findings: Findings) -> ExpertMap | None:
     arms = [ARM_TITLES.get(arm, arm) for arm in arms_of(record)] or [record.trial.label]
     source = record.trial.source
     return ExpertMap(
-        trial=f"{' = '.join(arms)}, seed {record.trial.seed}, {source.size}, {source.tokens:,} tokens",
+        trial=f"{' = '.join(arms)}, seed {record.trial.seed}, {source.size}, {quantity(source.tokens)} tokens",
         experts_per_token=balance.experts_per_token,
         names=(TRAINING, *(name for name, _ in named)),
         shares_LNE=tuple(
@@ -106,7 +108,7 @@ def experts_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     height = top + rows * (map_height + 0.45)
     figure = new_figure(
         "Which experts see which domain",
-        f"Share of a domain's tokens that an expert sees, of {shown.experts_per_token} experts for each token; {shown.trial}.",
+        cut(f"Share of the tokens that each expert sees. {shown.trial}.", WIDE.width - 0.3),
         layout,
         height,
     )
