@@ -133,7 +133,15 @@ def test_figures_without_evidence_are_left_out(findings: Findings, tmp_path: Pat
     bare = replace(findings, proposal=replace(findings.proposal, evidence={}, near_optimal={}, best_measured={}), verification=None)
     assert predicted_figure(bare) is None
     assert objective_figure(bare) is None
-    assert [path.stem for path in draw_figures(tmp_path, bare)] == ["mixture", "epochs", "curves", "curves-verification", "noise", "cost"]
+    assert [path.stem for path in draw_figures(tmp_path, bare)] == [
+        "mixture",
+        "epochs",
+        "curves",
+        "curves-verification",
+        "noise",
+        "experts",
+        "cost",
+    ]
     assert draw_figures(tmp_path / "none", replace(bare, proposal=None, trials=(), swarm=Swarm.empty(findings.domains))) == []
 
 
