@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mixopt.balance import Balance
@@ -67,13 +68,13 @@ class Findings:
         body = self.proposal.evidence.get("domain_effects") if self.proposal else None
         return DomainEffects.from_json(body) if body else None
 
-    @property
+    @cached_property
     def balances(self) -> tuple[tuple[TrialRecord, Balance], ...]:
         """Finished trials whose experts' load was counted, with how even it was."""
         found = ((record, Balance.of(record.outcome.diagnostics)) for record in self.trials if record.outcome is not None)
         return tuple((record, balance) for record, balance in found if balance is not None)
 
-    @property
+    @cached_property
     def collapsed(self) -> tuple[tuple[TrialRecord, str], ...]:
         """The trials whose router has collapsed, and how."""
         return tuple((record, balance.collapse) for record, balance in self.balances if balance.collapse)

@@ -53,7 +53,7 @@ def experts_section(findings: Findings) -> Section:
 def _trials(findings: Findings) -> Table:
     """Every trial's load at a glance; those of the verification first, which decide."""
     order = sorted(findings.balances, key=lambda pair: (pair[0].stage != "verification", pair[0].ordinal))
-    layers = max(len(balance.rows_LE) for _, balance in order)
+    layers, uneven = max(len(balance.rows_LE) for _, balance in order), _uneven(findings)
     head = [
         "trial",
         "stage",
@@ -62,7 +62,7 @@ def _trials(findings: Findings) -> Table:
         "dead experts",
         "fullest sees",
         "entropy",
-        *(["steps counted"] if _uneven(findings) else []),
+        *(["steps counted"] if uneven else []),
     ]
     rows = []
     for record, balance in order:
@@ -72,7 +72,7 @@ def _trials(findings: Findings) -> Table:
             " ".join(f"{value:.2f}" for value in balance.entropy) or "not measured",
         ]
         who = [record.trial.trial_id[:8], record.stage, _mixture(record), str(record.trial.seed)]
-        rows.append([*who, *numbers, *([str(balance.steps)] if _uneven(findings) else [])])
+        rows.append([*who, *numbers, *([str(balance.steps)] if uneven else [])])
     by_layer = "one number per layer: " if layers > 1 else ""
     caption = (
         f"Balance over the last tenth of training, {by_layer}dead experts, share of the tokens that the fullest expert sees, and entropy of the "
