@@ -32,8 +32,15 @@ SIZES = (*WIDTHS, *(f"{size}{DENSE}" for size in WIDTHS))
 FINE_GRAINED_WIDTH = 384
 """From this width on experts are fine-grained. Below, a layer of 64 experts would be made of matrices too small to multiply well."""
 
+NANO_RATE = 3e-3
+"""Peak learning rate of nano, in both parametrizations."""
+
 ALIGNMENT = 8
 """Widths are multiples of this: grouped products want rows of a multiple of 16 bytes, which is 8 numbers in bfloat16."""
+
+
+PARAMETRIZATIONS = ("standard", "mup")
+"""How initial weights and learning rates follow the shape."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class ProxyConfig:
         rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864, section 3.2.2).
         norm_eps: added to the mean square in RMSNorm.
         bias_update_rate: step of the balancing bias (arXiv 2408.15664, section 4.3, found 0.001 best).
+        parametrization: how initial weights and rates follow the shape: "standard" or "mup" (`proxy_models.parametrization`).
 
     Raises:
         ValueError: a dimension is out of range; the sentence names it.
@@ -130,6 +138,7 @@ class ProxyConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     bias_update_rate: float = 1e-3
+    parametrization: str = "standard"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layers", "n_heads", "n_shared_experts"):
@@ -144,6 +153,8 @@ class ProxyConfig:
             raise ValueError(
                 f"top_k is {self.top_k}; it must be at least 2 and at most n_experts, {self.n_experts} (or both 0 for a dense proxy)."
             )
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ValueError(f"parametrization is '{self.parametrization}'; it must be one of {', '.join(PARAMETRIZATIONS)}.")
 
     @property
     def d_head(self) -> int:
@@ -187,11 +198,11 @@ class ProxyConfig:
         return 3.0 * self.forward_flops_per_token(window)
 
 
-def proxy_config(size: str, vocab_size: int) -> ProxyConfig:
+def proxy_config(size: str, vocab_size: int, parametrization: str = "standard") -> ProxyConfig:
     """The proxy of a size, by `RULES`.
 
     Raises:
-        ValueError: the size is unknown, or the vocabulary has no entries.
+        ValueError: size or parametrization is unknown, or the vocabulary has no entries.
     """
     _check_size(size)
     d_model = WIDTHS[size.removesuffix(DENSE)]
@@ -211,10 +222,11 @@ def proxy_config(size: str, vocab_size: int) -> ProxyConfig:
         top_k=top_k,
         n_shared_experts=n_shared_experts,
         d_expert=d_expert,
+        parametrization=parametrization,
     )
 
 
-def default_learning_rate(size: str) -> float:
+def default_learning_rate(size: str, parametrization: str = "standard") -> float:
     """Peak learning rate of a size, by `RULES`.
 
     nano: 3e-3, with which the noise of seeds and the effect of mixtures were measured (two seeds of eight mixtures at 1M tokens ranked
@@ -225,7 +237,7 @@ def default_learning_rate(size: str) -> float:
         ValueError: the size is unknown.
     """
     _check_size(size)
-    return 3e-3 * WIDTHS["nano"] / WIDTHS[size.removesuffix(DENSE)]
+    return NANO_RATE if parametrization == "mup" else NANO_RATE * WIDTHS["nano"] / WIDTHS[size.removesuffix(DENSE)]
 
 
 def _check_size(size: str) -> None:

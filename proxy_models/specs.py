@@ -21,6 +21,13 @@ from proxy_models.sampler import DomainStream
 MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
 
 
+FIRST_FIELDS = frozenset(
+    "size vocab_size d_model n_layers n_heads n_experts top_k n_shared_experts d_expert rope_theta norm_eps bias_update_rate".split()
+    + "tokens window tokens_per_step schedule warmup_fraction decay_fraction weight_decay clip checkpoint_seconds".split()
+)
+"""Of `ProxyConfig` and `TrainSettings` when hashes of specifications were first kept; all of them enter, at whatever value."""
+
+
 @dataclass(frozen=True)
 class MemberSpec:
     """One proxy of a pack.
@@ -182,13 +189,16 @@ def about_memory(error: BaseException) -> bool:
 def spec_hash(
     engine_version: str, config: ProxyConfig, settings: TrainSettings, member: MemberSpec, evaluations: Sequence[EvaluationSpec]
 ) -> str:
-    """Hash of all that decides a member's weights and measurements: what a checkpoint must match to be gone on from. No paths, no names."""
-    shared = dataclasses.asdict(settings)
+    """Hash of all that decides a member's weights and measurements: what a checkpoint must match to be gone on from. No paths, no names.
+
+    Fields that came later are left out at their defaults, so that checkpoints of before still match.
+    """
+    shared = _settled(settings)
     del shared["checkpoint_seconds"]
     columns = zip(member.domains, zip(*member.weights, strict=True), strict=True)
     body = {
         "engine": engine_version,
-        "config": dataclasses.asdict(config),
+        "config": _settled(config),
         "settings": shared,
         "seed": member.seed,
         "learning_rate": member.learning_rate,
@@ -197,3 +207,10 @@ def spec_hash(
         "evaluations": [[spec.key, spec.kind, spec.max_tokens, spec.curve_tokens] for spec in evaluations],
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _settled(value: ProxyConfig | TrainSettings) -> dict[str, Any]:
+    """Its fields, without those that are new since `FIRST_FIELDS` and at their default."""
+    news = [one for one in dataclasses.fields(value) if one.name not in FIRST_FIELDS]
+    left_out = {one.name for one in news if getattr(value, one.name) == one.default}
+    return {name: item for name, item in dataclasses.asdict(value).items() if name not in left_out}

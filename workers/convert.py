@@ -42,17 +42,21 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         near = difflib.get_close_matches(size, SIZES, n=1)
         remedy = f"Did you mean '{near[0]}'?" if near else f"Known sizes: {', '.join(SIZES)}."
         raise ConfigError(f"Unknown proxy size '{size}'.", remedy)
-    return {
+    rate = proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size, proxy.parametrization)
+    recipe: dict[str, JsonValue] = {
         "vocab_size": vocab_size,
         "window": proxy.window,
         "tokens_per_step": proxy.tokens_per_step,
-        "learning_rate": proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size),
+        "learning_rate": rate,
         "schedule": proxy.schedule,
         "warmup_fraction": proxy.warmup_fraction,
         "decay_fraction": proxy.decay_fraction,
         "weight_decay": proxy.weight_decay,
         "clip": proxy.clip,
     }
+    if proxy.parametrization != "standard":  # at its default it is left out, as in trials of before
+        recipe["parametrization"] = proxy.parametrization
+    return recipe
 
 
 def proxy_of(trial: Trial) -> ProxyConfig:
@@ -63,7 +67,7 @@ def proxy_of(trial: Trial) -> ProxyConfig:
     """
     if trial.source.evaluator != "trained":
         raise ConfigError(f"Trial {trial.trial_id} asks for the evaluator '{trial.source.evaluator}'.", "This runner trains proxies only.")
-    return proxy_config(trial.source.size, int(trial.recipe["vocab_size"]))
+    return proxy_config(trial.source.size, int(trial.recipe["vocab_size"]), str(trial.recipe.get("parametrization", "standard")))
 
 
 def settings_of(trial: Trial, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> TrainSettings:
