@@ -125,7 +125,9 @@ def train(job: Job) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     settings = TrainSettings(tokens=job.tokens, window=WINDOW, tokens_per_step=TOKENS_PER_STEP)
     config = proxy_config(job.size, manifest.vocab_size, job.parametrization)
-    train_pack(config, settings, members, held_out, folders, on_outcome=lambda one: keep(job, rates[one.member_id], folders[one.member_id], one))
+    train_pack(
+        config, settings, members, held_out, folders, on_outcome=lambda one: keep(job, rates[one.member_id], folders[one.member_id], one)
+    )
 
 
 def keep(job: Job, rate: float, folder: Path, outcome: MemberOutcome) -> None:
@@ -166,20 +168,19 @@ def bests(rows: Sequence[Row]) -> list[Best]:
 
 
 def _best(size: str, parametrization: str, losses: dict[float, dict[int, float]]) -> Best:
-    """Args: losses: rate -> seed -> loss; infinite where it diverged. Only seeds that most rates have count."""
-    most = max(len(by_seed) for by_seed in losses.values())
-    seeds = {seed for by_seed in losses.values() if len(by_seed) == most for seed in by_seed}
-    grid = sorted(rate for rate, by_seed in losses.items() if seeds <= by_seed.keys())
-    mean = {rate: statistics.fmean(losses[rate][seed] for seed in seeds) for rate in grid}
-    lowest = min(grid, key=lambda rate: mean[rate])
-    best = Best(size, parametrization, lowest, mean[lowest], len(seeds))
-    place = grid.index(lowest)
-    if place in (0, len(grid) - 1):
-        return best
-    three = grid[place - 1 : place + 2]
-    own = [least_point(three, [losses[rate][seed] for rate in three]) for seed in seeds]
-    rate = least_point(three, [mean[rate] for rate in three])
-    return Best(size, parametrization, lowest, mean[lowest], len(seeds), rate, min(own), max(own))
+    """Args: losses: rate -> seed -> loss; infinite where it diverged. The curve is that of the seed with most rates; others count where they can."""
+    seeds = sorted({seed for by_seed in losses.values() for seed in by_seed})
+    first = max(seeds, key=lambda seed: (sum(seed in by_seed for by_seed in losses.values()), -seed))
+    grid = sorted(rate for rate, by_seed in losses.items() if first in by_seed)
+    place = min(range(len(grid)), key=lambda index: statistics.fmean(losses[grid[index]].values()))
+    lowest = grid[place]
+    three = grid[place - 1 : place + 2] if 0 < place < len(grid) - 1 else [lowest]
+    whole = [seed for seed in seeds if all(seed in losses[rate] for rate in three)]
+    mean = [statistics.fmean(losses[rate][seed] for seed in whole) for rate in three]
+    if len(three) < 3:
+        return Best(size, parametrization, lowest, mean[0], len(whole))
+    own = [least_point(three, [losses[rate][seed] for rate in three]) for seed in whole]
+    return Best(size, parametrization, lowest, mean[1], len(whole), least_point(three, mean), min(own), max(own))
 
 
 def least_point(rates: Sequence[float], losses: Sequence[float]) -> float:
@@ -253,7 +254,10 @@ def run(jobs: Sequence[Job], at_once: int, done: Callable[[], None]) -> int:
                 job = waiting.pop(0)
                 command = [sys.executable, __file__, "--pack", json.dumps(asdict(job))]
                 running[subprocess.Popen(command, env={**os.environ, **WORKER_ENVIRONMENT})] = job
-                print(f"Training {job.size} {job.parametrization}, seed {job.seed}, rates {', '.join(f'{r:.3g}' for r in job.missing())}", flush=True)
+                print(
+                    f"Training {job.size} {job.parametrization}, seed {job.seed}, rates {', '.join(f'{r:.3g}' for r in job.missing())}",
+                    flush=True,
+                )
             time.sleep(0.2)
             for process in [one for one in running if one.poll() is not None]:
                 job = running.pop(process)

@@ -85,9 +85,7 @@ class PackedAdamW:
             plain = name.rsplit(".", 1)[-1] in UNDECAYED
             indices.setdefault((plain, rate_multiplier(self.model.config, name)), []).append(index)
         # Decay per step is the rate times the decay, without the multiplier (proxy_models/parametrization.py).
-        return tuple(
-            Group(tuple(indices[key]), key[1], 0.0 if key[0] else self.weight_decay / key[1]) for key in sorted(indices)
-        )
+        return tuple(Group(tuple(indices[key]), key[1], 0.0 if key[0] else self.weight_decay / key[1]) for key in sorted(indices))
 
     def begin(self, rates: Sequence[float]) -> None:
         """Members that have not stepped yet, with these peak rates."""

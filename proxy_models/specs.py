@@ -21,11 +21,13 @@ from proxy_models.sampler import DomainStream
 MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
 
 
-FIRST_FIELDS = frozenset(
-    "size vocab_size d_model n_layers n_heads n_experts top_k n_shared_experts d_expert rope_theta norm_eps bias_update_rate".split()
-    + "tokens window tokens_per_step schedule warmup_fraction decay_fraction weight_decay clip checkpoint_seconds".split()
+HASHED_DEFAULTS = frozenset(
+    {
+        *("rope_theta", "norm_eps", "bias_update_rate"),
+        *("schedule", "warmup_fraction", "decay_fraction", "weight_decay", "clip", "checkpoint_seconds"),
+    }
 )
-"""Of `ProxyConfig` and `TrainSettings` when hashes of specifications were first kept; all of them enter, at whatever value."""
+"""Fields of `ProxyConfig` and `TrainSettings` that enter a `spec_hash` at their default, too: those with one when the first checkpoints were kept."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def spec_hash(
 
 
 def _settled(value: ProxyConfig | TrainSettings) -> dict[str, Any]:
-    """Its fields, without those that are new since `FIRST_FIELDS` and at their default."""
-    news = [one for one in dataclasses.fields(value) if one.name not in FIRST_FIELDS]
-    left_out = {one.name for one in news if getattr(value, one.name) == one.default}
+    """Its fields, without those at their default that came after `HASHED_DEFAULTS`."""
+    later = [one for one in dataclasses.fields(value) if one.default is not dataclasses.MISSING and one.name not in HASHED_DEFAULTS]
+    left_out = {one.name for one in later if getattr(value, one.name) == one.default}
     return {name: item for name, item in dataclasses.asdict(value).items() if name not in left_out}

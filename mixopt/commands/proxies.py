@@ -29,7 +29,9 @@ def proxies(
     ] = None,
     parametrization: Annotated[
         str | None,
-        typer.Option("--parametrization", metavar="NAME", help="Whose learning rates: standard or mup; default: standard, or that of FILE."),
+        typer.Option(
+            "--parametrization", metavar="NAME", help="Whose learning rates: standard or mup; default: standard, or that of FILE."
+        ),
     ] = None,
     probe: Annotated[
         bool,
@@ -76,9 +78,15 @@ def _show(table: SizeTable, output: Console) -> None:
     for rule in table.rules:
         _say(output, f"- {rule.dimension}: {rule.rule}. {rule.source}")
     if not table.tensor_rules:
-        _say(output, "In muP (`proxy.parametrization: mup`) one rate serves every size; `mixopt proxies --parametrization mup` shows its rules.")
+        _say(
+            output,
+            "In muP (`proxy.parametrization: mup`) one rate serves every size; `mixopt proxies --parametrization mup` shows its rules.",
+        )
     else:
-        _say(output, "In muP the learning rate above is nano's for every size, and follows the shape tensor by tensor, with everything relative to nano:")
+        _say(
+            output,
+            "In muP the learning rate above is nano's for every size, and follows the shape tensor by tensor, with everything relative to nano:",
+        )
     for tensor_rule in table.tensor_rules:
         scales = f"initial scale {tensor_rule.std}, rate {tensor_rule.rate}"
         _say(output, f"- {tensor_rule.group}: {scales}. {tensor_rule.why}")

@@ -238,7 +238,9 @@ def test_mup_resumes_like_any_other_and_never_from_the_standard_parametrization(
     corpus: Path, tmp_path: Path, trio: tuple[Path, list[MemberSpec], list[MemberResult]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, members, standard = trio
-    stopped(trained(corpus, tmp_path / "cut", members, should_stop=Stopper(5)))  # checkpoints of the standard parametrization, ignored below
+    stopped(
+        trained(corpus, tmp_path / "cut", members, should_stop=Stopper(5))
+    )  # checkpoints of the standard parametrization, ignored below
     monkeypatch.setattr(f"{__name__}.CONFIG", dataclasses.replace(CONFIG, parametrization="mup"))
     whole = trained(corpus, tmp_path / "whole", members)
     assert stopped(trained(corpus, tmp_path / "cut", members, should_stop=Stopper(7))) == [7, 7, 7]

@@ -42,7 +42,9 @@ def test_multiples_of_small_and_medium_are_those_counted_by_hand() -> None:
     medium = proxy_config("medium", 4096, "mup")
     assert initial_std(medium, "expert_out") == pytest.approx(6**0.5 / 8 / 4 * 32**-0.5 / 2)  # less than 1/sqrt(inputs): wider experts
     dense = proxy_config("small-dense", 4096, "mup")
-    assert {name: rate_multiplier(dense, name) for name in ("shared_in", "shared_out")} == pytest.approx({"shared_in": 1 / 4, "shared_out": 1 / 12})
+    assert {name: rate_multiplier(dense, name) for name in ("shared_in", "shared_out")} == pytest.approx(
+        {"shared_in": 1 / 4, "shared_out": 1 / 12}
+    )
 
 
 def test_the_number_of_experts_and_of_active_ones_is_in_no_rule() -> None:
@@ -203,5 +205,7 @@ def test_a_step_changes_as_much_at_every_depth() -> None:
 
 
 def test_a_step_changes_as_much_with_many_experts() -> None:
-    few, many = (changes(dataclasses.replace(shape(64, 2, "mup"), n_experts=experts, top_k=active)) for experts, active in ((8, 2), (32, 8)))
+    few, many = (
+        changes(dataclasses.replace(shape(64, 2, "mup"), n_experts=experts, top_k=active)) for experts, active in ((8, 2), (32, 8))
+    )
     assert many == pytest.approx(few, rel=0.15)
