@@ -1,7 +1,7 @@
 """The best learning rate of a proxy by its size, in the standard parametrization and in muP: does nano's carry over to small?
 
-    python benchmarks/learning_rates.py [--quick] [--sizes SIZE ...] [--rates RATE ...] [--seeds N] [--tokens N] [--keep FOLDER] [--json FILE]
-    python benchmarks/learning_rates.py --show FILE
+    python benchmarks/learning_rates.py [--quick] [--sizes SIZE ...] [--rates RATE ...] [--seeds N] [--tokens N] [--json FILE]
+    python benchmarks/learning_rates.py --show PATH [--json FILE]
 
 Text is the shared corpus where MIXOPT_SHARED names it, else the demo corpus; `--prepared FOLDER` takes tokens that `mixopt prepare` has made.
 A pack trains all rates of a size, parametrization and seed. All sizes train on equally many tokens, because the best rate moves with the
@@ -96,10 +96,10 @@ class Job:
         folder = f"{self.corpus}-{self.size}-{self.parametrization}-{self.tokens}"
         return Path(self.keep) / folder / f"{rate:.6g}-{self.seed}.json"
 
-    def rows(self) -> list[Row]:
-        """Those that are there."""
-        paths = [self.path(rate) for rate in self.rates]
-        return [Row(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
+    @property
+    def whole_tokens(self) -> int:
+        """Of whole steps."""
+        return self.tokens // TOKENS_PER_STEP * TOKENS_PER_STEP
 
     def missing(self) -> list[float]:
         return [rate for rate in self.rates if not self.path(rate).exists()]
@@ -137,9 +137,9 @@ def keep(job: Job, rate: float, folder: Path, outcome: MemberOutcome) -> None:
 
     if isinstance(outcome, MemberResult):
         loss = statistics.fmean(nats for _, tokens, nats, _ in outcome.measurements if tokens == outcome.tokens)
-        row = Row(job.corpus, job.size, job.parametrization, outcome.tokens, rate, job.seed, loss, outcome.seconds)
+        row = Row(job.corpus, job.size, job.parametrization, job.whole_tokens, rate, job.seed, loss, outcome.seconds)
     elif isinstance(outcome, MemberFailure) and outcome.kind == "diverged":
-        row = Row(job.corpus, job.size, job.parametrization, outcome.tokens, rate, job.seed, None, 0.0)
+        row = Row(job.corpus, job.size, job.parametrization, job.whole_tokens, rate, job.seed, None, 0.0)
     else:
         print(outcome, file=sys.stderr)
         return
@@ -194,6 +194,13 @@ def least_point(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def print_results(rows: Sequence[Row]) -> None:
+    """The tables of every text and number of tokens."""
+    for text, tokens in sorted({(row.corpus, row.tokens) for row in rows}):
+        print(f"{text}, {tokens:,} tokens:")
+        _print_tables([row for row in rows if (row.corpus, row.tokens) == (text, tokens)])
+
+
+def _print_tables(rows: Sequence[Row]) -> None:
     """Losses by rate, best rates, and the ratios that say whether a rate carries over."""
     print(f"{'size':13} {'parametrization':16} {'rate':>9}  loss in nats per token, by seed")
     for key in sorted({(PARAMETRIZATIONS.index(row.parametrization), SIZES.index(row.size), row.rate) for row in rows}):
@@ -271,6 +278,27 @@ def run(jobs: Sequence[Job], at_once: int, done: Callable[[], None]) -> int:
     return failures
 
 
+def kept(folder: Path) -> list[Row]:
+    """All rows that a folder keeps, by size, parametrization, seed and rate."""
+    rows = [Row(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/*.json")]
+    return sorted(
+        rows, key=lambda row: (row.corpus, SIZES.index(row.size), PARAMETRIZATIONS.index(row.parametrization), row.seed, row.rate)
+    )
+
+
+def show(path: Path, json_file: Path | None) -> int:
+    """Prints what is there, and writes it where a file is given."""
+    wrong = f"There is no {path}." if not path.exists() else why_unwritable(json_file) if json_file is not None else None
+    if wrong is not None:
+        print(wrong, file=sys.stderr)
+        return 2
+    rows = kept(path) if path.is_dir() else [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    print_results(rows)
+    if json_file is not None:
+        write_rows(json_file, rows)
+    return 0
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Nano and micro, four rates, one seed, 50K tokens: two minutes.")
@@ -283,7 +311,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, default=ROOT / "runs" / "learning-rates", metavar="FOLDER", help="Where results are kept.")
     parser.add_argument("--at-once", type=int, default=1, help="Processes at once, one core each.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the rows to this file.")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="Only print the tables of a file of rows.")
+    parser.add_argument("--show", type=Path, metavar="PATH", help="Only print the tables of a file of rows, or of a --keep folder.")
     parser.add_argument("--pack", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -295,8 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(Job(**{**job, "rates": tuple(job["rates"])}))
         return 0
     if options.show:
-        print_results([Row(**row) for row in json.loads(options.show.read_text(encoding="utf-8"))])
-        return 0
+        return show(options.show, options.json)
     sizes = options.sizes or (["nano", "micro"] if options.quick else ["nano", "micro", "small"])
     rates = tuple(sorted(options.rates or (GRID[1:5] if options.quick else GRID)))
     seeds, tokens = options.seeds or (1 if options.quick else 2), options.tokens or (50_000 if options.quick else 300_000)
@@ -313,7 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
 
     def rows() -> list[Row]:
-        return [row for job in jobs for row in job.rows()]
+        """Of earlier calls, too."""
+        asked = {(job.corpus, job.size, job.parametrization, job.whole_tokens) for job in jobs}
+        return [row for row in kept(options.keep) if (row.corpus, row.size, row.parametrization, row.tokens) in asked]
 
     failures = run(jobs, options.at_once, lambda: write_rows(options.json, rows()) if options.json else None)
     if options.json:

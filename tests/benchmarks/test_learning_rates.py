@@ -92,7 +92,7 @@ def test_what_is_trained_is_kept_and_not_trained_again(
     keep = tmp_path / "keep"
     job = module.Job(str(prepared), "text", str(keep), "nano", "standard", 8192, 100, (1e-3, 1e-2))
     module.train(job)
-    rows = job.rows()
+    rows = module.kept(keep)
     assert [(row.rate, row.seed, row.tokens) for row in rows] == [(1e-3, 100, 8192), (1e-2, 100, 8192)]
     assert math.log(8) < rows[1].loss_nats < rows[0].loss_nats < math.log(64) + 0.2
     assert sorted(path.suffix for path in job.path(1e-3).parent.iterdir()) == [".json", ".json"]  # no weights, no checkpoints
@@ -100,9 +100,10 @@ def test_what_is_trained_is_kept_and_not_trained_again(
     options = ["--prepared", str(prepared), "--keep", str(keep), "--sizes", "nano", "--rates", "1e-3", "1e-2", "--seeds", "1"]
     assert module.main([*options, "--tokens", "8192", "--json", str(tmp_path / "rows.json")]) == 0
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 2
-    capsys.readouterr()
-    assert module.main(["--show", str(tmp_path / "rows.json")]) == 0
-    assert "nano" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for place in (tmp_path / "rows.json", keep):
+        assert module.main(["--show", str(place)]) == 0
+        assert capsys.readouterr().out == printed
 
 
 def test_a_slip_is_told_in_a_sentence(benchmark_module: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +113,7 @@ def test_a_slip_is_told_in_a_sentence(benchmark_module: Any, capsys: pytest.Capt
         (["--rates", "0"], "Rates are above 0"),
         (["--tokens", "100"], "--tokens 100 are fewer than 8 steps"),
         (["--json", "."], "--json . is a folder."),
+        (["--show", "nowhere.json"], "There is no nowhere.json."),
     ):
         assert module.main(arguments) == 2
         assert message in capsys.readouterr().err
