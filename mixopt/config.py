@@ -230,7 +230,11 @@ class ProxyConfig(Model):
     )
     window: int = Field(512, ge=64, description="Tokens per window.")
     tokens_per_step: WholeCount = Field(1024, description="Tokens per optimizer step and trial.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak rate; default: by size.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak rate; default: by size and parametrization.")
+    parametrization: Literal["standard", "mup"] = Field(
+        "standard",
+        description="How initial weights and rates follow the size: standard, or mup (maximal update), where one rate serves every size.",
+    )
     schedule: Literal["constant", "wsd"] = Field(
         "wsd", description="After warm-up: constant, or constant and a short linear decay at the end."
     )

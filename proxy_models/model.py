@@ -9,7 +9,6 @@ Legend: K pack members, B batch, T time, N = B*T tokens of a member, D model wid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,10 +23,7 @@ from proxy_models.device.precision import Compute, default_compute
 from proxy_models.layers import PackedAttention, rms_norm
 from proxy_models.loss import CHUNK_TOKENS, TiedGradient, TiedLookup, Workspace, mean_losses, token_losses
 from proxy_models.moe import PackedMoE
-
-EMBEDDING_STD = 0.02
-"""Scale of the initial embedding. With it and the norm after the lookup, a nano proxy (4,096 entries, 14 domains, 0.5M tokens, rate 3e-3, two
-seeds) reached 5.44 nats per token on held-out text; 5.59 at 1/sqrt(D) with that norm, 5.78 and 5.83 at the two scales without it."""
+from proxy_models.parametrization import initial_std
 
 
 class PackedLayer(nn.Module):
@@ -115,21 +111,13 @@ class PackedProxy(nn.Module):
 
     @torch.no_grad()
     def _initialize(self, k: int, seed: int) -> None:
-        """Draws the weights of member k on the CPU, so that they are the same on every device.
-
-        Norms are one. Matrices are normal with variance 1 / inputs (keeps the scale of what passes through); those that write to the residual
-        stream are smaller by sqrt(2 L), so that 2 L of them add up to the scale of one (GPT-2). The embedding has GPT-2's 0.02: logits start
-        near zero, and the loss near log V.
-        """
+        """Draws the weights of member k on the CPU, so that they are the same on every device. Norms are one, the rest is normal (`initial_std`)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            leaf = name.rsplit(".", 1)[-1]
-            if leaf == "norm":
+            std = initial_std(self.config, name)
+            if not std:
                 parameter[k].fill_(1.0)
                 continue
-            std = EMBEDDING_STD if leaf == "embedding" else parameter.shape[-2] ** -0.5
-            if leaf in ("output", "expert_out", "shared_out"):
-                std /= math.sqrt(2 * self.config.n_layers)
             parameter[k].copy_(torch.empty(parameter.shape[1:], dtype=torch.float32).normal_(0.0, std, generator=generator))
 
     def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False) -> Tensor:

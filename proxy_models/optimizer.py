@@ -18,9 +18,25 @@ import torch
 from torch import Tensor
 
 from proxy_models.model import PackedProxy
+from proxy_models.parametrization import rate_multiplier
 
 UNDECAYED = ("norm", "embedding")
 """Last part of the names without weight decay: scales, and the embedding, whose rare rows would shrink between their occurrences."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that share a call of the kernel.
+
+    Attributes:
+        indices: of the parameters.
+        multiplier: on the rate.
+        decay: decoupled decay, times the multiplied rate.
+    """
+
+    indices: tuple[int, ...]
+    multiplier: float
+    decay: float
 
 
 class PackedAdamW:
@@ -29,7 +45,7 @@ class PackedAdamW:
     Args:
         model: the pack; its parameters are changed in place.
         learning_rates: peak rate of each member; a step multiplies it by the schedule's scale.
-        weight_decay: decoupled decay of matrices, times the rate of the step; norms and embedding have none.
+        weight_decay: decoupled decay of matrices, times the rate of the step before a tensor's multiplier; norms and embedding have none.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         clip: largest gradient norm of a member over all its parameters; infinity for no clipping.
@@ -60,9 +76,16 @@ class PackedAdamW:
         # Counters are tensors because the fused kernel reads them; float32 counts steps exactly up to 2^24.
         self._steps_K = torch.zeros(model.members, dtype=torch.float32, device=model.embedding.device)
         self._steps = list(self._steps_K.unbind())
-        decayed = [index for index, name in enumerate(self._names) if name.rsplit(".", 1)[-1] not in UNDECAYED]
-        plain = [index for index in range(len(self._names)) if index not in decayed]
-        self._groups = ((decayed, weight_decay), (plain, 0.0))
+        self._groups = self._grouped()
+
+    def _grouped(self) -> tuple[Group, ...]:
+        """Tensors of one call of the kernel: of one multiplier, decayed or not."""
+        indices: dict[tuple[bool, float], list[int]] = {}
+        for index, name in enumerate(self._names):
+            plain = name.rsplit(".", 1)[-1] in UNDECAYED
+            indices.setdefault((plain, rate_multiplier(self.model.config, name)), []).append(index)
+        # Decay per step is the rate times the decay, without the multiplier (proxy_models/parametrization.py).
+        return tuple(Group(tuple(indices[key]), key[1], 0.0 if key[0] else self.weight_decay / key[1]) for key in sorted(indices))
 
     def begin(self, rates: Sequence[float]) -> None:
         """Members that have not stepped yet, with these peak rates."""
@@ -115,11 +138,12 @@ class PackedAdamW:
         divisor = max(1.0, norm / self.clip)
         self._steps[k] += 1
         update = _fused_update if self.fused else _plain_update
-        for indices, decay in self._groups:
+        for group in self._groups:
             weights, slopes, first, second = (
-                [source[index][k] for index in indices] for source in (self._parameters, gradients, self._first, self._second)
+                [source[index][k] for index in group.indices] for source in (self._parameters, gradients, self._first, self._second)
             )
-            update(_Slices(weights, slopes, first, second, self._steps[k]), rate, decay, divisor, self.betas, self.eps)
+            slices = _Slices(weights, slopes, first, second, self._steps[k])
+            update(slices, rate * group.multiplier, group.decay, divisor, self.betas, self.eps)
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Moments and step counter of member k, as copies: `first.<parameter>`, `second.<parameter>` and `step`."""

@@ -129,7 +129,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 class PlainTrainer:
-    """Trains a `PlainProxy` with `torch.optim.AdamW` behind a clip of the whole gradient's norm; settings as in `PackedAdamW`."""
+    """Trains a `PlainProxy` with `torch.optim.AdamW` behind a clip of the whole gradient's norm; settings as in `PackedAdamW`.
+
+    Args:
+        multipliers: name of a weight -> what its rate is multiplied by, 1 where not named; decay per step is as without.
+    """
 
     def __init__(
         self,
@@ -139,11 +143,13 @@ class PlainTrainer:
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         clip: float = 1.0,
+        multipliers: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.learning_rate, self.clip = model, learning_rate, clip
-        plain = [weight for name, weight in model.weights.items() if name == "embedding" or name.endswith("norm")]
-        decayed = [weight for name, weight in model.weights.items() if name != "embedding" and not name.endswith("norm")]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        factors = {name: (multipliers or {}).get(name, 1.0) for name in model.weights}
+        self.factors = list(factors.values())
+        decays = [0.0 if name == "embedding" or name.endswith("norm") else weight_decay / factor for name, factor in factors.items()]
+        groups = [{"params": [weight], "weight_decay": decay} for weight, decay in zip(model.weights.values(), decays, strict=True)]
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps)
 
     def step(self, tokens_BS: Tensor, rate_scale: float = 1.0) -> float:
@@ -155,8 +161,8 @@ class PlainTrainer:
         for weight in self.model.weights.values():
             if weight.grad is not None and norm > self.clip:
                 weight.grad *= self.clip / norm  # torch's clip_grad_norm_ divides by norm + 1e-6
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate_scale
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = self.learning_rate * rate_scale * factor
         self.optimizer.step()
         self.model.update_router_bias()
         return float(loss.detach())

@@ -259,13 +259,9 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     space = MixtureSpace.from_domains(domains)
     proxy, check = experiment.proxy, experiment.verification
     sources = (Source("trained", proxy.size, proxy.tokens), Source("trained", check.size, check.tokens))
-    # A rate given in the file was chosen for the size of the search; another size keeps its own default.
-    recipes = [
-        recipe_for(
-            proxy if source.size == proxy.size else proxy.model_copy(update={"learning_rate": None}), source.size, manifest.vocab_size
-        )
-        for source in sources
-    ]
+    # A rate given in the file was chosen for the size of the search; another size keeps its own default, but in muP, where rates carry over.
+    elsewhere = proxy if proxy.parametrization == "mup" else proxy.model_copy(update={"learning_rate": None})
+    recipes = [recipe_for(proxy if source.size == proxy.size else elsewhere, source.size, manifest.vocab_size) for source in sources]
     factories = [
         TrialFactory(domains, source, recipe, manifest.tokenizer_hash, ENGINE_VERSION)
         for source, recipe in zip(sources, recipes, strict=True)

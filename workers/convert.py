@@ -44,11 +44,12 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         near = difflib.get_close_matches(size, SIZES, n=1)
         remedy = f"Did you mean '{near[0]}'?" if near else f"Known sizes: {', '.join(SIZES)}."
         raise ConfigError(f"Unknown proxy size '{size}'.", remedy)
-    return {
+    rate = proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size, proxy.parametrization)
+    recipe: dict[str, JsonValue] = {
         "vocab_size": vocab_size,
         "window": proxy.window,
         "tokens_per_step": proxy.tokens_per_step,
-        "learning_rate": proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size),
+        "learning_rate": rate,
         "schedule": proxy.schedule,
         "warmup_fraction": proxy.warmup_fraction,
         "decay_fraction": proxy.decay_fraction,
@@ -56,6 +57,9 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         "clip": proxy.clip,
         **_balancing(proxy, size),
     }
+    if proxy.parametrization != "standard":  # at its default it is left out, as in trials of before
+        recipe["parametrization"] = proxy.parametrization
+    return recipe
 
 
 def _balancing(proxy: ProxySettings, size: str) -> dict[str, JsonValue]:
@@ -78,11 +82,12 @@ def proxy_of(trial: Trial) -> ProxyConfig:
     """
     if trial.source.evaluator != "trained":
         raise ConfigError(f"Trial {trial.trial_id} asks for the evaluator '{trial.source.evaluator}'.", "This runner trains proxies only.")
-    config = proxy_config(trial.source.size, int(trial.recipe["vocab_size"]))
+    recipe = trial.recipe
+    config = proxy_config(trial.source.size, int(recipe["vocab_size"]), str(recipe.get("parametrization", "standard")))
     return replace(
         config,
-        bias_update_rate=float(trial.recipe.get("bias_update_rate", config.bias_update_rate)),
-        auxiliary_loss=float(trial.recipe.get("auxiliary_loss", config.auxiliary_loss)),
+        bias_update_rate=float(recipe.get("bias_update_rate", config.bias_update_rate)),
+        auxiliary_loss=float(recipe.get("auxiliary_loss", config.auxiliary_loss)),
     )
 
 

@@ -27,6 +27,12 @@ def proxies(
     tokens_per_step: Annotated[
         int | None, typer.Option("--tokens-per-step", min=1, help="Tokens per optimizer step and proxy; default: 1024, or those of FILE.")
     ] = None,
+    parametrization: Annotated[
+        str | None,
+        typer.Option(
+            "--parametrization", metavar="NAME", help="Whose learning rates: standard or mup; default: standard, or that of FILE."
+        ),
+    ] = None,
     probe: Annotated[
         bool,
         typer.Option(
@@ -44,7 +50,7 @@ def proxies(
     from workers.planning.sizes import circumstances, describe_sizes
 
     reporter = RichReporter()
-    table = describe_sizes(circumstances(experiment, vocab, window, tokens_per_step), probe, reporter)
+    table = describe_sizes(circumstances(experiment, vocab, window, tokens_per_step, parametrization), probe, reporter)
     if json_file is not None:
         write_json(json_file, table.to_json())
     _show(table, reporter.output)
@@ -71,6 +77,19 @@ def _show(table: SizeTable, output: Console) -> None:
     _say(output, "What follows from the width, and by which rule:")
     for rule in table.rules:
         _say(output, f"- {rule.dimension}: {rule.rule}. {rule.source}")
+    if not table.tensor_rules:
+        _say(
+            output,
+            "In muP (`proxy.parametrization: mup`) one rate serves every size; `mixopt proxies --parametrization mup` shows its rules.",
+        )
+    else:
+        _say(
+            output,
+            "In muP the learning rate above is nano's for every size, and follows the shape tensor by tensor, with everything relative to nano:",
+        )
+    for tensor_rule in table.tensor_rules:
+        scales = f"initial scale {tensor_rule.std}, rate {tensor_rule.rate}"
+        _say(output, f"- {tensor_rule.group}: {scales}. {tensor_rule.why}")
 
 
 def _shapes_table(table: SizeTable) -> Any:

@@ -135,7 +135,10 @@ def _search_params(findings: Findings) -> dict[str, str]:
         "pull": objective.get("pull"),
         "budget_tokens": context.get("budget_tokens"),
         "domains": len(context["domains"]),
-        **{name: recipe.get(name) for name in ("learning_rate", "window", "tokens_per_step", "bias_update_rate", "auxiliary_loss")},
+        **{
+            name: recipe.get(name)
+            for name in ("learning_rate", "window", "tokens_per_step", "bias_update_rate", "auxiliary_loss", "parametrization")
+        },
     }
     return {name: _number_text(value) for name, value in values.items() if value is not None}
 

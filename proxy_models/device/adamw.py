@@ -1,7 +1,7 @@
 """AdamW for a pack that never asks the host: rates, clip factors, step counters and who takes the step are tensors on the device.
 
 The same update as `PackedAdamW`, whose state it shares, so that checkpoints of either serve both. Torch's fused kernel takes one rate, one
-divisor and one flag per call, hence a call per member and kind of decay. In a CUDA graph that costs no launch from the host, but one
+divisor and one flag per call, hence a call per member and group of tensors. In a CUDA graph that costs no launch from the host, but one
 member's weights keep only a part of a large GPU busy (a block per 65,536 weights), so the calls go to several streams that run side by
 side. The trade-off: 2 K small kernels where one kernel over the whole stack could do; that one would have to be our own.
 
@@ -55,15 +55,16 @@ class DeviceAdamW(PackedAdamW):
 
     def _fused(self, gradients: Sequence[Tensor], rate_K: Tensor, divisor_K: Tensor, stepped_K: Tensor) -> None:
         skipped_K = (~stepped_K).to(torch.float32)
-        rates, divisors, skipped = rate_K.unbind(), divisor_K.unbind(), skipped_K.unbind()
+        divisors, skipped = divisor_K.unbind(), skipped_K.unbind()
+        rates_by_group = [(rate_K * group.multiplier).unbind() for group in self._groups]
         by_member = [
             [tensor.detach().unbind() for tensor in tensors] for tensors in (self._parameters, gradients, self._first, self._second)
         ]
         with _Lanes(rate_K.device) as lanes:
             for k in range(self.model.members):
                 with lanes.lane(k):
-                    for indices, decay in self._groups:
-                        weights, slopes, first, second = ([tensors[index][k] for index in indices] for tensors in by_member)
+                    for group, rates in zip(self._groups, rates_by_group, strict=True):
+                        weights, slopes, first, second = ([tensors[index][k] for index in group.indices] for tensors in by_member)
                         torch._fused_adamw_(
                             weights,
                             slopes,
@@ -76,7 +77,7 @@ class DeviceAdamW(PackedAdamW):
                             lr=rates[k],
                             beta1=self.betas[0],
                             beta2=self.betas[1],
-                            weight_decay=decay,
+                            weight_decay=group.decay,
                             eps=self.eps,
                             grad_scale=divisors[k],
                             found_inf=skipped[k],
@@ -86,18 +87,19 @@ class DeviceAdamW(PackedAdamW):
         """The same for all members at once, as algorithm 2 of arXiv 1711.05101 reads; several times the memory traffic."""
         beta1, beta2 = self.betas
         # Of members that never stepped these divide by zero; what comes of it is never chosen.
-        rate_1_K = rate_K / (1.0 - beta1**self._steps_K)
+        first_root_K = 1.0 - beta1**self._steps_K
         root_K = (1.0 - beta2**self._steps_K).sqrt()
-        for indices, decay in self._groups:
-            for index in indices:
+        for group in self._groups:
+            group_rate_K = rate_K * group.multiplier
+            for index in group.indices:
                 weight, first, second = self._parameters[index], self._first[index], self._second[index]
                 shape = (-1, *[1] * (weight.dim() - 1))
                 stepped = stepped_K.view(shape)
                 clipped = gradients[index] / divisor_K.view(shape)
                 new_first = first.lerp(clipped, 1.0 - beta1)
                 new_second = second * beta2 + clipped * clipped * (1.0 - beta2)
-                change = rate_1_K.view(shape) * new_first / (new_second.sqrt() / root_K.view(shape) + self.eps)
-                new_weight = weight * (1.0 - rate_K.view(shape) * decay) - change
+                change = (group_rate_K / first_root_K).view(shape) * new_first / (new_second.sqrt() / root_K.view(shape) + self.eps)
+                new_weight = weight * (1.0 - group_rate_K.view(shape) * group.decay) - change
                 for old, new in ((weight, new_weight), (first, new_first), (second, new_second)):
                     old.copy_(torch.where(stepped, new, old))
 

@@ -36,6 +36,13 @@ def test_it_lists_every_size_and_the_rules(tmp_path: Path) -> None:
     assert {row["speed"]["origin"] for row in body["sizes"]} == {"assumed"}
 
 
+def test_it_shows_the_rules_of_mup() -> None:
+    ended = proxies("--parametrization", "mup")
+    for words in ("router: initial scale 1 / width, rate 1 / width", "arXiv 2601.20205"):
+        assert words in ended.stdout
+    assert "--parametrization mup" in proxies().stdout
+
+
 def test_a_slip_is_told_in_a_sentence() -> None:
     assert "not a multiple of the window" in proxies("--tokens-per-step", "1000", code=2).stderr
     assert "nothere.yaml" in proxies("nothere.yaml", code=2).stderr

@@ -248,6 +248,22 @@ def test_resumed_equals_uninterrupted_bitwise(
     assert all(same_weights(tmp_path / name, folder / name) for name in "abc")
 
 
+def test_mup_resumes_like_any_other_and_never_from_the_standard_parametrization(
+    corpus: Path, tmp_path: Path, trio: tuple[Path, list[MemberSpec], list[MemberResult]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, members, standard = trio
+    stopped(
+        trained(corpus, tmp_path / "cut", members, should_stop=Stopper(5))
+    )  # checkpoints of the standard parametrization, ignored below
+    monkeypatch.setattr(f"{__name__}.CONFIG", dataclasses.replace(CONFIG, parametrization="mup"))
+    whole = trained(corpus, tmp_path / "whole", members)
+    assert stopped(trained(corpus, tmp_path / "cut", members, should_stop=Stopper(7))) == [7, 7, 7]
+    resumed = trained(corpus, tmp_path / "cut", members)
+    assert [timeless(one) for one in resumed] == [timeless(one) for one in whole]
+    assert all(same_weights(tmp_path / "cut" / name, tmp_path / "whole" / name) for name in "abc")
+    assert all(result(one).measurements != other.measurements for one, other in zip(whole, standard, strict=True))
+
+
 def test_a_dense_proxy_trains_and_resumes_like_any_other(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = ProxyConfig("tiny-dense", VOCAB, 32, 2, 2, n_experts=0, top_k=0, n_shared_experts=3, d_expert=16)
     monkeypatch.setattr(f"{__name__}.CONFIG", dense)
@@ -359,6 +375,17 @@ def test_a_loss_that_is_not_finite_when_measured_is_a_failure(corpus: Path, tmp_
     assert bad.message.startswith("Loss on t became")
     assert not (tmp_path / "bad" / WEIGHTS_NAME).exists()
     assert [tokens for _, tokens, _, _ in result(good).measurements] == [64, 64]
+
+
+def test_what_checkpoints_are_bound_to_is_what_it_was() -> None:
+    """The hash of part 3 for a default specification: a field that joins later must be left out of it at its default."""
+    streams = (DomainStream("k", Path("k"), 4096), DomainStream("l", Path("l"), 8192))
+    one = MemberSpec("a", 7, 3e-3, streams, ((0.25, 0.75),))
+    settings = TrainSettings(tokens=1_000_000, window=512, tokens_per_step=1024)
+    held_out = [EvaluationSpec("t", Path("t"), "text", 4096, 1024)]
+    before = "e51225b65e8b31fbcdec9e962a4a1cd2cf02e43f444c343fc62f8111c42e8276"
+    assert spec_hash("1", proxy_config("nano", 4096), settings, one, held_out) == before
+    assert spec_hash("1", proxy_config("nano", 4096, "mup"), settings, one, held_out) != before
 
 
 def test_phases_are_trained_in_turn(corpus: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
+from mixopt.experiment_file import parse_experiment
 from proxy_models.config import proxy_config
-from workers.compose import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, evaluation_cost, evaluation_tokens, plan_evaluations
+from workers.compose import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, compose, evaluation_cost, evaluation_tokens, plan_evaluations
 
 
 def manifest(domains: int) -> Manifest:
@@ -42,6 +43,25 @@ def test_the_planned_cost_counts_every_set_and_point(tokens: int, domains: int, 
     by_hand = FORWARD_COST * sum((e.max_tokens or 0) + 3 * (e.curve_tokens or 0) for e in planned) / tokens
     assert evaluation_cost(planned, tokens) == pytest.approx(by_hand)
     assert (by_hand <= EVALUATION_SHARE) is within
+
+
+@pytest.mark.parametrize(("parametrization", "elsewhere"), [("standard", 1.5e-3), ("mup", 0.01)])
+def test_a_rate_given_for_the_search_is_that_of_its_verification_in_mup_alone(
+    tmp_path: Path, parametrization: str, elsewhere: float
+) -> None:
+    raw = {
+        "name": "rates",
+        "output": "out",
+        "budget_tokens": "1B",
+        "domains": [{"name": name, "path": f"{name}.jsonl", "tokens": "1B"} for name in ("d0", "d1")],
+        "targets": [{"name": "t", "path": "t.jsonl"}],
+        "proxy": {"learning_rate": 0.01, "parametrization": parametrization},
+        "verification": {"size": "micro"},
+    }
+    search = compose(parse_experiment(raw, tmp_path), manifest(2))
+    recipes = [search.factory.recipe, search.verification_factory.recipe]
+    assert [recipe["learning_rate"] for recipe in recipes] == [0.01, elsewhere]
+    assert [recipe.get("parametrization", "standard") for recipe in recipes] == [parametrization] * 2
 
 
 def test_a_forward_pass_is_charged_at_least_its_flops() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_balancing_enters_the_recipe_where_it_is_not_the_default(settings: dict[
 def test_the_learning_rate_follows_the_size_unless_it_is_given(size: str) -> None:
     assert recipe_for(ProxySettings(), size, 512)["learning_rate"] == default_learning_rate(size)
     assert recipe_for(ProxySettings(learning_rate=0.5), size, 512)["learning_rate"] == 0.5
+
+
+def test_the_parametrization_is_in_the_recipe_only_where_it_is_not_the_standard_one() -> None:
+    """Trials of before keep their identity."""
+    standard, mup = (recipe_for(ProxySettings(parametrization=kind), "micro", 512) for kind in ("standard", "mup"))
+    assert "parametrization" not in standard
+    assert mup == {**standard, "parametrization": "mup", "learning_rate": default_learning_rate("nano")}
+    of_mup = dataclasses.replace(trial({"ab": (1.0,)}, size="micro"), recipe=mup)
+    assert proxy_of(of_mup) == proxy_config("micro", 512, "mup")
+    assert proxy_of(trial({"ab": (1.0,)}, size="micro")) == proxy_config("micro", 512)
 
 
 def test_an_unknown_size_names_the_nearest() -> None:

@@ -16,7 +16,8 @@ from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.cost import Machine, Shape, Speed
 from mixopt.errors import ConfigError, RunError
 from mixopt.progress import Reporter
-from proxy_models.config import RULES, SIZES, Rule, default_learning_rate, proxy_config
+from proxy_models.config import PARAMETRIZATIONS, RULES, SIZES, Rule, default_learning_rate, proxy_config
+from proxy_models.parametrization import MUP_RULES, TensorRule
 from workers.compose import check_settings, compose
 from workers.machine import look_at, this_machine
 from workers.memory import member_memory, pack_memory_bytes
@@ -37,6 +38,7 @@ class Circumstances:
         pack_size: trials of a pack; None: by tokens per step and device.
         recorded: shape -> useful FLOPs per second and slot, and trials it rests on.
         notes: what the numbers rest on.
+        parametrization: whose learning rates are shown.
     """
 
     vocab_size: int
@@ -46,6 +48,7 @@ class Circumstances:
     pack_size: int | None = None
     recorded: Mapping[Shape, tuple[float, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    parametrization: str = "standard"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class SizeTable:
     rows: tuple[SizeRow, ...]
     rules: tuple[Rule, ...] = RULES
 
+    @property
+    def tensor_rules(self) -> tuple[TensorRule, ...]:
+        """How initial weights and rates of tensors follow the shape; none in the standard parametrization."""
+        return MUP_RULES if self.around.parametrization == "mup" else ()
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
@@ -97,12 +105,21 @@ class SizeTable:
             "slots": self.around.machine.slots,
             "sizes": [asdict(row) for row in self.rows],
             "rules": [asdict(rule) for rule in self.rules],
+            "parametrization": self.around.parametrization,
+            "tensor_rules": [
+                {"group": rule.group, "tensors": rule.tensors, "initial_std": str(rule.std), "rate": str(rule.rate), "why": rule.why}
+                for rule in self.tensor_rules
+            ],
             "notes": list(self.around.notes),
         }
 
 
 def circumstances(
-    experiment: Experiment | None, vocab_size: int | None = None, window: int | None = None, tokens_per_step: int | None = None
+    experiment: Experiment | None,
+    vocab_size: int | None = None,
+    window: int | None = None,
+    tokens_per_step: int | None = None,
+    parametrization: str | None = None,
 ) -> Circumstances:
     """Those of an experiment, or of this machine with the defaults of an experiment file; what is given explicitly comes first.
 
@@ -113,10 +130,14 @@ def circumstances(
     proxy = experiment.proxy if experiment else ProxySettings()
     window = window or proxy.window
     tokens_per_step = tokens_per_step or proxy.tokens_per_step
+    parametrization = parametrization or proxy.parametrization
+    if parametrization not in PARAMETRIZATIONS:
+        raise ConfigError(f"There is no parametrization '{parametrization}'.", f"Known ones: {', '.join(PARAMETRIZATIONS)}.")
     if tokens_per_step % window:
         raise ConfigError(f"--tokens-per-step {tokens_per_step} is not a multiple of the window, {window}.", "Change one of the two.")
     if experiment is None:
-        return Circumstances(vocab_size or TokenizerConfig().vocab_size, window, tokens_per_step, this_machine())
+        vocab_size = vocab_size or TokenizerConfig().vocab_size
+        return Circumstances(vocab_size, window, tokens_per_step, this_machine(), parametrization=parametrization)
     check_settings(experiment)
     notes = []
     try:
@@ -133,7 +154,8 @@ def circumstances(
             f"The vocabulary of {experiment.tokenizer.hub} is not known before `mixopt prepare`; {vocab_size:,} entries are assumed."
         )
     recorded = recorded_speeds(search, corpus, known)
-    return Circumstances(vocab_size, window, tokens_per_step, machine, experiment.ray.pack_size, recorded, tuple(notes))
+    pack_size = experiment.ray.pack_size
+    return Circumstances(vocab_size, window, tokens_per_step, machine, pack_size, recorded, tuple(notes), parametrization)
 
 
 def describe_sizes(around: Circumstances, may_probe: bool, reporter: Reporter) -> SizeTable:
@@ -172,7 +194,7 @@ def _row(shape: Shape, around: Circumstances, speed: Speed) -> SizeRow:
         member_bytes=member_memory(config, shape.window, shape.tokens_per_step, device).peak,
         pack_size=members,
         pack_bytes=pack_memory_bytes(config, shape.window, shape.tokens_per_step, members, device),
-        learning_rate=default_learning_rate(shape.size),
+        learning_rate=default_learning_rate(shape.size, around.parametrization),
         tokens_per_second=speed.flops_per_second / per_token,
         speed=speed,
     )

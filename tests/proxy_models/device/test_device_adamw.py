@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -26,12 +27,13 @@ def state(optimizer: PackedAdamW, k: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("clip", [math.inf, 0.3])
-def test_it_is_the_optimizer_with_the_host(tiny: ProxyConfig, fused: bool, clip: float) -> None:
+@pytest.mark.parametrize(("clip", "parametrization"), [(math.inf, "standard"), (0.3, "standard"), (0.3, "mup")])
+def test_it_is_the_optimizer_with_the_host(tiny: ProxyConfig, fused: bool, clip: float, parametrization: str) -> None:
     """Ten steps of three members at rates, scales and norms of their own; the second takes no part in every third.
 
     Rates are rounded to float32 on the device, hence not bit for bit.
     """
+    tiny = dataclasses.replace(tiny, n_layers=3, parametrization=parametrization)
     host = PackedAdamW(PackedProxy(tiny, [0, 1, 2]), RATES, DECAY, clip=clip)
     device = DeviceAdamW(PackedProxy(tiny, [0, 1, 2]), RATES, DECAY, clip=clip, fused=fused)
     for step in range(10):

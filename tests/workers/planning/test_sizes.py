@@ -94,3 +94,16 @@ def test_circumstances_are_those_of_the_experiment_unless_they_are_given(tmp_pat
 def test_steps_that_are_no_whole_windows_are_refused() -> None:
     with pytest.raises(ConfigError, match="1000 is not a multiple of the window, 512"):
         circumstances(None, tokens_per_step=1000)
+
+
+def test_in_mup_every_size_has_the_rate_of_the_base_and_tensors_have_rules() -> None:
+    table = describe_sizes(circumstances(None, 4096, parametrization="mup"), False, Silent())
+    assert {row.learning_rate for row in table.rows} == {3e-3}
+    body = json.loads(json.dumps(table.to_json()))
+    assert body["parametrization"] == "mup"
+    assert {name for rule in body["tensor_rules"] for name in rule["tensors"]} >= {"embedding", "router", "expert_in", "expert_out", "norm"}
+    standard = describe_sizes(AROUND, False, Silent())
+    assert standard.to_json()["tensor_rules"] == []
+    assert len({row.learning_rate for row in standard.rows}) == 5
+    with pytest.raises(ConfigError, match="no parametrization 'ntk'"):
+        circumstances(None, parametrization="ntk")
