@@ -38,7 +38,9 @@ def dense_parent(config: ProxyConfig) -> ProxyConfig:
     if not config.n_experts:
         raise ValueError(f"{config.size} is dense already; experts need a size with routed experts.")
     if config.n_experts % config.top_k:
-        raise ValueError(f"n_experts is {config.n_experts}, no multiple of top_k, {config.top_k}; every group of units needs as many copies.")
+        raise ValueError(
+            f"n_experts is {config.n_experts}, no multiple of top_k, {config.top_k}; every group of units needs as many copies."
+        )
     shared = config.top_k + config.n_shared_experts
     return replace(config, size=f"{config.size}{DENSE}", n_experts=0, top_k=0, n_shared_experts=shared)
 
@@ -82,7 +84,9 @@ def _experts(config: ProxyConfig, dense: Mapping[str, Tensor], prefix: str) -> d
     gate_DH, up_DH = dense[prefix + "shared_in"].chunk(2, dim=1)
     out_HD = dense[prefix + "shared_out"]
     shared = slice(0, config.d_shared)
-    groups = [slice(config.d_shared + group * config.d_expert, config.d_shared + (group + 1) * config.d_expert) for group in range(config.top_k)]
+    groups = [
+        slice(config.d_shared + group * config.d_expert, config.d_shared + (group + 1) * config.d_expert) for group in range(config.top_k)
+    ]
     chosen = [groups[expert % config.top_k] for expert in range(config.n_experts)]
     return {
         "shared_in": torch.cat([gate_DH[:, shared], up_DH[:, shared]], dim=1),

@@ -139,7 +139,11 @@ def test_training_goes_on_from_the_parent_as_slow_training_by_hand_does(
 
 
 def test_a_member_does_not_read_what_its_parent_read_in_the_same_order(scene: Scene) -> None:
-    specs = [scene.member("a", None), scene.member("b", scene.continued), scene.member("c", dataclasses.replace(scene.continued, parent="x"))]
+    specs = [
+        scene.member("a", None),
+        scene.member("b", scene.continued),
+        scene.member("c", dataclasses.replace(scene.continued, parent="x")),
+    ]
     draws = [MemberSampler(spec.data_seed, spec.domains, spec.weights, spec.fractions, 40, WINDOW).next_windows(40) for spec in specs]
     assert not np.array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[1], draws[2])
