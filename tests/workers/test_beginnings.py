@@ -145,7 +145,9 @@ def test_the_base_repeats_documents_as_the_first_stage_of_the_target_does(tmp_pa
 
 
 def test_the_rate_of_the_second_stage_is_not_the_bases(tmp_path: Path) -> None:
-    search = composed(tmp_path, CONTINUED, proxy={"learning_rate": 1e-4, "tokens": 204_800, "window": 64, "tokens_per_step": 1024, "beginning": CONTINUED})
+    search = composed(
+        tmp_path, CONTINUED, proxy={"learning_rate": 1e-4, "tokens": 204_800, "window": 64, "tokens_per_step": 1024, "beginning": CONTINUED}
+    )
     assert search.base is not None
     assert (search.base.recipe["learning_rate"], search.factory.recipe["learning_rate"]) == (3e-3, 1e-4)
 

@@ -256,6 +256,8 @@ class Planner:
             found = known_noise.from_swarm(known.swarm, list(objective_weights(experiment)), "this search")
             if found is not None:
                 return found
+        if experiment.proxy.beginning.kind != "scratch":
+            return known.noise or NoiseKnown("none", known_noise.UNKNOWN)  # the notes are of proxies from scratch
         return known.noise or known_noise.from_notes(experiment.proxy.size, experiment.proxy.tokens)
 
 
