@@ -22,7 +22,7 @@ from mixopt.beginnings import BASE_LABEL, base_json
 from mixopt.config import BeginningConfig, Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.domains import DomainSet
-from mixopt.errors import ConfigError, DataError
+from mixopt.errors import ConfigError, DataError, MixoptError
 from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
@@ -193,7 +193,7 @@ def _mixture(domains: DomainSet, mixture: str | dict[str, float]) -> Mixture:
 def _trial_of(result: Path) -> Trial | None:
     try:
         return trial_from_spec(json.loads(result.read_text(encoding="utf-8"))["trial"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, MixoptError):
         return None
 
 
