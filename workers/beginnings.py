@@ -13,7 +13,7 @@ has seen are not held back from the trials; where the target's second stage is o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,19 +100,25 @@ def base_trial(experiment: Experiment, manifest: Manifest, domains: DomainSet, s
     return factory.make(Schedule.constant(_mixture(stage, base.mixture)), base.seed, BASE_LABEL)
 
 
-def beginning_json(experiment: Experiment, bases: dict[str, Trial | None]) -> dict[str, Any]:
+def beginning_json(
+    experiment: Experiment, bases: Mapping[str, Trial | None], metrics: Callable[[Source], Mapping[str, str]]
+) -> dict[str, Any]:
     """What a search's context says of it; empty where trials begin from scratch.
 
     Args:
         bases: "search" and "verification" -> the trial that its trials begin with.
+        metrics: what trials of a source are scored on: evaluation key -> metric.
     """
     beginning = experiment.proxy.beginning
     if beginning.kind == "scratch":
         return {}
     mixture = beginning.base.mixture if beginning.base.trial is None and isinstance(beginning.base.mixture, str) else None
     share = {"reinitialized": beginning.reinitialized} if beginning.kind == "upcycled" else {}
-    described = {stage: base_json(trial, mixture) for stage, trial in bases.items() if trial is not None}
-    return {"beginning": {"kind": beginning.kind, **share, "bases": described}}
+    trials = {stage: trial for stage, trial in bases.items() if trial is not None}
+    return {
+        "beginning": {"kind": beginning.kind, **share, "bases": {stage: base_json(trial, mixture) for stage, trial in trials.items()}},
+        "metrics_base": {key: name for trial in trials.values() for key, name in metrics(trial.source).items()},
+    }
 
 
 def stored_trial(store: Path, digits: str) -> Trial:

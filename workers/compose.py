@@ -368,12 +368,7 @@ def context(search: Search) -> dict[str, Any]:
             ],
         },
         "recipe": dict(factory.recipe),
-        **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}),
-        **(
-            {"metrics_base": {key: name for base in search.bases for key, name in search.metrics(base.source).items()}}
-            if search.bases
-            else {}
-        ),
+        **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}, search.metrics),
         "tokenizer": {
             "hash": search.manifest.tokenizer_hash,
             "path": str(search.manifest.root / search.manifest.tokenizer_path),
