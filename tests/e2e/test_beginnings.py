@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mixopt.history import History
 from mixopt.trial import TrialState
@@ -70,7 +71,6 @@ def test_the_base_is_trained_first_and_every_trial_begins_with_it(begun: Any) ->
 
 POINTS = {
     "with half of the base's weights written": "worker-during-checkpoint:1",
-    "with the base trained, and nobody knows": "worker-before-result:1",
     "with the base of the verification trained": "driver-before-outcome:8",
 }
 
@@ -114,34 +114,24 @@ def test_another_search_over_the_same_output_shares_the_base_and_may_name_it(mak
     work = place.work()
     other = place.file.with_name("other.yaml")
 
-    def search(base_of_it: dict[str, Any]) -> str:
-        raw = json.loads(json.dumps(begun_raw(place)))
-        raw |= {"name": "other", "verification": {"enabled": False}, "objective": {"kind": "mean"}}
-        raw["proxy"]["beginning"]["base"] = base_of_it
-        other.write_text(json.dumps(raw))
-        return str(place.run("search", str(other)).output)
+    raw: dict[str, Any] = yaml.safe_load(place.file.read_text())
+    raw |= {"name": "other", "verification": {"enabled": False}, "objective": {"kind": "mean"}}
 
-    asked = "Trials: 0 trained now"
-    assert asked in search({"tokens": 32 * STEP})
-    assert asked in search({"trial": base[:10]})
+    def write(beginning: dict[str, Any]) -> str:
+        raw["proxy"]["beginning"] = beginning
+        other.write_text(yaml.safe_dump(raw))
+        return str(other)
+
+    named = {"kind": "continued", "base": {"trial": base[:10]}}
+    assert "Trials: 0 trained now" in place.run("search", write(named)).output, "a base under its id is the same base"
     assert {trial_id: starts(lines) for trial_id, lines in place.work().items()} == {t: starts(lines) for t, lines in work.items()}
     with History.open(record_location(place.output)) as history:
-        assert sorted(record.name for record in history.searches()) == ["killed", "other"], "a base under its id is the same base"
+        assert sorted(record.name for record in history.searches()) == ["killed", "other"]
 
-    raw = json.loads(other.read_text())
-    raw["proxy"]["beginning"]["base"] = {"trial": "0123456789"}
-    other.write_text(json.dumps(raw))
-    assert "holds no such trial" in place.run("search", str(other), code=2).errors
-    raw["proxy"]["beginning"] = {"kind": "upcycled", "base": {"trial": larger[:10]}}
-    other.write_text(json.dumps(raw))
-    assert "is of size 'nano', and trials of `proxy.size` begin with one of 'nano-dense'" in place.run("plan", str(other), code=2).errors
-
-
-def begun_raw(place: Any) -> dict[str, Any]:
-    import yaml
-
-    raw: dict[str, Any] = yaml.safe_load(place.file.read_text())
-    return raw
+    unknown = {"kind": "continued", "base": {"trial": "0123456789"}}
+    assert "holds no such trial" in place.run("search", write(unknown), code=2).errors
+    wrong = {"kind": "upcycled", "base": {"trial": larger[:10]}}
+    assert "is of size 'nano', and trials of `proxy.size` begin with one of 'nano-dense'" in place.run("plan", write(wrong), code=2).errors
 
 
 def test_people_are_told_what_trials_begin_with(begun: Any, tmp_path: Path) -> None:
