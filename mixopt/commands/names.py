@@ -8,7 +8,7 @@ import typer
 
 
 def list_names() -> None:
-    """Names that an experiment file or an option may use: strategies, surrogates, formats, what trials begin with."""
+    """Names that an experiment file or an option may use: strategies, surrogates, formats."""
     from typing import get_args
 
     from mixopt.config import BeginningConfig
