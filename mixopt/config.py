@@ -25,6 +25,7 @@ from pydantic import (
 
 from mixopt.errors import ConfigError
 from mixopt.groups.rules import GroupRule, ancestors, check_rules
+from mixopt.mixture import SUM_TOLERANCE
 from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count
 
 Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
@@ -220,6 +221,73 @@ class TokenizerConfig(Model):
         return self
 
 
+class BaseConfig(Model):
+    """The run that trials begin with: one that is trained first, or a trial that the output folder holds already."""
+
+    trial: str | None = Field(
+        None,
+        description="Id of a trial in the output folder, or its first 8 digits or more, as `mixopt show` prints them; nothing is trained then.",
+    )
+    mixture: Literal["natural", "uniform", "unimax"] | dict[str, float] = Field(
+        "natural",
+        description="What it is trained on: natural, uniform, unimax, or a weight for every domain (those left out: 0), summing to 1.",
+    )
+    tokens: WholeCount | None = Field(None, description="Its training tokens; default: `proxy.tokens`.")
+    budget_tokens: Count | None = Field(
+        None,
+        description="Training tokens of the target's own first stage, which decide how often the base repeats documents. Default: in proportion, "
+        "`budget_tokens` times the base's tokens over a trial's.",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of its initial weights and its data order.")
+    learning_rate: float | None = Field(None, gt=0, description="Its peak rate; default: by size (not `proxy.learning_rate`).")
+
+    @field_validator("trial")
+    @classmethod
+    def _id(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-f]{8,20}", value):
+            raise ValueError("no id of a trial; write 8 to 20 of its digits, 0 to 9 and a to f, as `mixopt show` prints them")
+        return value
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _mixture(cls, value: Any) -> Any:
+        """Said in one sentence, instead of one per kind that it could be."""
+        if value in ("natural", "uniform", "unimax"):
+            return value
+        if not isinstance(value, dict) or not value:
+            raise ValueError("write natural, uniform or unimax, or weights by domain, as {web: 0.8, code: 0.2}")
+        for domain, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+                raise ValueError(f"the weight of '{domain}' is {weight!r}; write a number from 0 to 1, all of them sum to 1")
+        if abs(sum(value.values()) - 1) > SUM_TOLERANCE:
+            raise ValueError(f"the weights sum to {sum(value.values()):.6g}; they are shares of tokens and sum to 1")
+        return {str(domain): float(weight) for domain, weight in value.items()}
+
+
+class BeginningConfig(Model):
+    """What the trials of a search begin with. Optimizer, warm-up and schedule begin anew in every case."""
+
+    kind: Literal["scratch", "continued", "upcycled"] = Field(
+        "scratch",
+        description="scratch: initial weights of a trial's seed; continued: the weights of `base` (continual pre-training); upcycled: those of a "
+        "dense `base` of the same size, made into experts (Drop-Upcycling).",
+    )
+    base: BaseConfig = BaseConfig()
+    reinitialized: float = Field(
+        0.5, ge=0, le=1, description="upcycled: share of every routed expert's hidden units that a trial's seed draws anew."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> BeginningConfig:
+        if self.kind == "scratch" and self.base != BaseConfig():
+            raise ValueError("trials from scratch have no base; name a kind, continued or upcycled, or leave `base` out")
+        if self.kind != "upcycled" and self.reinitialized != type(self).model_fields["reinitialized"].default:
+            raise ValueError("reinitialized belongs to kind: upcycled")
+        if self.base.trial is not None and self.base != BaseConfig(trial=self.base.trial):
+            raise ValueError("base names a trial that is trained, and how to train another; keep one of the two")
+        return self
+
+
 class ProxyConfig(Model):
     """The proxies of the search. What is not set follows from the size."""
 
@@ -242,6 +310,7 @@ class ProxyConfig(Model):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="Largest gradient norm, per trial.")
+    beginning: BeginningConfig = Field(BeginningConfig(), description="What trials begin with; default: from scratch.")
     balancing: Literal["bias", "auxiliary_loss", "both", "none"] = Field(
         "bias",
         description="How the experts are kept in even use: bias: one that moves toward the experts that had too few tokens; auxiliary_loss: a "
@@ -267,6 +336,9 @@ class ProxyConfig(Model):
             raise ValueError(
                 f"tokens {self.tokens} are fewer than 8 steps of {self.tokens_per_step}; raise tokens or lower tokens_per_step"
             )
+        base = self.beginning.base.tokens
+        if base is not None and base < 8 * self.tokens_per_step:
+            raise ValueError(f"beginning.base.tokens {base} are fewer than 8 steps of {self.tokens_per_step}; raise it")
         return self
 
 
@@ -363,6 +435,17 @@ class Experiment(Model):
         if check.enabled and check.tokens < 8 * step:
             raise ValueError(
                 f"`verification.tokens` is {check.tokens}, fewer than 8 steps of {step}; raise it, or set `verification.enabled: false`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _base_knows_its_domains(self) -> Experiment:
+        mixture = self.proxy.beginning.base.mixture
+        unknown = sorted(set(mixture) - {domain.name for domain in self.domains}) if isinstance(mixture, dict) else []
+        if unknown:
+            raise ConfigError(
+                f"`proxy.beginning.base.mixture` gives weight to {', '.join(unknown)}, which is no domain.",
+                f"The domains are {', '.join(domain.name for domain in self.domains)}.",
             )
         return self
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mixopt.domains import TokenCountSource
 
 Origin = Literal["record", "probe", "scaled", "assumed"]
+StageName = Literal["base", "search", "verification base", "verification"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the search, or its verification.
+    """One stage: the search, its verification, or the trial that those of either begin with.
 
     Attributes:
         what: where its trials come from: mixtures and seeds.
@@ -83,7 +84,7 @@ class Stage:
         device_bytes: what that pack takes of a GPU's memory, by arithmetic; 0 on CPUs.
     """
 
-    name: Literal["search", "verification"]
+    name: StageName
     source: str
     what: str
     trials: int
@@ -288,6 +289,11 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
+    def search(self) -> Stage:
+        """The stage of the search itself."""
+        return next(stage for stage in self.stages if stage.name == "search")
+
+    @property
     def trials(self) -> int:
         return sum(stage.trials for stage in self.stages)
 
@@ -301,7 +307,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of what is left: preparation where it is known, search and verification."""
+        """Of what is left: preparation where it is known, search and verification, and what their trials begin with."""
         return (self.preparation.seconds or 0.0) + sum(stage.seconds for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:

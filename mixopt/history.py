@@ -29,7 +29,7 @@ from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest, trial_from_spec
 
 SearchState = Literal["running", "interrupted", "finished", "failed"]
-StageName = Literal["search", "verification"]
+StageName = Literal["base", "search", "verification"]
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class History:
         return again
 
     def trials(self, search_id: str, stage: StageName | None = None) -> list[TrialRecord]:
-        """The trials of a search in ask order, those of the search before those of verification."""
+        """The trials of a search in ask order: those that others begin with, those of the search, those of verification."""
         query = _trial_query(search_id, stage)
         with self._read() as connection:
             return [_trial_record(row) for row in connection.execute(query)]
@@ -272,6 +272,14 @@ class History:
         if row is None:
             raise DataError(f"Search {search_id} has no trial {trial_id} in its {stage} stage.")
         return _trial_record(row)
+
+    def find_trials(self, digits: str) -> dict[str, Trial]:
+        """Trials whose id begins with these digits, whichever search asked for them, as the first of these sees them."""
+        link = tables.search_trials
+        query = sa.select(link.c.trial_id, link.c.spec).where(link.c.trial_id.startswith(digits, autoescape=True))
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(link.c.search_id, link.c.stage)).all()
+        return {row.trial_id: trial_from_spec(row.spec) for row in reversed(rows)}
 
     def completed_trials(self) -> frozenset[str]:
         """Ids of the trials that have an outcome, whichever search asked for them."""

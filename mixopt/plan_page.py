@@ -163,7 +163,7 @@ def _show_noise(noise: NoiseKnown, console: Console) -> None:
 
 
 def _show_advice(advice: Advice, plan: Plan, console: Console) -> None:
-    stage: Stage = plan.stages[0]
+    stage: Stage = plan.search
     name = stage.source.split("/")[1]
     _say(console, f"Proxy size: {advice.evidence}")
     of_it = f"of these {quantity(stage.embedding_parameters)} in the embedding"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -82,7 +82,7 @@ def search_identity(
 
     It covers the space (domains by name and content, their tokens, caps and bounds in the target corpus, the budget, what the rules on
     groups mean for domains), the objective, the strategy, and all that its trials share. Groups without rules are labels and stay out. It leaves out the number of trials, batches, verification, tracking, Ray and paths, so that
-    changing those continues the search.
+    changing those continues the search. Trials that begin with others' weights bring these trials in.
 
     Args:
         factory: makes the trials of this search; gives domains, source, recipe, tokenizer and engine.
@@ -97,6 +97,7 @@ def search_identity(
     return content_digest(
         {
             **({"groups": groups} if groups else {}),
+            **({"inputs": sorted(factory.inputs)} if factory.inputs else {}),
             "space": space,
             "budget_tokens": factory.domains.budget_tokens,
             "objective": dict(objective),
@@ -173,13 +174,15 @@ def run_trials(
     max_attempts: int = 3,
     observers: Sequence[SearchObserver] = (),
     stop: threading.Event | None = None,
+    anew: Collection[str] = (),
 ) -> list[TrialRecord]:
     """Runs these trials as part of a recorded search, such as those of its verification; returns their records, in the order given.
 
-    Completed ones that are scored on every metric are not run. Arguments and errors are those of `run_search`.
+    Completed ones that are scored on every metric are not run, but for those in `anew`, of which something was lost. Other arguments and errors
+    are those of `run_search`.
     """
     wanted = frozenset(trial.trial_id for trial in trials)
-    loop = _Loop(history, search_id, stage, runner, frozenset(metrics), max_attempts, observers, stop, wanted)
+    loop = _Loop(history, search_id, stage, runner, frozenset(metrics), max_attempts, observers, stop, wanted, frozenset(anew))
     unasked = [list(trials)]
     loop.run(lambda: unasked.pop() if unasked else [])
     records = {record.trial.trial_id: record for record in history.trials(search_id, stage)}
@@ -195,6 +198,7 @@ class _Loop:
     Attributes:
         keys: evaluations that every trial has to be scored on.
         only: of the trials in the record, those to bring to an end; None: all.
+        anew: trials that are run although the record holds what they measured.
         records: every trial of the stage in ask order, each as it was when the loop first saw it.
         given_up: trial id -> why.
         ended: trials that became done in this run.
@@ -209,6 +213,7 @@ class _Loop:
     observers: Sequence[SearchObserver]
     stop: threading.Event | None
     only: frozenset[str] | None = None
+    anew: frozenset[str] = frozenset()
     records: dict[str, TrialRecord] = field(default_factory=dict)
     waiting: dict[str, Trial] = field(default_factory=dict)
     under_way: dict[str, Trial] = field(default_factory=dict)
@@ -281,7 +286,7 @@ class _Loop:
         for record in new:
             trial_id = record.trial.trial_id
             self.records[trial_id] = record
-            if self._is_scored(record):
+            if self._is_scored(record) and trial_id not in self.anew:
                 self.done.add(trial_id)
             elif record.state is TrialState.ABANDONED:
                 self.given_up[trial_id] = record.failure.message if record.failure else ""

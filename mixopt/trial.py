@@ -77,7 +77,9 @@ class Trial:
         trial_id: content hash, 20 hexadecimal digits.
         recipe: proxy and optimizer settings, JSON values only (window, tokens_per_step, learning_rate, ...).
         domains: one per domain of the schedule, in its order.
-        label: why the search asked for it (natural, uniform, unimax, corner, design, verify:...); not part of the identity.
+        label: why the search asked for it (base, natural, uniform, unimax, corner, design, verify:...); not part of the identity.
+        inputs: ids of the trials whose weights it begins with; none: it begins from scratch. What is made of them is in `recipe["beginning"]`:
+            `kind` continued or upcycled, and `reinitialized`.
     """
 
     trial_id: str

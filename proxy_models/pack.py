@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proxy_models.balancing import Loads, Routed, normalized_entropy
+from proxy_models.beginning import first_weights
 from proxy_models.checkpoint import (
     CHECKPOINT_NAME,
     WEIGHTS_NAME,
@@ -109,6 +110,9 @@ class MemberRun:
         }
         if config.n_experts:
             diagnostics["balance"] = self._balance(config, settings, loads)
+        if self.spec.beginning is not None:
+            kind, parent, reinitialized = self.spec.beginning.identity()
+            diagnostics["beginning"] = {"kind": kind, "parent": parent, "reinitialized": reinitialized}
         return MemberResult(
             member_id=self.spec.member_id,
             realized=self.sampler.realized(),
@@ -213,9 +217,12 @@ class Pack:
         state = run.resumed.tensors if run.resumed is not None else None
         run.resumed = None
         self._places[k] = run
-        if fresh and state is None:
+        beginning = run.spec.beginning
+        if fresh and state is None and beginning is None:
             return
         try:
+            if state is None and beginning is not None:
+                state = with_prefix("model", first_weights(self.config, run.spec.seed, beginning))
             self._stepper.place(k, run.spec.seed, run.spec.learning_rate, state)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
             self._fail_alone(run, error)

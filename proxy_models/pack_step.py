@@ -90,15 +90,20 @@ class PackStep:
         return reports
 
     def place(self, k: int, seed: int, rate: float, state: Mapping[str, Tensor] | None = None) -> None:
-        """Gives place k to a member: a new one, or one that goes on from a `member_state`. All steps issued must have been reported.
+        """Gives place k to a member. All steps issued must have been reported.
+
+        Args:
+            state: a `member_state` to go on from; or its part of the model only, to begin with: the optimizer then begins anew. None: the
+                initial weights of the seed.
 
         Raises:
             ValueError: the state is of another model.
         """
-        checkpoint = Checkpoint(self._fresh_state(k, seed) if state is None else state, {})
-        self.model.load_member_state(k, checkpoint.part("model"))
-        self.optimizer.load_member_state(k, checkpoint.part("optimizer"))
-        self.model.count_from(k, checkpoint.part("balance").get("rows_LE"))
+        given = Checkpoint(state or {}, {})
+        model = PackedProxy(self.config, [seed], self.device).member_state(0) if state is None else given.part("model")
+        self.model.load_member_state(k, model)
+        self.optimizer.load_member_state(k, given.part("optimizer") or self._fresh_optimizer(k))
+        self.model.count_from(k, given.part("balance").get("rows_LE"))
         rates = list(self.optimizer.learning_rates)
         rates[k] = rate
         self.optimizer.learning_rates = tuple(rates)
@@ -135,11 +140,9 @@ class PackStep:
         self.model = self.model.select(members)
         self.optimizer = self.optimizer.select(members, self.model)
 
-    def _fresh_state(self, k: int, seed: int) -> dict[str, Tensor]:
-        """What a member of this seed starts with."""
-        optimizer = {name: torch.zeros_like(tensor) for name, tensor in self.optimizer.member_state(k).items()}
-        model = PackedProxy(self.config, [seed], self.device).member_state(0)
-        return {**with_prefix("model", model), **with_prefix("optimizer", optimizer)}
+    def _fresh_optimizer(self, k: int) -> dict[str, Tensor]:
+        """What a member's optimizer starts with."""
+        return {name: torch.zeros_like(tensor) for name, tensor in self.optimizer.member_state(k).items()}
 
 
 def step_type_for(device: torch.device | str) -> type[PackStep]:

@@ -9,6 +9,7 @@ import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,16 +34,47 @@ HASHED_DEFAULTS = frozenset(
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """The finished run whose weights a member begins with; optimizer and schedule begin anew.
+
+    Attributes:
+        kind: "continued": its weights as they are; "upcycled": those of a dense control, made into experts (`upcycling.py`).
+        parent: identity of that run: all that decides its weights. Enters the member's own.
+        weights: its `weights.safetensors`; where they lie is not part of what is trained.
+        reinitialized: share of every routed expert's hidden units that is drawn anew; upcycling only.
+
+    Raises:
+        ValueError: the kind is unknown, or a share is not between 0 and 1, or given where nothing is drawn.
+    """
+
+    kind: Literal["continued", "upcycled"]
+    parent: str
+    weights: Path
+    reinitialized: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("continued", "upcycled"):
+            raise ValueError(f"kind of beginning is '{self.kind}'; it is 'continued' or 'upcycled'.")
+        if not 0 <= self.reinitialized <= (1 if self.kind == "upcycled" else 0):
+            raise ValueError(f"reinitialized is {self.reinitialized}; it is between 0 and 1, and 0 unless upcycled.")
+
+    def identity(self) -> list[str | float]:
+        """What of it decides the member's weights, as JSON values."""
+        return [self.kind, self.parent, self.reinitialized]
+
+
+@dataclass(frozen=True)
 class MemberSpec:
     """One proxy of a pack.
 
     Attributes:
         member_id: names it in results and progress; not part of what is trained.
-        seed: of its initial weights and its data order.
+        seed: of its initial weights and its data order. Where it begins with weights of another run: of its data order and of what is drawn anew.
         learning_rate: peak.
         domains: its training domains, distinct keys.
         weights: shape (phases, domains): shares of tokens, rows summing to 1.
         fractions: share of the run per phase.
+        beginning: whose weights it begins with; None: initial weights of its seed.
     """
 
     member_id: str
@@ -51,6 +83,16 @@ class MemberSpec:
     domains: tuple[DomainStream, ...]
     weights: tuple[tuple[float, ...], ...]
     fractions: tuple[float, ...] = (1.0,)
+    beginning: Beginning | None = None
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the data order. With a beginning it depends on the parent, too: else a member would read the very windows, in the very
+        order, that a parent of the same seed has read."""
+        if self.beginning is None:
+            return self.seed
+        words = f"{self.seed} after {self.beginning.parent}"
+        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "little")
 
 
 @dataclass(frozen=True)
@@ -218,6 +260,7 @@ def spec_hash(
         "domains": sorted([stream.key, stream.unique_tokens, *column] for stream, column in columns if any(column)),
         "fractions": member.fractions,
         "evaluations": [[spec.key, spec.kind, spec.max_tokens, spec.curve_tokens] for spec in evaluations],
+        **({} if member.beginning is None else {"beginning": member.beginning.identity()}),
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 

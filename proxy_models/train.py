@@ -25,6 +25,7 @@ from proxy_models.pack_step import PackStep
 from proxy_models.products import fast_products
 from proxy_models.sampler import DomainStream, MemberSampler
 from proxy_models.specs import (
+    Beginning,
     MemberFailure,
     MemberOutcome,
     MemberResult,
@@ -37,6 +38,7 @@ from proxy_models.specs import (
 )
 
 __all__ = [
+    "Beginning",
     "DomainStream",
     "EvaluationSpec",
     "MemberFailure",
@@ -116,7 +118,7 @@ def _start(config: ProxyConfig, settings: TrainSettings, member: MemberSpec, ide
             return MemberResult.from_json({**checkpoint.facts["result"], "member_id": member.member_id})
         checkpoint = None
     windows = settings.steps * settings.windows_per_step
-    sampler = MemberSampler(member.seed, member.domains, member.weights, member.fractions, windows, settings.window)
+    sampler = MemberSampler(member.data_seed, member.domains, member.weights, member.fractions, windows, settings.window)
     _check_vocabulary(config, {f"A domain of {member.member_id}": sampler.vocab_size})
     run = MemberRun(member, identity, folder, sampler)
     if checkpoint is not None:

@@ -27,9 +27,10 @@ from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.first_contact import check_address
-from mixopt.trial import Source, content_digest
+from mixopt.trial import Source, Trial, content_digest
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
+from workers.beginnings import RECORD_NAME, base_trial, beginning_json, check_base, check_sizes
 from workers.convert import recipe_for
 from workers.output_folder import check_output
 
@@ -53,6 +54,7 @@ class Search:
         store: folder that all searches with this output share (record, tokens, trials).
         folder: this search's results (figures, answer, exports).
         evaluations: source key -> held-out sets its trials are scored on.
+        base, verification_base: the trials that those of search and verification begin with; None: they begin from scratch.
     """
 
     experiment: Experiment
@@ -66,6 +68,14 @@ class Search:
     evaluations: dict[str, tuple[Evaluation, ...]]
     store: Path
     folder: Path
+    base: Trial | None = None
+    verification_base: Trial | None = None
+
+    @property
+    def bases(self) -> tuple[Trial, ...]:
+        """What trials of this search and its verification begin with, each once."""
+        wanted = (self.base, self.verification_base if self.experiment.verification.enabled else None)
+        return tuple({trial.trial_id: trial for trial in wanted if trial is not None}.values())
 
     def metrics(self, source: Source) -> dict[str, str]:
         """Evaluation key -> metric name, for the trials of `source`."""
@@ -193,11 +203,12 @@ def check_experiment(experiment: Experiment) -> None:
     """Finds what is wrong with an experiment before a document is read: names, sizes, constraints, the output folder.
 
     Raises:
-        ConfigError: as `check_settings`, or an output that cannot be written or has no space left.
+        ConfigError: as `check_settings`, an output that cannot be written or has no space left, or no such trial to begin with in it.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     check_settings(experiment)
     check_output(experiment)
+    check_base(experiment)
 
 
 def check_settings(experiment: Experiment) -> None:
@@ -215,6 +226,7 @@ def check_settings(experiment: Experiment) -> None:
             proxy_config(size, experiment.tokenizer.vocab_size)
         except ValueError as error:
             raise ConfigError(f"'{place}' is '{size}': {error}", f"Choose one of {', '.join(SIZES)}.") from error
+    check_sizes(experiment)
     if check.enabled and (proxy.size, proxy.tokens) == (check.size, check.tokens):
         raise ConfigError(
             f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
@@ -251,7 +263,7 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     """Joins the pieces of a prepared experiment that `check_experiment` has passed.
 
     Raises:
-        ConfigError: two domains, or two held-out sets, hold the same documents.
+        ConfigError: two domains, or two held-out sets, hold the same documents; or the trial to begin with does not fit.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     domains = domain_set(experiment, manifest)
@@ -262,9 +274,14 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     # A rate given in the file was chosen for the size of the search; another size keeps its own default, but in muP, where rates carry over.
     elsewhere = proxy if proxy.parametrization == "mup" else proxy.model_copy(update={"learning_rate": None})
     recipes = [recipe_for(proxy if source.size == proxy.size else elsewhere, source.size, manifest.vocab_size) for source in sources]
+    bases = [
+        base_trial(experiment, manifest, domains, sources[0]),
+        base_trial(experiment, manifest, domains, sources[1]) if check.enabled else None,
+    ]
+    inputs = [() if base is None else (base.trial_id,) for base in bases]
     factories = [
-        TrialFactory(domains, source, recipe, manifest.tokenizer_hash, ENGINE_VERSION)
-        for source, recipe in zip(sources, recipes, strict=True)
+        TrialFactory(domains, source, recipe, manifest.tokenizer_hash, ENGINE_VERSION, parents)
+        for source, recipe, parents in zip(sources, recipes, inputs, strict=True)
     ]
     # Held-out sets of the verification are scored in full unless the file limits them; early points stay cheap.
     largest = max(
@@ -274,6 +291,9 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         sources[0].key: plan_evaluations(manifest, proxy.tokens, proxy.window, None),
         sources[1].key: plan_evaluations(manifest, check.tokens, proxy.window, check.evaluation_tokens or largest),
     }
+    for base in bases:
+        if base is not None and base.source.key not in evaluations:
+            evaluations[base.source.key] = plan_evaluations(manifest, base.source.tokens, int(base.recipe["window"]), None)
     weights = objective_weights(experiment)
     search_id = search_identity(
         factory=factories[0],
@@ -296,7 +316,8 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     )
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
-    return Search(experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
+    parts = (experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
+    return Search(*parts, base=bases[0], verification_base=bases[1])
 
 
 def context(search: Search) -> dict[str, Any]:
@@ -343,6 +364,7 @@ def context(search: Search) -> dict[str, Any]:
             ],
         },
         "recipe": dict(factory.recipe),
+        **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}, search.metrics),
         "tokenizer": {
             "hash": search.manifest.tokenizer_hash,
             "path": str(search.manifest.root / search.manifest.tokenizer_path),
@@ -397,7 +419,7 @@ def _facts(file: TokenFile) -> dict[str, Any]:
 
 def record_location(output: Path) -> Path:
     """Where the record of an output folder lies."""
-    return output / "record.sqlite"
+    return output / RECORD_NAME
 
 
 def tracking_uri(experiment: Experiment) -> str:

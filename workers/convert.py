@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mixopt.balance import judged
 from mixopt.code_version import code_version
-from mixopt.config import AUXILIARY_LOSS
+from mixopt.config import AUXILIARY_LOSS, BeginningConfig
 from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.cost import Shape
 from mixopt.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ from proxy_models.config import DENSE, SIZES, ProxyConfig, default_learning_rate
 
 if TYPE_CHECKING:
     # The trainer imports torch, which a driver that only plans does not need.
-    from proxy_models.train import EvaluationSpec, MemberFailure, MemberResult, MemberSpec, TrainSettings
+    from proxy_models.train import Beginning, EvaluationSpec, MemberFailure, MemberResult, MemberSpec, TrainSettings
 
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints: the most that a lost process costs, while writing one takes some milliseconds."""
@@ -56,6 +56,7 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         "weight_decay": proxy.weight_decay,
         "clip": proxy.clip,
         **_balancing(proxy, size),
+        **_beginning_recipe(proxy.beginning),
     }
     if proxy.parametrization != "standard":  # at its default it is left out, as in trials of before
         recipe["parametrization"] = proxy.parametrization
@@ -72,6 +73,13 @@ def _balancing(proxy: ProxySettings, size: str) -> dict[str, JsonValue]:
     if proxy.balancing in ("auxiliary_loss", "both"):
         recipe["auxiliary_loss"] = AUXILIARY_LOSS if proxy.auxiliary_loss is None else proxy.auxiliary_loss
     return recipe
+
+
+def _beginning_recipe(beginning: BeginningConfig) -> dict[str, JsonValue]:
+    """How the weights of a trial's inputs become its first weights; nothing from scratch, as in recipes from before there was a choice."""
+    if beginning.kind == "scratch":
+        return {}
+    return {"beginning": {"kind": beginning.kind, **({"reinitialized": beginning.reinitialized} if beginning.kind == "upcycled" else {})}}
 
 
 def proxy_of(trial: Trial) -> ProxyConfig:
@@ -140,14 +148,16 @@ def used_domains(trial: Trial) -> dict[str, tuple[float, ...]]:
     return {key: tuple(share / total for share, total in zip(shares, totals, strict=True)) for key, shares in used.items()}
 
 
-def member_of(trial: Trial, files: Mapping[str, Path]) -> MemberSpec:
+def member_of(trial: Trial, files: Mapping[str, Path], parents: Mapping[str, Path] | None = None) -> MemberSpec:
     """What one member of a pack trains on.
 
     Args:
         files: content hash of a domain -> its token file.
+        parents: id of a trial that this one begins with -> its weights.
 
     Raises:
         DataError: a domain with weight has no token file, or two hold the same text.
+        ConfigError: the trial begins in a way that this version does not know.
     """
     from proxy_models.train import DomainStream, MemberSpec
 
@@ -164,7 +174,23 @@ def member_of(trial: Trial, files: Mapping[str, Path]) -> MemberSpec:
         domains=tuple(DomainStream(key, Path(files[key]), unique[key]) for key in used),
         weights=tuple(zip(*used.values(), strict=True)),
         fractions=trial.schedule.fractions,
+        beginning=_beginning_of(trial, parents or {}),
     )
+
+
+def _beginning_of(trial: Trial, parents: Mapping[str, Path]) -> Beginning | None:
+    from proxy_models.train import Beginning
+
+    described = trial.recipe.get("beginning")
+    if described is None and not trial.inputs:
+        return None
+    if described is None or len(trial.inputs) != 1 or described.get("kind") not in ("continued", "upcycled"):
+        raise ConfigError(
+            f"Trial {trial.trial_id} begins with {len(trial.inputs)} trials in a way that is not known here ({described}).",
+            "Run it with the version of mixopt that asked for it.",
+        )
+    (parent,) = trial.inputs
+    return Beginning(described["kind"], parent, Path(parents[parent]), float(described.get("reinitialized", 0.0)))
 
 
 def evaluation_of(evaluation: Evaluation) -> EvaluationSpec:

@@ -20,6 +20,7 @@ KINDS = {
     "ObjectLostError": FailureKind.WORKER_LOST,
     "RaySystemError": FailureKind.WORKER_LOST,
     "DamagedTokenFile": FailureKind.DATA,
+    "LostParent": FailureKind.DATA,
     "FileNotFoundError": FailureKind.DATA,
     "DataError": FailureKind.DATA,
 }

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from mixopt.errors import DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
+from workers.beginnings import lost_parent
 from workers.control import LOOK_SECONDS, PackControl
 from workers.convert import (
     CHECKPOINT_SECONDS,
@@ -188,13 +189,19 @@ class _Pack:
             outcome = self._scored(trial)
             if outcome is not None:
                 return TrialResult(trial.trial_id, outcome=outcome)
-            for stream in member_of(trial, self._job.files).domains:
+            for stream in member_of(trial, self._job.files, self._parents(trial)).domains:
                 _check_tokens(stream.path, trial.tokenizer_hash, stream.key)
+            for parent, path in self._parents(trial).items():
+                _check_parent(parent, path)
             for evaluation in self._job.evaluations:
                 _check_tokens(evaluation.path, trial.tokenizer_hash)
         except Exception as error:  # noqa: BLE001 - the boundary at which every problem of a trial becomes its typed failure
             return self._failed(trial, error)
         return None
+
+    def _parents(self, trial: Trial) -> dict[str, Path]:
+        """Weights of the trials that this one begins with."""
+        return {parent: TrialFolder(self._job.store, parent).weights_path for parent in trial.inputs}
 
     def _scored(self, trial: Trial) -> Outcome | None:
         """The outcome of a trial trained earlier, with all evaluations of this job: what it lacks is measured on the kept weights.
@@ -263,7 +270,7 @@ class _Pack:
         train_pack(
             proxy_of(trials[0]),
             settings_of(trials[0], self._job.checkpoint_seconds),
-            [member_of(trial, self._job.files) for trial in trials],
+            [member_of(trial, self._job.files, self._parents(trial)) for trial in trials],
             [evaluation_of(evaluation) for evaluation in self._job.evaluations],
             {trial.trial_id: self._folders[trial.trial_id].path for trial in trials},
             device=self._job.device,
@@ -349,6 +356,31 @@ def _check_tokens(path: Path, tokenizer_hash: str, content_hash: str | None = No
             f"{path} now holds {what} than this trial was asked for.",
             "Run the search again: it prepares the file anew; give experiments with other documents or tokenizers an `output` of their own.",
         )
+
+
+def _check_parent(trial_id: str, path: Path) -> None:
+    """Reads the weights that a trial begins with, once per process and version of the file.
+
+    Raises:
+        DataError: they are missing or damaged.
+    """
+    try:
+        damaged = _damage(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise lost_parent(trial_id, "missing") from None
+    if damaged:
+        raise lost_parent(trial_id, "damaged")
+
+
+@lru_cache(maxsize=64)
+def _damage(path: Path, mtime_ns: int) -> bool:
+    from proxy_models.checkpoint import DamagedCheckpoint, load_checkpoint
+
+    try:
+        load_checkpoint(path)
+    except DamagedCheckpoint:
+        return True
+    return False
 
 
 @lru_cache(maxsize=1024)

@@ -9,11 +9,16 @@ import typer
 
 def list_names() -> None:
     """Names that an experiment file or an option may use: strategies, surrogates, formats."""
+    from typing import get_args
+
+    from mixopt.config import BeginningConfig
     from mixopt.export import exporter_names
     from mixopt.strategies import strategy_names
     from mixopt.surrogates import surrogate_names
 
-    for title, names in (("strategies", strategy_names()), ("surrogates", surrogate_names()), ("formats", exporter_names())):
+    beginnings = list(get_args(BeginningConfig.model_fields["kind"].annotation))
+    named = {"strategies": strategy_names(), "surrogates": surrogate_names(), "formats": exporter_names(), "beginnings": beginnings}
+    for title, names in named.items():
         typer.echo(f"{title}: {', '.join(names)}")
 
 

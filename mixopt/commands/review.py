@@ -16,6 +16,7 @@ def show(folder: OutputFolder, search_id: SearchOption = None) -> None:
     from rich.markdown import Markdown
 
     from mixopt.balance import Balance
+    from mixopt.beginnings import trial_beginning
     from mixopt.terminal import make_console, print_line, rows_table
     from mixopt.tracking.findings import read_findings
     from mixopt.tracking.note import answer_markdown
@@ -23,19 +24,22 @@ def show(folder: OutputFolder, search_id: SearchOption = None) -> None:
     with open_record(folder) as history:
         record = find_search(history, folder, search_id)
         rows, remarks = [], []
-        for trial in history.trials(record.search_id):
+        trials = history.trials(record.search_id)
+        begun = any(trial.trial.inputs for trial in trials)
+        for trial in trials:
             source = trial.trial.source
             seconds = f"{trial.outcome.seconds:.1f}" if trial.outcome else ""
             rows.append([trial.trial.trial_id[:8], trial.trial.label, source.key, str(trial.trial.seed), trial.state.value, seconds])
+            if begun:
+                rows[-1].append(trial_beginning(trial.trial))
             if trial.failure is not None:
                 remarks.append(f"Trial {trial.trial.trial_id[:8]} {trial.state.value} ({trial.failure.kind}): {trial.failure.message}")
             balance = Balance.of(trial.outcome.diagnostics) if trial.outcome else None
             if balance is not None and balance.collapse:
                 remarks.append(f"Trial {trial.trial.trial_id[:8]} has a collapsed router: {balance.collapse}.")
         console = make_console()
-        console.print(
-            rows_table(f"{record.name} {record.search_id} ({record.state})", ["trial", "label", "source", "seed", "state", "s"], rows)
-        )
+        columns = ["trial", "label", "source", "seed", "state", "s", *(["begins"] if begun else [])]
+        console.print(rows_table(f"{record.name} {record.search_id} ({record.state})", columns, rows))
         for line in remarks:
             print_line(console, line)
         console.print(Markdown(answer_markdown(read_findings(history, record.search_id))))

@@ -37,6 +37,7 @@ def provenance(request: ExportInput) -> dict[str, Any]:
         "predicted_objective": _predicted(request),
         "objective": dict(context.get("objective") or {}),
         "budget_tokens": float(context["budget_tokens"]),
+        **({"beginning": context["beginning"]} if context.get("beginning") else {}),
         **({"groups": groups} if groups else {}),
         "tokenizer": {key: tokenizer[key] for key in ("hash", "vocab_size") if key in tokenizer},
         "domains": {

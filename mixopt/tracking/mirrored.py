@@ -17,6 +17,7 @@ from typing import Any
 
 from mixopt import __version__
 from mixopt.balance import Balance
+from mixopt.beginnings import BASE_LABEL, beginning_sentence, trial_beginning
 from mixopt.code_version import joined
 from mixopt.history import TrialRecord
 from mixopt.tracking.findings import Findings
@@ -99,6 +100,7 @@ def search_run(findings: Findings) -> MirroredRun:
         "mixopt.router": f"collapsed in {len(findings.collapsed)} of {len(findings.balances)} trials"
         if findings.balances
         else "not measured",
+        **({"mixopt.beginning": beginning_sentence(context)} if beginning_sentence(context) else {}),
         **_code_tags(findings),
     }
     if findings.verification is not None:
@@ -139,6 +141,7 @@ def _search_params(findings: Findings) -> dict[str, str]:
             name: recipe.get(name)
             for name in ("learning_rate", "window", "tokens_per_step", "bias_update_rate", "auxiliary_loss", "parametrization")
         },
+        "beginning": (recipe.get("beginning") or {}).get("kind"),
     }
     return {name: _number_text(value) for name, value in values.items() if value is not None}
 
@@ -198,9 +201,9 @@ def objective_values(findings: Findings) -> dict[tuple[str, str], float]:
 
 
 def trial_name(record: TrialRecord) -> str:
-    """Sorts as text in the order of asking, verification last: "007 design nano s6", "v001 proposal micro s0"."""
-    number = f"{'v' if record.stage == 'verification' else ''}{record.ordinal + 1:03d}"
-    return f"{number} {_mixture_name(record.trial)} {record.trial.source.size} s{record.trial.seed}"
+    """Sorts as text in the order of asking, verification last: "007 design nano s6", "b001 base nano s0", "v001 proposal micro s0"."""
+    prefix = {"base": "b", "verification": "v"}.get(record.stage, "")
+    return f"{prefix}{record.ordinal + 1:03d} {_mixture_name(record.trial)} {record.trial.source.size} s{record.trial.seed}"
 
 
 def _mixture_name(trial: Trial) -> str:
@@ -240,6 +243,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
             "mixopt.state": record.state.value,
             "mixopt.cost": spoken_cost([outcome] if outcome else []),
             "mixopt.router": _router_state(balance),
+            **({"mixopt.beginning": trial_beginning(trial)} if trial.inputs else {}),
             **code,
             "mixopt.version": str(version or code["mixopt.version"]),
             "mixopt.engine": trial.engine_version,
@@ -299,7 +303,7 @@ def search_key(search_id: str) -> str:
 
 
 def trials_table(findings: Findings) -> dict[str, list[Any]]:
-    """The finished trials of both stages as a table of columns and rows, in the form of pandas' orient="split"."""
+    """The finished trials of all stages as a table of columns and rows, in the form of pandas' orient="split"."""
     names = sorted(set(_metric_names(findings.context).values()))
     objectives = objective_values(findings)
     columns = ["run", OBJECTIVE, MEAN, "mixture", "size", "seed"]
@@ -311,7 +315,9 @@ def trials_table(findings: Findings) -> dict[str, list[Any]]:
             continue
         # Realized shares: what surrogates are fitted on.
         shares = {domain.name: outcome.realized.get(domain.content_hash, (0.0,)) for domain in trial.domains}
-        average = [sum(f * s for f, s in zip(trial.schedule.fractions, shares[name], strict=False)) for name in findings.domains]
+        # A trial that others begin with may be another search's, over other domains.
+        phases = [shares.get(name, (0.0,)) for name in findings.domains]
+        average = [sum(f * s for f, s in zip(trial.schedule.fractions, shares_of_phases, strict=False)) for shares_of_phases in phases]
         ends = _end_points(outcome, _metric_names(findings.context))
         values = [objectives.get((record.stage, trial.trial_id)), _mean_bits(findings, trial, outcome), *average, *map(ends.get, names)]
         numbers = [round(float(value), 6) if value is not None and math.isfinite(value) else None for value in values]
@@ -368,8 +374,8 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def _metric_names(context: Mapping[str, Any]) -> dict[str, str]:
-    """Evaluation key -> metric, for the trials of both stages."""
-    return {**(context.get("metrics_verification") or {}), **context["metrics"]}
+    """Evaluation key -> metric, for the trials of all stages."""
+    return {**(context.get("metrics_base") or {}), **(context.get("metrics_verification") or {}), **context["metrics"]}
 
 
 def _end_points(outcome: Outcome, names: Mapping[str, str]) -> dict[str, float]:
@@ -382,7 +388,9 @@ def _mean_bits(findings: Findings, trial: Trial, outcome: Outcome | None) -> flo
     """The objective's metrics by their weights; None if one is not measured, or the record (an earlier version's) does not tell the weights."""
     weights = (findings.context.get("objective") or {}).get("weights")
     # The subsets that each stage scores differ, so a trial that belongs to both stages of several searches counts by its own source's.
-    stage = "metrics" if trial.source.key == "/".join(map(str, findings.context["sources"]["search"])) else "metrics_verification"
+    sources = {"/".join(map(str, source)): stage for stage, source in findings.context["sources"].items()}
+    stages = {"search": "metrics", "verification": "metrics_verification"}
+    stage = stages.get(sources.get(trial.source.key, ""), "metrics_base" if trial.label == BASE_LABEL else "metrics_verification")
     ends = _end_points(outcome, findings.context.get(stage) or findings.context["metrics"]) if outcome else {}
     if not weights or not weights.keys() <= ends.keys():
         return None

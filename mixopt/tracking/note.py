@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixopt.beginnings import beginning_sentence
 from mixopt.domains import unique_tokens_of
 from mixopt.groups.rules import weights_per_level
 from mixopt.history import History
@@ -251,6 +252,8 @@ def _comparison(row: Comparison) -> list[str]:
 
 def _evidence(findings: Findings) -> str:
     lines = [f"- {progress_sentence(findings)}"]
+    if beginning_sentence(findings.context):
+        lines.append(f"- {_cell(beginning_sentence(findings.context))}")
     if findings.proposal is not None:
         evidence: Mapping[str, Any] = findings.proposal.evidence
         best = findings.proposal.best_measured
@@ -301,7 +304,7 @@ def _next_steps(findings: Findings) -> str:
 def progress_sentence(findings: Findings) -> str:
     counts = Counter((record.stage, record.state.value) for record in findings.trials)
     stages = []
-    for stage in ("search", "verification"):
+    for stage in ("base", "search", "verification"):
         states = ", ".join(f"{count} {state}" for (of, state), count in sorted(counts.items()) if of == stage)
         if states:
             stages.append(f"{stage} trials: {states}")

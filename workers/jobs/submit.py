@@ -63,6 +63,8 @@ def job_key(experiment: Experiment) -> str:
         del body[section]
     for key in ("trials", "batch", "max_attempts"):
         del body["search"][key]
+    if experiment.proxy.beginning.kind == "scratch":
+        del body["proxy"]["beginning"]  # as before there was a choice
     body["objective"]["over"] = experiment.objective_over
     body["domains"] = sorted(
         ({k: v for k, v in domain.items() if k != "group"} for domain in body["domains"]), key=lambda d: str(d["name"])

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixopt.beginnings import base_json, base_sentence
 from mixopt.config import Experiment
-from mixopt.cost import DomainEpochs, Machine, NoiseKnown, Plan, Preparation, Shape, Speed, Stage
+from mixopt.cost import DomainEpochs, Machine, NoiseKnown, Plan, Preparation, Shape, Speed, Stage, StageName
 from mixopt.errors import RunError
 from mixopt.factory import TrialFactory
 from mixopt.mixture import Schedule
@@ -77,7 +78,7 @@ class Planner:
         memory = footprint.memory(stages, self._machine.slots, experiment.ray.address == "in-process")
         disk = footprint.disk(self._search, corpus, stages, self._machine.slots)
         noise = self._noise()
-        first = stages[0]
+        first = next(stage for stage in stages if stage.name == "search")
         advice = advise(
             first.active_parameters,
             corpus.manifest.vocab_size,
@@ -162,31 +163,37 @@ class Planner:
 
     # Speed and time
 
-    def _measuring_share(self, stage: str) -> float:
-        factory = self._search.factory if stage == "search" else self._search.verification_factory
-        return share_of_measuring(self._search, self._corpus, factory)
+    def _trials_of(self) -> dict[StageName, Sequence[Trial]]:
+        """Stage -> its trials, in the order in which stages run; without those that have none."""
+        search = self._search
+        trials: dict[StageName, Sequence[Trial]] = {
+            "base": [search.base] if search.base is not None else [],
+            "search": self._search_trials,
+            "verification base": [trial for trial in search.bases if trial != search.base],
+            "verification": self._verification_trials,
+        }
+        return {stage: found for stage, found in trials.items() if found}
 
     def _speeds(self, may_probe: bool) -> dict[Shape, Speed]:
         """Speed of every shape that is left to train, or was."""
         machine = self._machine
         recorded = recorded_speeds(self._search, self._corpus, self._known)
-        first = [trials[0] for trials in (self._search_trials, self._verification_trials) if trials]
+        first = [trials[0] for trials in self._trials_of().values()]
         missing = {shape_of(trial): self._pack_size(trial) for trial in first if shape_of(trial) not in recorded}
         probed, notes = probe_for(machine, missing if may_probe else {}, self._reporter)
         self._notes += notes
         return {shape_of(trial): choose_speed(shape_of(trial), recorded, probed, machine.device, machine.where) for trial in first}
 
     def _stages(self, speeds: Mapping[Shape, Speed]) -> tuple[Stage, ...]:
-        stages = [self._stage("search", self._search_trials, False, speeds)]
-        if self._verification_trials:
-            stages.append(self._stage("verification", self._verification_trials, self._at_most, speeds))
-        return tuple(stages)
+        return tuple(
+            self._stage(name, trials, self._at_most and name == "verification", speeds) for name, trials in self._trials_of().items()
+        )
 
-    def _stage(self, name: str, trials: Sequence[Trial], at_most: bool, speeds: Mapping[Shape, Speed]) -> Stage:
+    def _stage(self, name: StageName, trials: Sequence[Trial], at_most: bool, speeds: Mapping[Shape, Speed]) -> Stage:
         one = trials[0]
         speed = speeds[shape_of(one)]
         cost = CostModel(speed.flops_per_second)
-        share = self._measuring_share(name)
+        share = share_of_measuring(self._search, self._corpus, factory_of(self._search, one))
         left = [trial for trial in trials if not self._is_trained(trial)]
         packs = self._packs(name, left, lambda trial: cost.seconds(trial) * (1 + share))
         # Where nothing is left, the memory of a pack is still worth knowing for the next search.
@@ -195,7 +202,7 @@ class Planner:
         parameters = config.parameters()
         shape, device = shape_of(one), self._machine.device
         return Stage(
-            name="search" if name == "search" else "verification",
+            name=name,
             source=one.source.key,
             what=self._what(name, trials, at_most),
             trials=len(trials),
@@ -218,8 +225,13 @@ class Planner:
             device_bytes=pack_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) if device == "cuda" else 0.0,
         )
 
-    def _what(self, name: str, trials: Sequence[Trial], at_most: bool) -> str:
+    def _what(self, name: StageName, trials: Sequence[Trial], at_most: bool) -> str:
         experiment = self._experiment
+        if name in ("base", "verification base"):
+            begun = "verification runs" if name == "verification base" else "all trials"
+            mixture = experiment.proxy.beginning.base.mixture if experiment.proxy.beginning.base.trial is None else None
+            base = base_sentence(base_json(trials[0], mixture if isinstance(mixture, str) else None))
+            return f"what {begun} begin with ({experiment.proxy.beginning.kind}), trial {base}"
         if name == "search":
             seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"
             return f"{len(trials)} trials of the strategy {experiment.search.strategy}, with {seeds}"
@@ -230,9 +242,9 @@ class Planner:
     def _pack_size(self, trial: Trial) -> int:
         return self._experiment.ray.pack_size or pack_size_of(shape_of(trial), self._machine.device)
 
-    def _packs(self, name: str, trials: Sequence[Trial], seconds_of: Seconds) -> PackSchedule:
+    def _packs(self, name: StageName, trials: Sequence[Trial], seconds_of: Seconds) -> PackSchedule:
         machine, pack_size = self._machine, self._experiment.ray.pack_size
-        if name == "verification":
+        if name != "search":
             return schedule_together(trials, seconds_of, machine.slots, pack_size, machine.device)
         return schedule_search(trials, seconds_of, machine.slots, pack_size, machine.device, self._experiment.search.batch)
 
@@ -244,14 +256,21 @@ class Planner:
             found = known_noise.from_swarm(known.swarm, list(objective_weights(experiment)), "this search")
             if found is not None:
                 return found
+        if experiment.proxy.beginning.kind != "scratch":
+            return known.noise or NoiseKnown("none", known_noise.UNKNOWN)  # the notes are of proxies from scratch
         return known.noise or known_noise.from_notes(experiment.proxy.size, experiment.proxy.tokens)
 
 
 def recorded_speeds(search: Search, corpus: Corpus, known: Known) -> dict[Shape, tuple[float, int]]:
     """Speed and number of trials per shape that the record holds, without the time that measuring losses took."""
-    factories = (search.factory, search.verification_factory)
+    factories = (search.factory, search.verification_factory, *(factory_of(search, base) for base in search.bases))
     shares = {factory.source.key: share_of_measuring(search, corpus, factory) for factory in factories}
     return measured_speed(known.here, shares, EVALUATION_SHARE)
+
+
+def factory_of(search: Search, trial: Trial) -> TrialFactory:
+    """A factory of trials like this one."""
+    return replace(search.factory, source=trial.source, recipe=trial.recipe, inputs=trial.inputs)
 
 
 def share_of_measuring(search: Search, corpus: Corpus, factory: TrialFactory) -> float:

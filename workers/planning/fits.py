@@ -65,7 +65,7 @@ def warnings(stages: Sequence[Stage], domains: Sequence[DomainEpochs]) -> tuple[
             f"Proxies repeat {', '.join(capped)} more often than the target run will: fewer tokens are prepared than such a proxy should see. "
             "Add documents, or lower `proxy.tokens`."
         )
-    share = stages[0].measuring_share
+    share = next(stage.measuring_share for stage in stages if stage.name == "search")
     if share > EVALUATION_SHARE:
         found.append(
             f"Measuring losses costs {share:.0%} of the training of each trial, more than {EVALUATION_SHARE:.0%}: raise `proxy.tokens` or lower "
@@ -74,8 +74,8 @@ def warnings(stages: Sequence[Stage], domains: Sequence[DomainEpochs]) -> tuple[
     found.extend(
         f"The {stage.name} scores every held-out set, which adds {stage.measuring_share:.0%} to its training; `verification.evaluation_tokens` "
         "limits the tokens per set."
-        for stage in stages[1:]
-        if stage.measuring_share > DEAR_MEASURING
+        for stage in stages
+        if stage.name == "verification" and stage.measuring_share > DEAR_MEASURING
     )
     return tuple(found)
 

@@ -55,7 +55,7 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
         finished = history.completed_trials()
         counted = objective_weights(search.experiment)
         metrics = {key: name for key, name in search.metrics(source).items() if name in counted}
-        noise = from_other_searches(history, search.search_id, source, metrics)
+        noise = from_other_searches(history, search.search_id, source, metrics, search.factory.recipe.get("beginning"))
         if not prepared or search.search_id not in searches:
             return Known(finished=finished, here=tuple(here), noise=noise)
         records = history.trials(search.search_id, "search")

@@ -14,7 +14,7 @@ from mixopt.errors import DataError
 from mixopt.history import History
 from mixopt.objective import find_noise
 from mixopt.swarm import Swarm
-from mixopt.trial import Source
+from mixopt.trial import JsonValue, Source
 
 # One experiment (methods/noise-measured.md): nano proxies with 8,192 entries, 1M tokens, windows of 256, decayed end, 14 domains of real text, eight
 # mixtures with two seeds each; bits per byte on held-out text of the domains. Seed noise, and standard deviation over mixtures.
@@ -49,12 +49,15 @@ def from_swarm(swarm: Swarm, metrics: Sequence[str], where: str) -> NoiseKnown |
     return NoiseKnown("record", f"{what} at this size (measured by {len(swarm)} trials of {where}, {degrees}).", targets)
 
 
-def from_other_searches(history: History, search_id: str, source: Source, metrics: Mapping[str, str]) -> NoiseKnown | None:
+def from_other_searches(
+    history: History, search_id: str, source: Source, metrics: Mapping[str, str], beginning: JsonValue = None
+) -> NoiseKnown | None:
     """What the newest other search found at this source about held-out sets that this one has too; None: there is none.
 
     Args:
         metrics: evaluation key -> name in this search, of those that count in the objective; keys hold content and subset, so equal keys are
             equal measurements.
+        beginning: how this search's trials begin, as in their recipe; seeds do less to trials that share their first weights.
     """
     for record in reversed(history.searches()):
         context = history.document(record.search_id, "context")
@@ -62,6 +65,8 @@ def from_other_searches(history: History, search_id: str, source: Source, metric
             continue
         shared = {key: name for key, name in metrics.items() if key in context["metrics"]}
         if context["sources"]["search"] != [source.evaluator, source.size, source.tokens] or not shared:
+            continue
+        if (context.get("recipe") or {}).get("beginning") != beginning:
             continue
         swarm = history.swarm(record.search_id, [domain["name"] for domain in context["domains"]], shared)
         found = from_swarm(swarm, list(shared.values()), f"search {record.search_id[:8]} at the same source")

@@ -215,7 +215,7 @@ def cost_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         "FLOPs": [stage.flops for stage in stages],
         "seconds": [stage.seconds for stage in stages],
     }
-    colours = {"search": BLUE, "verification": GREEN}
+    colours = {"base": MUTED, "search": BLUE, "verification": GREEN}
     axes.set_ylim(3.5, -0.5)
     axes.set_yticks(range(4), list(quantities))
     axes.tick_params(axis="y", length=0)

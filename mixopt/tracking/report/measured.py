@@ -22,6 +22,7 @@ from mixopt.trial import TrialState
 from mixopt.verification import LABEL_PREFIX, MEAN_BITS_PER_BYTE
 
 STAGES = ("search", "verification")
+"""Stages whose trials are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage has spent: sums over its completed trials. `seconds` are of one worker: a pack's time over its members, summed."""
+    """What one stage has spent: sums over its completed trials. `seconds` are of one worker: a pack's time over its members, summed.
+    `sources` are (size, tokens) of its trials."""
 
     stage: str
+    sources: tuple[tuple[str, int], ...]
     asked: int
     states: Mapping[str, int]
     tokens: int
@@ -161,9 +164,9 @@ def arms_of(record: TrialRecord) -> tuple[str, ...]:
 
 
 def cost_by_stage(findings: Findings) -> list[StageCost]:
-    """One row per stage that has trials."""
+    """One row per stage that has trials; what others begin with comes first."""
     rows = []
-    for stage in STAGES:
+    for stage in ("base", *STAGES):
         records = [record for record in findings.trials if record.stage == stage]
         outcomes = [record.outcome for record in records if record.outcome is not None]
         if records:
@@ -171,6 +174,7 @@ def cost_by_stage(findings: Findings) -> list[StageCost]:
             rows.append(
                 StageCost(
                     stage,
+                    tuple(dict.fromkeys((record.trial.source.size, record.trial.source.tokens) for record in records)),
                     len(records),
                     {state.value: states[state.value] for state in TrialState if states[state.value]},
                     sum(outcome.tokens for outcome in outcomes),

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mixopt.beginnings import beginning_sentence
 from mixopt.domains import unique_tokens_of
 from mixopt.export import exporter_names, get_exporter
 from mixopt.terminal import quantity
@@ -160,14 +161,14 @@ def cost_section(findings: Findings) -> Section:
         return Section("cost", "Cost", [missing("Nothing was spent: no trial has been asked for.")])
     rows = []
     for stage in stages:
-        size = "{1}, {2:,} tokens".format(*findings.context["sources"][stage.stage])
+        size = "; ".join(f"{name}, {tokens:,} tokens" for name, tokens in stage.sources)
         states = ", ".join(f"{count} {state}" for state, count in stage.states.items())
         each = stage.seconds / max(stage.states.get("completed", 0), 1)
         numbers = [quantity(stage.tokens), amount("FLOPs", stage.flops), f"{stage.seconds:,.0f}", f"{each:,.1f}"]
         rows.append([stage.stage, size, states, *numbers])
     totals = [quantity(sum(s.tokens for s in stages)), amount("FLOPs", math.fsum(s.flops for s in stages))]
     seconds = math.fsum(s.seconds for s in stages)
-    rows.append(["both" if len(stages) > 1 else "total", "", f"{sum(s.asked for s in stages)} asked for", *totals, f"{seconds:,.0f}", ""])
+    rows.append(["both" if len(stages) == 2 else "total", "", f"{sum(s.asked for s in stages)} asked for", *totals, f"{seconds:,.0f}", ""])
     head = ["stage", "each trial", "trials", "tokens", "FLOPs", "seconds", "seconds per trial"]
     blocks: list[Any] = [
         Drawing("cost", f"{seconds:,.0f} seconds of a worker: " + "; ".join(f"{s.stage} {s.seconds:,.0f}" for s in stages)),
@@ -225,7 +226,8 @@ def made_section(findings: Findings) -> Section:
         ["begun", f"{search.created:%Y-%m-%d %H:%M} UTC"],
         ["last change", f"{search.updated:%Y-%m-%d %H:%M} UTC"],
         *([f"version of {name}", str(value)] for name, value in versions.items()),
-        *([f"recipe: {name}", str(value)] for name, value in (context.get("recipe") or {}).items()),
+        *([f"recipe: {name}", str(value)] for name, value in (context.get("recipe") or {}).items() if name != "beginning"),
+        *([["trials begin", beginning_sentence(context)]] if beginning_sentence(context) else []),
     ]
     domains = [
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixopt.beginnings import beginning_sentence
 from mixopt.groups.rules import weights_per_level
 from mixopt.proposal import Proposal
 from mixopt.terminal import quantity
@@ -38,6 +39,8 @@ def answer_section(findings: Findings) -> Section:
     ]
     if kind in OBJECTIVES:
         blocks.append(Prose(OBJECTIVES[kind]))
+    if beginning_sentence(findings.context):
+        blocks.append(Prose(beginning_sentence(findings.context)))
     if findings.search.state != "finished":
         blocks.append(
             Prose(f"How far it is: {progress_sentence(findings)}. `mixopt search FILE` goes on from here; write the report again then.")
