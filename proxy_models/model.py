@@ -131,23 +131,25 @@ class PackedProxy(nn.Module):
                 std /= math.sqrt(2 * self.config.n_layers)
             parameter[k].copy_(torch.empty(parameter.shape[1:], dtype=torch.float32).normal_(0.0, std, generator=generator))
 
-    def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False) -> Tensor:
-        """Mean loss of each member in nats per token, shape (K,); call `.sum().backward()`.
+    def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False, scored_KBT: Tensor | None = None) -> Tensor:
+        """Mean loss of each member in nats per scored token, shape (K,); call `.sum().backward()`.
 
         Sum, never mean: a mean over members would shrink every gradient by K. Records the experts' load for `update_router_bias`.
 
         Args:
             tokens_KBS: token ids, int64 (K, B, T+1); the first T of each window predict the last T.
             ids_checked: the caller knows that all ids are in the vocabulary (samplers do, from the token files); asking a device would wait for it.
+            scored_KBT: bool, which predicted tokens count; None: all. A member without any has loss and gradient zero.
 
         Raises:
             ValueError: the shape is wrong or an id is outside the vocabulary.
         """
         tied = TiedGradient()
         hidden_KND, target_KN = self._hidden(tokens_KBS, tied, record_load=True, ids_checked=ids_checked)
+        scored_KN = None if scored_KBT is None else scored_KBT.flatten(1)
         if self.compute is not None:
-            return group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute)
-        return mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied)
+            return group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute, scored_KN)
+        return mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied, scored_KN)
 
     @torch.no_grad()
     def token_losses(self, tokens_KBS: Tensor) -> Tensor:

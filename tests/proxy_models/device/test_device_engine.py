@@ -361,7 +361,7 @@ def test_what_is_done_where_capture_fails(
         for step in range(2):
             engine.step(draw_tokens(3, step), RATES, [True] * 3)
     for step in range(2):
-        plain._prepared = True
+        plain._steps[False] = plain.run
         plain.step(draw_tokens(3, step), RATES, [True] * 3)
     assert (engine.model.compute.experts, engine.captured) == (experts, captured)
     assert [moe.compute.experts for moe in engine.model.moe_layers] == [experts] * 2
@@ -394,7 +394,7 @@ def test_the_pool_lends_an_engine_to_one_at_a_time(tiny: ProxyConfig) -> None:
     pool, first, second = EnginePool(max_idle=1), Owner(), Owner()
     shape = shape_of(tiny, 2)
     engine = pool.take(shape, first)
-    engine._replay = engine.run  # as captured
+    engine._captured.add(False)  # as captured
     assert pool.take(shape, second) is not engine
     del first  # a pack that ended, or that an exception unwound
     assert pool.idle() == [engine]
@@ -408,7 +408,7 @@ def test_the_pool_keeps_nothing_of_other_proxies(tiny: ProxyConfig) -> None:
     pool, owner = EnginePool(), Owner()
     for places in (1, 2):
         engine = pool.take(shape_of(tiny, places), owner)
-        engine._replay = engine.run
+        engine._captured.add(False)
         pool.give_back(engine)
     assert len(pool.idle()) == 2
     used = pool.take(shape_of(tiny, 2), owner)
@@ -421,7 +421,7 @@ def test_the_pool_keeps_few_and_only_what_is_captured(tiny: ProxyConfig) -> None
     pool, owner = EnginePool(max_idle=2), Owner()
     engines = [pool.take(shape_of(tiny, places), owner) for places in (1, 2, 3, 4)]
     for engine in engines[:3]:
-        engine._replay = engine.run
+        engine._captured.add(False)
     for engine in engines:
         pool.give_back(engine)
     assert pool.idle() == engines[1:3]
@@ -432,7 +432,7 @@ def test_the_pool_keeps_few_and_only_what_is_captured(tiny: ProxyConfig) -> None
 def test_the_pool_makes_room_before_it_gives_up(tiny: ProxyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, owner, tries = EnginePool(), Owner(), []
     idle = pool.take(shape_of(tiny, 1), owner)
-    idle._replay = idle.run
+    idle._captured.add(False)
     pool.give_back(idle)
 
     def build(shape: EngineShape) -> Engine:
