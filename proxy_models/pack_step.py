@@ -70,9 +70,7 @@ class PackStep:
         """K."""
         return self.model.members
 
-    def step(
-        self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None
-    ) -> None:
+    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None) -> None:
         """Issues one optimizer step of every active place; a place whose loss or gradient is not finite does not take it.
 
         Args:

@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,7 +263,6 @@ class MemberSampler:
         """How often each domain that has weight was gone through so far."""
         drawn = self._counts().sum(axis=0).tolist()
         return {key: drawn[index] / self._domains[index].unique for index, key in enumerate(self._used_keys)}
-
 
     def scored_tokens(self) -> dict[str, int]:
         """Tokens handed out so far that the loss is taken on, of each domain that has weight."""

@@ -91,9 +91,7 @@ class GroupMeanLoss(torch.autograd.Function):
     """Mean loss of each member, with the gradients of hidden states and of the float32 output matrix computed in the forward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, compute: Compute, scored_KN: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, compute: Compute, scored_KN: Tensor | None) -> Tensor:
         members, tokens, _ = hidden_KND.shape
         left_out_KN1 = None if scored_KN is None else ~scored_KN[..., None]
         wide = _wide(hidden_KND)
@@ -126,7 +124,8 @@ class GroupMeanLoss(torch.autograd.Function):
         # A member without a scored token has sums of zero, and keeps them.
         ctx.tokens = tokens if scored_KN is None else scored_KN.sum(1, dtype=wide).clamp_(min=1.0)
         ctx.gradients = (grad_hidden_KND, grad_output_KVD)
-        return total_K / ctx.tokens
+        loss_K: Tensor = total_K / ctx.tokens
+        return loss_K
 
     @staticmethod
     def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor, None, None, None]:

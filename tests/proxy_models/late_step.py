@@ -19,9 +19,7 @@ class LateStep(PackStep):
     _late: list[StepReport]
     _dead: set[int]
 
-    def step(
-        self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None
-    ) -> None:
+    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None) -> None:
         if not hasattr(self, "_late"):
             self._late, self._dead = [], set()
         super().step(tokens_KBS, rate_scale_K, [active and k not in self._dead for k, active in enumerate(active_K)], scored_KBT)
