@@ -118,7 +118,7 @@ def test_a_pair_that_is_cut_is_fed_as_when_it_is_scored(tmp_path: Path) -> None:
 
 def test_a_completion_that_fits_no_window_is_an_error(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", [(2, 2), (1, WINDOW + 1)])
-    with pytest.raises(ValueError, match="Completion 1 of .* has 13 tokens, the window 12; completions are never cut"):
+    with pytest.raises(ValueError, match=r"Completion 1 of .* has 13 tokens, the window 12; completions are never cut"):
         windows_of(tmp_path / "pairs", WINDOW)
 
 
