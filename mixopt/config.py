@@ -47,6 +47,7 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
 AUXILIARY_LOSS = 0.01
 # Far more than any published swarm has; a slip of the finger would have commands think for hours before the first trial.
 MOST_TRIALS = 10_000
+Kind = Literal["text", "completion"]
 Bounds = Annotated[tuple[float, float], AfterValidator(_check_bounds)]
 Paths = Annotated[
     tuple[Annotated[str, AfterValidator(lambda value: _named(_without_secret(value)))], ...],
@@ -92,6 +93,10 @@ class DomainConfig(Model):
         "", description="Path of levels such as web, web/science or web/science/high; weights are shown per level, see `groups`."
     )
     text_column: str = Field("text", description="Column of files and data sets with rows that holds the document.")
+    prompt_column: str | None = Field(
+        None, description="With `completion_column`: fine-tuning data; prompts are seen, and only completions are trained on and scored."
+    )
+    completion_column: str | None = None
     valid: Paths | None = Field(None, description="Held-out documents; default: a share of the documents, split by hash.")
     held_out: float = Field(0.02, gt=0, lt=0.5, description="Share of documents held out when `valid` is not given.")
     max_documents: WholeCount | None = Field(None, description="Prepare the first so many documents only.")
@@ -109,6 +114,8 @@ class DomainConfig(Model):
     @model_validator(mode="after")
     def _source(self) -> DomainConfig:
         _one_source(f"domain '{self.name}'", self.path, self.hub)
+        # `text` is the default, which resolved files write out.
+        _one_kind(f"domain '{self.name}'", self.prompt_column, self.completion_column, self.text_column not in ("text", None))
         capped = self.max_documents is not None or self.max_bytes is not None
         if self.hub is not None and not capped:
             raise ValueError(f"domain '{self.name}' reads from the hub without a limit; add max_documents or max_bytes, as 2GB")
@@ -120,6 +127,15 @@ class DomainConfig(Model):
                 f"domain '{self.name}' has tokens: count, which counts what is prepared, and a cap on that; give tokens or bytes instead"
             )
         return self
+
+    @property
+    def kind(self) -> Kind:
+        return "completion" if self.prompt_column is not None else "text"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The text column, or prompt and completion."""
+        return _columns(self.prompt_column, self.completion_column, self.text_column)
 
     @field_validator("group")
     @classmethod
@@ -168,16 +184,28 @@ class TargetConfig(Model):
     @model_validator(mode="after")
     def _kind(self) -> TargetConfig:
         _one_source(f"target '{self.name}'", self.path, self.hub)
-        pair = (self.prompt_column is not None, self.completion_column is not None)
-        if pair[0] != pair[1]:
-            raise ValueError(f"target '{self.name}' names only one of prompt_column and completion_column; name both")
-        if pair[0] and self.text_column is not None:
-            raise ValueError(f"target '{self.name}' names both text_column and prompt_column; choose one kind")
+        _one_kind(f"target '{self.name}'", self.prompt_column, self.completion_column, self.text_column is not None)
         return self
 
     @property
-    def kind(self) -> Literal["text", "completion"]:
+    def kind(self) -> Kind:
         return "completion" if self.prompt_column is not None else "text"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The text column, or prompt and completion."""
+        return _columns(self.prompt_column, self.completion_column, self.text_column or "text")
+
+
+def _one_kind(owner: str, prompt: str | None, completion: str | None, names_text: bool) -> None:
+    if (prompt is None) != (completion is None):
+        raise ValueError(f"{owner} names only one of prompt_column and completion_column; name both")
+    if prompt is not None and names_text:
+        raise ValueError(f"{owner} names both text_column and prompt_column; choose one kind")
+
+
+def _columns(prompt: str | None, completion: str | None, text: str) -> tuple[str, ...]:
+    return (prompt, completion) if prompt is not None and completion is not None else (text,)
 
 
 def _one_source(owner: str, path: tuple[str, ...] | None, hub: HubConfig | None) -> None:

@@ -6,6 +6,9 @@ often as the target run would (methods: repetition mismatch, arXiv 2606.07597).
 
 Inventories often list a domain after upsampling, every document `repeats` times. Its weight in the natural mixture is then that of the listed
 tokens, for that is what the run would draw from; epochs, caps and a proxy's unique tokens are over the unique ones, `target_tokens / repeats`.
+
+Of prompt/completion pairs all tokens count, prompts too, though only completions are trained on: they are seen, and they are what a run of so many tokens pays
+for. A share of a mixture is a share of training windows, in which the little filling after the last pair counts as its domain's.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class Domain:
         max_epochs: how often the target run may repeat the domain's unique tokens.
         repeats: how many times `target_tokens` hold every document.
         token_count_source: whether `target_tokens` were given, counted by tokenizing, or estimated from bytes.
+        packed_tokens: of a domain of prompt/completion pairs: tokens of all training windows that they fill, filling included; 0 for text.
         bounds: least and largest weight asked for by the user.
     """
 
@@ -61,6 +65,7 @@ class Domain:
     bounds: tuple[float, float] = (0.0, 1.0)
     repeats: float = 1.0
     token_count_source: TokenCountSource = "given"
+    packed_tokens: int = 0
 
     @property
     def unique_target_tokens(self) -> float:
@@ -183,8 +188,8 @@ class DomainSet:
             matched = int(domain.unique_target_tokens * trial_tokens / self.budget_tokens)
             # A whole number of windows: what the sampler can use, and what identity should depend on.
             wanted = max(matched, floor) // window * window
-            # The last token of a window is the first of the next, or one more token at the end.
-            available = max((domain.prepared_tokens - 1) // window, 1) * window
+            # The last token of a window of text is the first of the next, or one more token at the end; windows of pairs share none.
+            available = max((domain.packed_tokens or domain.prepared_tokens - 1) // window, 1) * window
             tokens = min(wanted, available)
             note = "capped" if tokens < matched // window * window else "floored" if tokens > matched else ""
             result[domain.name] = UniqueTokens(tokens, note)

@@ -5,12 +5,16 @@ they are warm in cache the loss and, in training, the gradients of hidden states
 only scales them (the idea of Cut Cross-Entropy, arXiv 2411.09009, and Liger Kernel, arXiv 2410.10989). The trade-off: the loss can be differentiated once
 per forward pass, and a loss whose gradient nobody asks for should be had from `token_losses`.
 
+Where only some tokens are scored (completions, not prompts), a member's mean is over its scored tokens of the step, and logits are made for those alone:
+what is not scored costs nothing and its gradient is exactly zero. A member without a scored token has loss and gradient zero.
+
 Legend: K pack members, N tokens of a member, D model width, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,17 +122,26 @@ class MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, workspace: Workspace, tied: TiedGradient | None
+        ctx: Any,
+        hidden_KND: Tensor,
+        output_KVD: Tensor,
+        target_KN: Tensor,
+        workspace: Workspace,
+        tied: TiedGradient | None,
+        scored_KN: Tensor | None,
     ) -> Tensor:
         loss_K = hidden_KND.new_empty(len(hidden_KND))
         grad_hidden_KND, grad_output_KVD = torch.empty_like(hidden_KND), torch.empty_like(output_KVD)
         for k in range(len(hidden_KND)):
-            loss_K[k] = _member_loss(hidden_KND[k], output_KVD[k], target_KN[k], workspace, grad_hidden_KND[k], grad_output_KVD[k])
+            # Looked at member by member, so that one whose tokens all count takes the same path in any company.
+            masked = scored_KN is not None and not bool(scored_KN[k].all())
+            member_loss = partial(_scored_loss, scored_KN[k]) if masked and scored_KN is not None else _member_loss
+            loss_K[k] = member_loss(hidden_KND[k], output_KVD[k], target_KN[k], workspace, grad_hidden_KND[k], grad_output_KVD[k])
         ctx.gradients, ctx.tied = (grad_hidden_KND, grad_output_KVD), tied
         return loss_K
 
     @staticmethod
-    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("The loss of a proxy can be differentiated once per forward pass.")
         grad_hidden_KND, grad_output_KVD = ctx.gradients
@@ -137,9 +150,9 @@ class MeanLoss(torch.autograd.Function):
         if not bool((grad_K == 1).all()):  # of `losses.sum()`, as in training, every gradient is one
             grad_output_KVD.mul_(grad_K[:, None, None])
         if ctx.tied is None:
-            return grad_hidden_KND, grad_output_KVD, None, None, None
+            return grad_hidden_KND, grad_output_KVD, None, None, None, None
         ctx.tied.put(grad_output_KVD)
-        return grad_hidden_KND, None, None, None, None
+        return grad_hidden_KND, None, None, None, None, None
 
 
 def _member_loss(
@@ -169,13 +182,41 @@ def _member_loss(
     return loss_bits * (math.log(2) / tokens)
 
 
-def mean_losses(
-    hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, workspace: Workspace, tied: TiedGradient | None = None
+def _scored_loss(
+    scored_N: Tensor,
+    hidden_ND: Tensor,
+    output_VD: Tensor,
+    target_N: Tensor,
+    workspace: Workspace,
+    grad_hidden_ND: Tensor,
+    grad_output_VD: Tensor,
 ) -> Tensor:
-    """Mean loss of each member in nats per token, (K,); differentiable once in hidden states and output matrix.
+    """As `_member_loss`, over the scored rows alone."""
+    row_M = scored_N.nonzero().squeeze(-1)
+    grad_hidden_ND.zero_()
+    if not len(row_M):
+        grad_output_VD.zero_()
+        return hidden_ND.new_zeros(())
+    scored_MD = hidden_ND[row_M]
+    grad_MD = torch.empty_like(scored_MD)
+    loss = _member_loss(scored_MD, output_VD, target_N[row_M], workspace, grad_MD, grad_output_VD)
+    grad_hidden_ND.index_copy_(0, row_M, grad_MD)
+    return loss
+
+
+def mean_losses(
+    hidden_KND: Tensor,
+    output_KVD: Tensor,
+    target_KN: Tensor,
+    workspace: Workspace,
+    tied: TiedGradient | None = None,
+    scored_KN: Tensor | None = None,
+) -> Tensor:
+    """Mean loss of each member in nats per scored token, (K,); differentiable once in hidden states and output matrix.
 
     Args:
         tied: takes the gradient of the output matrix, which autograd then does not get; None: the matrix is not tied.
+        scored_KN: bool, the tokens that count; None: all.
     """
-    losses: Tensor = MeanLoss.apply(hidden_KND, output_KVD, target_KN, workspace, tied)
+    losses: Tensor = MeanLoss.apply(hidden_KND, output_KVD, target_KN, workspace, tied, scored_KN)
     return losses

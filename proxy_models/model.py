@@ -120,8 +120,8 @@ class PackedProxy(nn.Module):
                 continue
             parameter[k].copy_(torch.empty(parameter.shape[1:], dtype=torch.float32).normal_(0.0, std, generator=generator))
 
-    def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False) -> Tensor:
-        """Mean loss of each member in nats per token, shape (K,); call `.sum().backward()`.
+    def training_loss(self, tokens_KBS: Tensor, ids_checked: bool = False, scored_KBT: Tensor | None = None) -> Tensor:
+        """Mean loss of each member in nats per scored token, shape (K,); call `.sum().backward()`.
 
         Sum, never mean: a mean over members would shrink every gradient by K. Records the experts' load for `update_router_bias`. Where there is
         an auxiliary loss, its gradient comes along, but it is not in the number.
@@ -129,16 +129,18 @@ class PackedProxy(nn.Module):
         Args:
             tokens_KBS: token ids, int64 (K, B, T+1); the first T of each window predict the last T.
             ids_checked: the caller knows that all ids are in the vocabulary (samplers do, from the token files); asking a device would wait for it.
+            scored_KBT: bool, which predicted tokens count; None: all. A member without any has loss and gradient zero.
 
         Raises:
             ValueError: the shape is wrong or an id is outside the vocabulary.
         """
         tied = TiedGradient()
         hidden_KND, target_KN = self._hidden(tokens_KBS, tied, record_load=True, ids_checked=ids_checked)
+        scored_KN = None if scored_KBT is None else scored_KBT.flatten(1)
         if self.compute is not None:
-            loss_K = group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute)
+            loss_K = group_mean_losses(hidden_KND, self.embedding, target_KN, self.compute, scored_KN)
         else:
-            loss_K = mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied)
+            loss_K = mean_losses(hidden_KND, self.embedding.detach(), target_KN, self._workspace, tied, scored_KN)
         if self.config.auxiliary_loss:
             for moe in self.moe_layers:
                 balance_K = moe.take_balance_loss()

@@ -4,7 +4,7 @@ A `MemberRun` is everything of one member that is not a weight; a `Pack` keeps r
 touches another: the step of a diverged member is not taken, what only one member runs into ends that member, and a place that becomes free
 is taken by the next member or compacted away. Trade-off: compaction copies the pack, which is rare; in exchange no dead member costs compute.
 
-Legend: K places, B windows per step, S = T + 1 tokens of a window.
+Legend: K places, B windows per step, S = T + 1 tokens of a window, of which T are predicted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from proxy_models.balancing import Loads, Routed, normalized_entropy
@@ -34,7 +33,7 @@ from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSet, Which, evaluate
 from proxy_models.pack_step import VACANT_SEED, PackStep, step_type_for
 from proxy_models.places import places_for
-from proxy_models.sampler import MemberSampler, next_windows
+from proxy_models.sampler import Batch, MemberSampler, next_batch
 from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, TrainSettings, about_memory, own_failure
 
 # Points of the training loss kept in a result.
@@ -102,6 +101,8 @@ class MemberRun:
         diagnostics: dict[str, Any] = {
             "steps": self.step,
             "epochs": self.sampler.epochs(),
+            "scored_tokens": self.sampler.scored_tokens(),
+            "padding_tokens": self.sampler.padding_tokens(),
             "gradient_norm": {"median": float(np.median(self.gradient_norms)), "max": max(self.gradient_norms)},
             "expert_load": {"least": [min(shares) for shares in load_LE], "largest": [max(shares) for shares in load_LE]},
             "training_loss": _curve(self.losses_nats, settings.tokens_per_step),
@@ -231,7 +232,7 @@ class Pack:
 
     def train_step(self) -> None:
         """One optimizer step of every member; those whose loss or gradient is not finite do not take it and leave, now or once it is known."""
-        tokens_KBS = self._draw()
+        batch = self._draw()
         if not self.runs:
             return
         scale_of = {step: self.settings.rate_scale(step) for step in {run.step for run in self.runs}}
@@ -239,27 +240,36 @@ class Pack:
         for k, run in enumerate(self._places):
             if run is not None and run.step == self.settings.steps - self.settings.recent_steps:
                 self._stepper.count_load_anew(k)
-        self._stepper.step(torch.from_numpy(tokens_KBS), scales, [run is not None for run in self._places])
+        scored_KBT = None if batch.scored_KBT is None else torch.from_numpy(batch.scored_KBT)
+        self._stepper.step(torch.from_numpy(batch.tokens_KBS), scales, [run is not None for run in self._places], scored_KBT)
         self._issued.append(tuple(self._places))
         for run in self.runs:
             run.step += 1
         self._collect(wait=False)
 
-    def _draw(self) -> NDArray[np.int64]:
-        """The next windows of every place, zeros where it is vacant; a member whose data cannot be read leaves."""
+    def _draw(self) -> Batch:
+        """The next windows of every place, zeros of which none is scored where it is vacant; a member whose data cannot be read leaves."""
         windows, window = self.settings.windows_per_step, self.settings.window
         tokens_KBS = np.zeros((len(self._places), windows, window + 1), dtype=np.int64)
+        taken = [k for k, run in enumerate(self._places) if run is not None]
+        masked = any(run.sampler.has_prompts for run in self.runs)
+        scored_KBT = np.zeros((len(self._places), windows, window), dtype=np.bool_) if masked else None
+
+        def put(places: list[int], batch: Batch) -> None:
+            tokens_KBS[places] = batch.tokens_KBS
+            if scored_KBT is not None:
+                scored_KBT[places] = True if batch.scored_KBT is None else batch.scored_KBT
+
         try:
-            taken = [k for k, run in enumerate(self._places) if run is not None]
-            tokens_KBS[taken] = next_windows([run.sampler for run in self.runs], windows)
+            put(taken, next_batch([run.sampler for run in self.runs], windows))
         except Exception:  # noqa: BLE001 - whose trouble it is shows one by one
             for k, run in enumerate(self._places):
                 if run is not None:
                     try:
-                        tokens_KBS[k] = run.sampler.next_windows(windows)
+                        put([k], run.sampler.next_batch(windows))
                     except Exception as error:  # noqa: BLE001 - whatever it is, it is this member's own
                         self._fail_alone(run, error)
-        return tokens_KBS
+        return Batch(tokens_KBS, scored_KBT)
 
     def _settle(self) -> None:
         """Waits until it is known how every step went."""

@@ -4,7 +4,7 @@ A pack issues steps and hears later how they went. On a CPU that is at once; a d
 diverged from stepping until the host knows. Places that are vacant take part in nothing. The trade-off: a vacant place is computed as any
 other and costs as much, so packs compact or refill (`places.py`).
 
-Legend: K places, B windows per step, S = T + 1 tokens of a window.
+Legend: K places, B windows per step, S = T + 1 tokens of a window, of which T are predicted.
 """
 
 from __future__ import annotations
@@ -71,9 +71,14 @@ class PackStep:
         """K."""
         return self.model.members
 
-    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool]) -> None:
-        """Issues one optimizer step of every active place; a place whose loss or gradient is not finite does not take it."""
-        loss_K = self.model.training_loss(tokens_KBS.to(self.device))
+    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None) -> None:
+        """Issues one optimizer step of every active place; a place whose loss or gradient is not finite does not take it.
+
+        Args:
+            scored_KBT: bool, which predicted tokens the loss is taken on; None: all.
+        """
+        scored = None if scored_KBT is None else scored_KBT.to(self.device)
+        loss_K = self.model.training_loss(tokens_KBS.to(self.device), scored_KBT=scored)
         losses_nats_K: list[float] = loss_K.detach().tolist()
         finite_K = [active and math.isfinite(loss) for active, loss in zip(active_K, losses_nats_K, strict=True)]
         loss_K.sum().backward()

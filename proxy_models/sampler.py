@@ -5,14 +5,16 @@ are listed. Two parts:
 
 - `deficit_rule` decides which domain the next window comes from. It is not random: each domain's count follows its share as closely as
   whole windows allow, because the variance of drawing domains at random is noise a mixture search pays for (noise-measured.md).
-- `MemberSampler` decides which window of that domain. A domain's windows are slices of T + 1 tokens at stride T of its token stream (documents
-  one after the other; a window may hold several). The proxy sees a subset of them, fixed by the domain's key alone and nested for smaller limits, in an
-  order that the seed reshuffles every epoch.
+- `MemberSampler` decides which window of that domain. How a domain is laid out in windows of T + 1 tokens, and which of their tokens are scored, is the
+  matter of `windows`. The proxy sees a subset of them, fixed by the domain's key alone and nested for smaller limits, in an order that the seed
+  reshuffles every epoch.
 
 Windows are dealt and read a block ahead, for all members of a pack together, because one at a time they would cost a GPU more than it takes to train
 on them. What a sampler remembers and reports is what it handed out, never what it read ahead.
 
-Trade-offs: the tokens at the end of a domain that fill no window are never trained on; a block or two of every member are in memory (128 KiB each).
+A share of a mixture is a share of windows, whatever they hold: prompts are seen, so they count, and so does the little filling of windows of pairs.
+
+Trade-offs: the tokens at the end of a text domain that fill no window are never trained on; a block or two of every member are in memory (128 KiB each).
 
 Shapes: K members, D domains of positive weight in some phase, P phases, B windows per step, N windows of a block, T tokens per window.
 """
@@ -20,18 +22,17 @@ Shapes: K members, D domains of positive weight in some phase, P phases, B windo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from proxy_models.deficit_rule import DeficitRule, deal
 from proxy_models.hashed_order import hashed_order
-from proxy_models.token_store import TokenStore
+from proxy_models.windows import windows_of
 
 BLOCK_TOKENS = 1 << 16
 """Tokens of a member that are read ahead: the cost of looking into a domain is shared by all its windows of a block."""
@@ -76,36 +77,54 @@ def _unique_windows(key: str, available: int, unique: int) -> NDArray[np.int64]:
     return windows
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Windows of every member of a pack.
+
+    Attributes:
+        tokens_KBS: int64.
+        scored_KBT: which of the predicted tokens the loss is taken on; None: all.
+    """
+
+    tokens_KBS: NDArray[np.int64]
+    scored_KBT: NDArray[np.bool_] | None
+
+
 class _DomainWindows:
     """The windows that one member may see of one domain, by how many it has drawn."""
 
     def __init__(self, stream: DomainStream, window: int, seed: int) -> None:
-        store = TokenStore.open(stream.path)
-        available = (store.info.tokens - 1) // window
-        self.unique = min(available, stream.unique_tokens // window)
+        self.windows = windows_of(stream.path, window)
+        self.unique = min(self.windows.count, stream.unique_tokens // window)
         if self.unique < 1:
             raise ValueError(
-                f"{stream.path} holds {store.info.tokens} tokens, of which {stream.unique_tokens} may be seen; a window takes {window + 1}."
+                f"{stream.path} fills {self.windows.count} windows, and {stream.unique_tokens} of its tokens may be seen; "
+                f"a window takes {window} and one more."
             )
-        self.vocab_size = store.info.vocab_size
-        # All windows as rows, (available, T + 1), over the mapped file itself; neighbours share a token.
-        self.rows = np.lib.stride_tricks.sliding_window_view(np.asarray(store.tokens), window + 1)[::window]
         self._key, self._seed = stream.key, seed
-        self._subset = _unique_windows(stream.key, available, self.unique)
+        self._subset = _unique_windows(stream.key, self.windows.count, self.unique)
         self._epoch, self._order = -1, self._subset
 
-    def read(self, drawn: int, count: int) -> NDArray[Any]:
-        """The `count` windows after `drawn` earlier ones, shape (count, T + 1), as they are stored."""
+    def next(self, drawn: int, count: int) -> NDArray[np.int64]:
+        """Numbers of the `count` windows after `drawn` earlier ones."""
         pieces = []
         while count > 0:
             epoch, position = divmod(drawn, self.unique)
             if epoch != self._epoch:
-                self._order = self._subset[hashed_order(self.unique, "epoch", self._seed, self._key, epoch)]
+                self._order = self._shuffled(epoch)
                 self._epoch = epoch
             piece = self._order[position : position + count]
             pieces.append(piece)
             drawn, count = drawn + len(piece), count - len(piece)
-        return self.rows[pieces[0] if len(pieces) == 1 else np.concatenate(pieces)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def total(self, drawn: int, of: Callable[[NDArray[np.int64]], int]) -> int:
+        """A count `of` windows, over the first `drawn` windows."""
+        epochs, position = divmod(drawn, self.unique)
+        return (epochs * of(self._subset) if epochs else 0) + (of(self._shuffled(epochs)[:position]) if position else 0)
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        return self._subset[hashed_order(self.unique, "epoch", self._seed, self._key, epoch)]
 
 
 class MemberSampler:
@@ -119,8 +138,11 @@ class MemberSampler:
         windows: windows of the whole run.
         window: T.
 
+    Attributes:
+        has_prompts: whether some domain of weight holds prompts, which are not scored.
+
     Raises:
-        ValueError: keys repeat, weights are not shares, or a domain is shorter than one window.
+        ValueError: keys repeat, weights are not shares, a domain is shorter than one window, or a completion is longer.
         DamagedTokenFile, FileNotFoundError: a token file cannot be read.
     """
 
@@ -141,13 +163,19 @@ class MemberSampler:
         self._rule = DeficitRule(rows[:, used], phase_windows(windows, fractions))
         self._domains = tuple(_DomainWindows(domains[index], window, seed) for index in used)
         self._window = window
-        self._tokens = np.empty((0, window + 1), dtype=np.result_type(*(domain.rows.dtype for domain in self._domains)))
+        self.has_prompts = any(domain.windows.has_prompts for domain in self._domains)
+        self._tokens = np.empty((0, window + 1), dtype=np.result_type(*(domain.windows.dtype for domain in self._domains)))
+        self._scored = np.empty((0, window if self.has_prompts else 0), dtype=np.bool_)
         self._forget_block()
 
     def next_windows(self, count: int) -> NDArray[np.int64]:
         """The next `count` windows, shape (count, T + 1)."""
         windows: NDArray[np.int64] = next_windows([self], count)[0]
         return windows
+
+    def next_batch(self, count: int) -> Batch:
+        """The next `count` windows, as those of a pack of one."""
+        return next_batch([self], count)
 
     def _forget_what_is_ahead(self) -> None:
         """Stays where it is, with nothing dealt or read ahead."""
@@ -158,7 +186,7 @@ class MemberSampler:
         """Goes on from the rule's counts, with nothing read ahead."""
         self._before = self._rule.counts.copy()
         self._dealt = np.empty(0, dtype=np.int64)
-        self._tokens = self._tokens[:0]
+        self._tokens, self._scored = self._tokens[:0], self._scored[:0]
         self._taken = 0
 
     @property
@@ -166,10 +194,12 @@ class MemberSampler:
         """Windows read and not yet handed out."""
         return len(self._tokens) - self._taken
 
-    def _take(self, out_BS: NDArray[np.int64]) -> None:
-        """Hands out windows that were read ahead."""
+    def _take(self, out_BS: NDArray[np.int64], out_scored_BT: NDArray[np.bool_] | None) -> None:
+        """Hands out windows that were read ahead; where the pack is told what is scored, that too."""
         end = self._taken + len(out_BS)
         out_BS[:] = self._tokens[self._taken : end]
+        if out_scored_BT is not None:
+            out_scored_BT[:] = self._scored[self._taken : end] if self.has_prompts else True
         self._taken = end
 
     def _read_ahead(self, domain_N: NDArray[np.int64]) -> None:
@@ -178,14 +208,20 @@ class MemberSampler:
         tokens = np.empty((self._ahead + len(domain_N), self._window + 1), dtype=self._tokens.dtype)
         tokens[: self._ahead] = self._tokens[self._taken :]
         new = tokens[self._ahead :]
+        scored = np.ones((len(tokens), self._scored.shape[1]), dtype=np.bool_)
+        scored[: self._ahead] = self._scored[self._taken :]
+        new_scored = scored[self._ahead :]
         place_N = np.argsort(domain_N, kind="stable")
         ends = np.cumsum(np.bincount(domain_N, minlength=len(self._domains))).tolist()
         for domain, earlier, start, end in zip(self._domains, drawn, [0, *ends[:-1]], ends, strict=True):
             if end > start:
-                new[place_N[start:end]] = domain.read(earlier, end - start)
+                places = place_N[start:end]
+                new[places], scored_NT = domain.windows.read(domain.next(earlier, end - start))
+                if scored_NT is not None:
+                    new_scored[places] = scored_NT
         self._before = self._counts()
         self._dealt = np.concatenate([self._dealt[self._taken :], domain_N])
-        self._tokens, self._taken = tokens, 0
+        self._tokens, self._scored, self._taken = tokens, scored, 0
 
     def _counts(self) -> NDArray[np.int64]:
         """Windows handed out, per phase and domain."""
@@ -198,7 +234,7 @@ class MemberSampler:
     @property
     def vocab_size(self) -> int:
         """The largest vocabulary of the domains."""
-        return max(domain.vocab_size for domain in self._domains)
+        return max(domain.windows.vocab_size for domain in self._domains)
 
     def state(self) -> dict[str, list[int]]:
         """Windows drawn per phase, by key; JSON values, and all there is to remember."""
@@ -228,12 +264,32 @@ class MemberSampler:
         drawn = self._counts().sum(axis=0).tolist()
         return {key: drawn[index] / self._domains[index].unique for index, key in enumerate(self._used_keys)}
 
+    def scored_tokens(self) -> dict[str, int]:
+        """Tokens handed out so far that the loss is taken on, of each domain that has weight."""
+        return self._totals(lambda domain: domain.windows.scored)
+
+    def padding_tokens(self) -> dict[str, int]:
+        """Tokens handed out so far that fill windows of pairs and belong to none, of each domain that has weight."""
+        return self._totals(lambda domain: domain.windows.padding)
+
+    def _totals(self, of: Callable[[_DomainWindows], Callable[[NDArray[np.int64]], int]]) -> dict[str, int]:
+        drawn = self._counts().sum(axis=0).tolist()
+        return {key: domain.total(count, of(domain)) for key, domain, count in zip(self._used_keys, self._domains, drawn, strict=True)}
+
 
 def next_windows(samplers: Sequence[MemberSampler], count: int) -> NDArray[np.int64]:
-    """The next `count` windows of every member of a pack, shape (K, count, T + 1): what each one's `next_windows` gives, faster.
+    """The tokens of `next_batch`, shape (K, count, T + 1)."""
+    return next_batch(samplers, count).tokens_KBS
+
+
+def next_batch(samplers: Sequence[MemberSampler], count: int) -> Batch:
+    """The next `count` windows of every member of a pack: what each one's `next_batch` gives, faster.
 
     Args:
         samplers: of members that share T; they need not be at the same step.
+
+    Returns:
+        what is scored is told where any member has prompts.
 
     Whatever is raised, every sampler is where it was before: the members can be asked one by one whose trouble it is.
     """
@@ -253,9 +309,10 @@ def next_windows(samplers: Sequence[MemberSampler], count: int) -> NDArray[np.in
                 sampler._forget_what_is_ahead()
             raise
     out_KBS = np.empty((len(samplers), count, window + 1), dtype=np.int64)
-    for sampler, out_BS in zip(samplers, out_KBS, strict=True):
-        sampler._take(out_BS)
-    return out_KBS
+    scored_KBT = np.empty((len(samplers), count, window), dtype=np.bool_) if any(sampler.has_prompts for sampler in samplers) else None
+    for k, sampler in enumerate(samplers):
+        sampler._take(out_KBS[k], None if scored_KBT is None else scored_KBT[k])
+    return Batch(out_KBS, scored_KBT)
 
 
 def _checked_weights(keys: tuple[str, ...], weights: Sequence[Sequence[float]], phases: int) -> NDArray[np.float64]:

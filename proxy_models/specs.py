@@ -171,17 +171,18 @@ class MemberResult:
     """A member that finished.
 
     Attributes:
-        realized: key of a domain -> share of the windows drawn, one per phase.
+        realized: key of a domain -> share of the windows drawn, one per phase; prompts count as seen.
         measurements: (key of the evaluation, training tokens, loss in nats per token, bits per byte); the largest token count is the end.
         tokens: training tokens seen.
-        flops: training FLOPs; measuring losses is not counted.
+        flops: training FLOPs, as if every token were scored; measuring losses is not counted.
         seconds: wall time of the pack, measuring losses included, divided by the members it had at the time.
-        diagnostics: JSON values: epochs per key; gradient_norm median and max; expert_load least and largest share per layer in the last
-            step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window; compute: which library or path multiplied;
-            balance, where there are routed experts: rows per layer and expert in the last step (last_step_rows) and over the last tenth of the steps
-            (recent_rows, of recent_steps; fewer if an older version wrote the checkpoint it went on from), and of the finished member on each text set
-            (rows_by_set); entropy of the router's softmax per layer, mean over the tokens of these sets, 1 if undecided (no layers without sets);
-            experts_per_token: rows of a token.
+        diagnostics: JSON values: epochs per key; scored_tokens per key, on which the loss was taken, and padding_tokens, which fill windows of
+            prompt/completion pairs and belong to none (what is left of `tokens` are prompts); gradient_norm median and max; expert_load least and
+            largest share per layer in the last step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window;
+            compute: which library or path multiplied; balance, where there are routed experts: rows per layer and expert in the last step
+            (last_step_rows) and over the last tenth of the steps (recent_rows, of recent_steps; fewer if an older version wrote the checkpoint it went on
+            from), and of the finished member on each text set (rows_by_set); entropy of the router's softmax per layer, mean over the tokens of these
+            sets, 1 if undecided (no layers without sets); experts_per_token: rows of a token.
     """
 
     member_id: str

@@ -105,6 +105,7 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
             bounds=domain.bounds,
             repeats=domain.repeats,
             token_count_source=counts[domain.name][1],
+            packed_tokens=manifest.domains[domain.name].packed_tokens,
         )
         for domain in experiment.domains
     )
@@ -138,7 +139,7 @@ def refuse_twin_evaluations(manifest: Manifest) -> None:
     Raises:
         ConfigError: two held-out sets hold the same text.
     """
-    held_out = [(f"the held-out set of domain '{name}'", "text", files.valid) for name, files in manifest.domains.items()]
+    held_out = [(f"the held-out set of domain '{name}'", files.kind, files.valid) for name, files in manifest.domains.items()]
     held_out += [(f"target '{name}'", target.kind, target.file) for name, target in manifest.targets.items()]
     seen: dict[tuple[str, str], str] = {}
     for owner, kind, file in held_out:
@@ -167,12 +168,12 @@ def evaluation_cost(evaluations: Sequence[Evaluation], trial_tokens: int) -> flo
 
 
 def plan_evaluations(manifest: Manifest, trial_tokens: int, window: int, end_tokens: int | None) -> tuple[Evaluation, ...]:
-    """Held-out sets of the prepared corpus: text of every domain, and every target.
+    """Held-out sets of the prepared corpus: text or pairs of every domain, and every target.
 
     Args:
         end_tokens: scored per set at the end point; None keeps the tenth of the training cost.
     """
-    held_out = [(f"valid/{name}", "text", files.valid) for name, files in manifest.domains.items()]
+    held_out = [(f"valid/{name}", files.kind, files.valid) for name, files in manifest.domains.items()]
     held_out += [(f"target/{name}", target.kind, target.file) for name, target in manifest.targets.items()]
     cheap, early = evaluation_tokens(trial_tokens, len(held_out), window)
     end = cheap if end_tokens is None else end_tokens
@@ -331,6 +332,7 @@ def context(search: Search) -> dict[str, Any]:
             {
                 "name": domain.name,
                 "group": domain.group,
+                "kind": search.manifest.domains[domain.name].kind,
                 "content_hash": domain.content_hash,
                 "target_tokens": domain.target_tokens,
                 "unique_target_tokens": domain.unique_target_tokens,

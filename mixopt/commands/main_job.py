@@ -61,8 +61,8 @@ def prepare(file: ExperimentFile) -> None:
     with named_in_errors(experiment.output_dir):
         manifest = prepare_corpus(experiment, reporter)
     parts = [(f"{name} (train)", files.train, True) for name, files in manifest.domains.items()]
-    parts += [(f"{name} (valid)", files.valid, True) for name, files in manifest.domains.items()]
-    # Completion targets count the bytes of completions and the tokens of prompts too: their ratio says nothing.
+    parts += [(f"{name} (valid)", files.valid, files.kind == "text") for name, files in manifest.domains.items()]
+    # Held-out pairs count the bytes of completions and the tokens of prompts too: their ratio says nothing.
     parts += [(f"{name} (target)", target.file, target.kind == "text") for name, target in manifest.targets.items()]
     rows = [
         [name, f"{part.documents:,}", quantity(part.tokens), f"{part.bytes / max(part.tokens, 1):.2f}" if comparable else ""]

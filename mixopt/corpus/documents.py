@@ -13,7 +13,7 @@ import io
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,15 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with the completion that is scored after it."""
+    """A prompt with the completion that is scored after it; `source` as of a document."""
 
     prompt: str
     completion: str
+    source: str = field(default="", compare=False)
+
+    def document(self) -> Document:
+        """Both as one text, joined as they are."""
+        return Document(self.prompt + self.completion, self.source)
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,20 @@ def read_pairs(source: Source, prompt_column: str, completion_column: str, owner
         ConfigError: a file lacks a column, or is a text file, which has none.
         DataError: a file cannot be read, or a field is not a string.
     """
-    for _, (prompt, completion) in _limited(_rows_of(source, (prompt_column, completion_column), owner), limits):
-        yield Pair(prompt, completion)
+    for place, (prompt, completion) in _limited(_rows_of(source, (prompt_column, completion_column), owner), limits):
+        yield Pair(prompt, completion, place)
 
 
-def estimated_text_bytes(files: Sequence[InputFile], column: str) -> float | None:
-    """About how many bytes of text `files` hold, almost without reading them, for progress bars; None where an address hides its size."""
+def read_items(source: Source, columns: Sequence[str], owner: str, limits: Limits = NO_LIMITS) -> Iterator[Document | Pair]:
+    """Documents of one column, or pairs of two: `read_documents` or `read_pairs`."""
+    if len(columns) == 1:
+        return read_documents(source, columns[0], owner, limits)
+    return read_pairs(source, columns[0], columns[1], owner, limits)
+
+
+def estimated_text_bytes(files: Sequence[InputFile], *columns: str) -> float | None:
+    """About how many bytes of text `files` hold in these columns, almost without reading them, for progress bars; None where an address hides its
+    size."""
     total = 0.0
     factors: dict[str, list[float]] = {}
     for file in files:
@@ -104,7 +117,8 @@ def estimated_text_bytes(files: Sequence[InputFile], column: str) -> float | Non
                 known.append(_expansion(file))
             total += size * sum(known) / len(known)
         else:
-            total += _parquet_column_bytes(file, column) if file.name.lower().endswith(".parquet") else size
+            is_parquet = file.name.lower().endswith(".parquet")
+            total += sum(_parquet_column_bytes(file, column) for column in columns) if is_parquet else size
     return total
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mixopt.config import DomainConfig, Experiment, TargetConfig
-from mixopt.corpus.documents import Document, Limits, Source, read_documents, read_pairs
+from mixopt.corpus.documents import Document, Limits, Pair, Source, read_items
 from mixopt.corpus.files import resolve_files
 from mixopt.corpus.hub import HubDataset
 from mixopt.corpus.ngrams import I64, U64
 from mixopt.corpus.overlap import Overlap, OverlapCounter, TargetItem, TargetRuns
-from mixopt.corpus.splits import Side, side_of
+from mixopt.corpus.splits import Side, side_of_item
 
 # Of the shortest and of the longest documents, so many are named.
 EXTREMES = 3
@@ -63,7 +63,8 @@ class SideScan:
     """One side of a domain, as it was read.
 
     Attributes:
-        documents, bytes: of those that are not empty.
+        documents, bytes: of those that are not empty; a pair is one document, its completion after its prompt.
+        scored_bytes: bytes of completions, and of documents that are not pairs.
         empty: documents without a character.
         shortest, longest: of those that are not empty, most extreme first.
         hashes: of each document that is not empty, in order.
@@ -73,19 +74,22 @@ class SideScan:
     documents: int = 0
     empty: int = 0
     bytes: int = 0
+    scored_bytes: int = 0
     shortest: list[Extreme] = field(default_factory=list)
     longest: list[Extreme] = field(default_factory=list)
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     sources: Sources = field(default_factory=Sources)
 
-    def add(self, document: Document) -> int:
-        """Counts a document; returns its bytes."""
+    def add(self, item: Document | Pair) -> int:
+        """Counts a document or pair; returns its bytes."""
+        document = item.document() if isinstance(item, Pair) else item
         content = document.text.encode("utf-8", "surrogatepass")
         if not content:
             self.empty += 1
             return 0
         self.documents += 1
         self.bytes += len(content)
+        self.scored_bytes += len(item.completion.encode("utf-8", "surrogatepass")) if isinstance(item, Pair) else len(content)
         self.hashes.append(int.from_bytes(hashlib.blake2b(content, digest_size=8, person=b"mixopt/twins").digest(), "big"))
         self.sources.add(document.source)
         extreme = Extreme(len(content), document.source)
@@ -144,15 +148,16 @@ def scan_domain(domain: DomainConfig, runs: TargetRuns, limit_bytes: float, adva
     sides = {Side.TRAIN: SideScan(), Side.VALID: SideScan()}
     counter = OverlapCounter(runs)
     complete = True
-    for side, documents in _document_sets(domain):
+    for side, items in _item_sets(domain):
         read = 0
-        for document in documents:
+        for item in items:
             if read >= limit_bytes:
                 complete = False
                 break
-            actual = side or side_of(document.text, domain.held_out)
-            size = sides[actual].add(document)
+            actual = side or side_of_item(item, domain.held_out)
+            size = sides[actual].add(item)
             if actual is Side.TRAIN:
+                document = item.document() if isinstance(item, Pair) else item
                 counter.add(document.text, document.source)
             read += size
             advance(size)
@@ -192,15 +197,14 @@ def shared_documents(scans: list[DomainScan]) -> list[Shared]:
     return sorted(result, key=lambda shared: -shared.documents)
 
 
-def _document_sets(domain: DomainConfig) -> Iterator[tuple[Side | None, Iterator[Document]]]:
-    """(side, or None where the hash of a text tells; documents) of a domain's sets of files."""
+def _item_sets(domain: DomainConfig) -> Iterator[tuple[Side | None, Iterator[Document | Pair]]]:
+    """(side, or None where the hash of a text tells; documents or pairs) of a domain's sets of files."""
     owner = f"domain '{domain.name}'"
-    limits = Limits(domain.max_documents, domain.max_bytes)
-    documents = read_documents(_source(domain, owner), domain.text_column, owner, limits)
-    yield None if domain.valid is None else Side.TRAIN, documents
+    items = read_items(_source(domain, owner), domain.columns, owner, Limits(domain.max_documents, domain.max_bytes))
+    yield None if domain.valid is None else Side.TRAIN, items
     if domain.valid is not None:
         owner = f"held-out set of {owner}"
-        yield Side.VALID, read_documents(resolve_files(domain.valid, owner), domain.text_column, owner)
+        yield Side.VALID, read_items(resolve_files(domain.valid, owner), domain.columns, owner)
 
 
 def _source(of: DomainConfig | TargetConfig, owner: str) -> Source:
@@ -212,10 +216,5 @@ def _source(of: DomainConfig | TargetConfig, owner: str) -> Source:
 
 def _items(target: TargetConfig) -> Iterator[TargetItem]:
     owner = f"target '{target.name}'"
-    source, limits = _source(target, owner), Limits(target.max_documents)
-    if target.prompt_column is not None and target.completion_column is not None:
-        for pair in read_pairs(source, target.prompt_column, target.completion_column, owner, limits):
-            yield TargetItem(pair.prompt, pair.completion)
-    else:
-        for document in read_documents(source, target.text_column or "text", owner, limits):
-            yield TargetItem(document.text)
+    for item in read_items(_source(target, owner), target.columns, owner, Limits(target.max_documents)):
+        yield TargetItem(item.text) if isinstance(item, Document) else TargetItem(item.prompt, item.completion)

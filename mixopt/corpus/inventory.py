@@ -37,7 +37,7 @@ class SideRow:
     """One side of a domain. `counted`: tokens are those of the prepared token file; else they are estimated from the bytes.
 
     Attributes:
-        documents, bytes: of those that are not empty.
+        documents, bytes: of those that are not empty; pairs with their prompts.
         repeats: documents that repeat an earlier one; `repeats_example` names one and its twin.
         shortest, longest: most extreme first.
     """
@@ -189,7 +189,7 @@ def _text_bytes(domain: DomainConfig, limit_bytes: float) -> float | None:
     total = limit if domain.hub is not None else 0.0
     for paths, most in ((domain.path, limit), (domain.valid, limit_bytes)):
         if paths:
-            size = estimated_text_bytes(resolve_files(paths, f"domain '{domain.name}'"), domain.text_column)
+            size = estimated_text_bytes(resolve_files(paths, f"domain '{domain.name}'"), *domain.columns)
             if size is None:
                 return None
             total += min(size, most)
@@ -223,14 +223,14 @@ def _domain_rows(experiment: Experiment, scans: Sequence[DomainScan], manifest: 
     rows = []
     for domain, scan in zip(experiment.domains, scans, strict=True):
         files = manifest.domains.get(domain.name) if manifest else None
-        train = _side_row(scan.train, files.train if files else None)
+        train = _side_row(scan.train, scan.train.bytes, files.train if files else None)
         target_tokens, source = inventory_of(domain, train.tokens, train.bytes)
         rows.append(
             DomainRow(
                 name=domain.name,
                 group=domain.group,
                 train=train,
-                valid=_side_row(scan.valid, files.valid if files else None),
+                valid=_side_row(scan.valid, scan.valid.scored_bytes, files.valid if files else None),
                 complete=scan.complete,
                 target_tokens=target_tokens,
                 max_epochs=domain.max_epochs,
@@ -257,13 +257,16 @@ def _domain_rows(experiment: Experiment, scans: Sequence[DomainScan], manifest: 
     )
 
 
-def _side_row(scan: SideScan, file: TokenFile | None) -> SideRow:
-    counted = file is not None and (file.bytes, file.documents) == (scan.bytes, scan.documents)
+def _side_row(scan: SideScan, stored_bytes: int, file: TokenFile | None) -> SideRow:
+    """A side as it was read, beside its token file, which counts `stored_bytes` of it: of held-out pairs completions only."""
+    counted = file is not None and (file.bytes, file.documents) == (stored_bytes, scan.documents)
     if counted and file is not None:
         tokens = file.tokens
-    else:
+    elif file is not None and file.bytes:
         # Documents changed since they were prepared, or were not read to the end: their rate is still the best there is.
-        tokens = round(scan.bytes / (file.bytes / file.tokens if file and file.bytes else ASSUMED_BYTES_PER_TOKEN))
+        tokens = round(stored_bytes / (file.bytes / file.tokens))
+    else:
+        tokens = round(scan.bytes / ASSUMED_BYTES_PER_TOKEN)
     repeats, example = scan.repeats()
     return SideRow(scan.documents, scan.empty, scan.bytes, tokens, counted, repeats, example, tuple(scan.shortest), tuple(scan.longest))
 

@@ -25,8 +25,8 @@ class TokenFile:
     Attributes:
         path: relative to the manifest.
         content_hash: hash of the documents' text, in order; independent of the tokenizer.
-        tokens, bytes, documents: totals; tokens include one end-of-document token per document. For completion targets `bytes` counts the
-            completions only, since only they are scored.
+        tokens, bytes, documents: totals; tokens include one end-of-document token per document. Of held-out pairs `bytes` counts the completions only,
+            since only they are scored; of pairs to train on, prompts too, since they are seen.
     """
 
     path: str
@@ -38,10 +38,17 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class DomainFiles:
-    """Training and held-out tokens of one domain."""
+    """Training and held-out tokens of one domain.
+
+    Attributes:
+        kind: "text", or "completion" for prompt/completion pairs.
+        packed_tokens: of pairs: tokens of all training windows that they fill, filling included; 0 for text, whose windows follow from its tokens.
+    """
 
     train: TokenFile
     valid: TokenFile
+    kind: str = "text"
+    packed_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,10 @@ class Manifest:
                     f"{path} has version {body['version']}, this mixopt reads {MANIFEST_VERSION}.", "Run `mixopt prepare FILE` again."
                 )
             domains = {
-                name: DomainFiles(TokenFile(**files["train"]), TokenFile(**files["valid"])) for name, files in body["domains"].items()
+                name: DomainFiles(
+                    TokenFile(**files["train"]), TokenFile(**files["valid"]), files.get("kind", "text"), files.get("packed_tokens", 0)
+                )
+                for name, files in body["domains"].items()
             }
             targets = {name: TargetFile(target["kind"], TokenFile(**target["file"])) for name, target in body["targets"].items()}
             return cls(root, body["tokenizer_path"], body["tokenizer_hash"], int(body["vocab_size"]), domains, targets)

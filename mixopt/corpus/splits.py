@@ -1,6 +1,7 @@
 """The held-out split: which side a document is on follows from the hash of its text.
 
-So the split does not depend on the order of files, a document that occurs twice never ends up on both sides, and adding documents moves none.
+So the split does not depend on the order of files, a document that occurs twice never ends up on both sides, and adding documents moves none. Of pairs the
+prompt decides, so that no prompt is on both sides, with whatever completions; where there is none, the completion.
 The trade-off: the share holds in expectation only, so a small domain may get an empty side, which is an error with its remedy.
 """
 
@@ -9,9 +10,12 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from mixopt.corpus.documents import Document
+from mixopt.corpus.documents import Document, Pair
 from mixopt.errors import DataError
+
+Item = TypeVar("Item", Document, Pair, Document | Pair)
 
 
 class Side(enum.StrEnum):
@@ -25,8 +29,13 @@ def side_of(text: str, held_out: float) -> Side:
     return Side.VALID if int.from_bytes(digest, "big") < held_out * 2.0**64 else Side.TRAIN
 
 
-def take_side(documents: Iterable[Document], held_out: float, side: Side, owner: str) -> Iterator[Document]:
-    """The documents on one side, in order.
+def side_of_item(item: Document | Pair, held_out: float) -> Side:
+    """The side of a document or pair."""
+    return side_of(item.text if isinstance(item, Document) else item.prompt or item.completion, held_out)
+
+
+def take_side(documents: Iterable[Item], held_out: float, side: Side, owner: str) -> Iterator[Item]:
+    """The documents or pairs on one side, in order.
 
     Raises:
         DataError: at the end, when there are documents and none is on this side.
@@ -34,7 +43,7 @@ def take_side(documents: Iterable[Document], held_out: float, side: Side, owner:
     seen = taken = 0
     for document in documents:
         seen += 1
-        if side_of(document.text, held_out) is side:
+        if side_of_item(document, held_out) is side:
             taken += 1
             yield document
     if seen and not taken:

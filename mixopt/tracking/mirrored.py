@@ -399,6 +399,9 @@ def _mean_bits(findings: Findings, trial: Trial, outcome: Outcome | None) -> flo
 
 def _outcome_points(outcome: Outcome, names: Mapping[str, str]) -> list[Point]:
     points = [(name, value, outcome.tokens) for name, value in _cost([outcome]).items()]
+    scored = sum(outcome.diagnostics.get("scored_tokens", {}).values())
+    if 0 < scored < outcome.tokens:  # some were prompts; else it says nothing
+        points.append(("scored_tokens", float(scored), outcome.tokens))
     for measurement in outcome.measurements:
         name = names.get(measurement.evaluation_key)
         if name is not None:

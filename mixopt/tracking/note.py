@@ -120,6 +120,9 @@ def _inventory(findings: Findings) -> str:
     repeated = [f"{_cell(domain['name'])} {domain['repeats']:g} times" for domain in domains if domain.get("repeats", 1) != 1]
     if repeated:
         sentences.append(f"The inventory holds every document more than once, and epochs count unique ones: {', '.join(repeated)}.")
+    pairs = [_cell(domain["name"]) for domain in domains if domain.get("kind") == "completion"]
+    if pairs:
+        sentences.append(f"Pairs, whose prompts count as seen and of which only completions are trained on and scored: {', '.join(pairs)}.")
     return "".join(f"\n\n{sentence}" for sentence in sentences)
 
 

@@ -3,11 +3,11 @@ CUDA graph.
 
 Everything the function reads and writes has a place in device memory for the engine's life: weights, moments, tokens, rates, flags,
 results. Whatever changes from step to step is written into those buffers, so that one capture serves every step, every member and, through
-`EnginePool`, every pack of the same shape. A member whose loss or gradient is not finite does not take the step, and no later one: its flag
-goes down on the device, where the others do not see it, and the host may learn of it many steps later. The trade-off: a place that is not
-taken is computed as any other.
+`EnginePool`, every pack of the same shape. (Packs that train on prompts and completions need a second one, which is told the tokens that count.) A
+member whose loss or gradient is not finite does not take the step, and no later one: its flag goes down on the device, where the others do not
+see it, and the host may learn of it many steps later. The trade-off: a place that is not taken is computed as any other.
 
-Legend: K places, B windows per step, S = T + 1 tokens of a window.
+Legend: K places, B windows per step, S = T + 1 tokens of a window, of which T are predicted.
 """
 
 from __future__ import annotations
@@ -83,21 +83,24 @@ class Engine:
         self._parameters = list(self.model.parameters())
         self._moe_layers = [module for module in self.model.modules() if isinstance(module, DeviceMoE)]
         self._tokens_KBS = torch.zeros(places, shape.windows, shape.window + 1, dtype=torch.int64, device=device)
+        self._scored_KBT = torch.zeros(places, shape.windows, shape.window, dtype=torch.bool, device=device)
         self._controls_2K = torch.zeros(2, places, device=device)  # rate, active
         self._alive_K = torch.zeros(places, dtype=torch.bool, device=device)
         self.results_3K = torch.zeros(3, places, device=device)
         self.dropped_K = torch.zeros(places, dtype=torch.int64, device=device)
         # The graph reads this table; a cache of tables must not be all that keeps it.
         self._table = rotary_table(shape.window, config.d_head, config.rope_theta, self.model.embedding.dtype, device)
-        self._staging = [_Staging(self._tokens_KBS, self._controls_2K) for _ in range(IN_FLIGHT if device.type == "cuda" else 1)]
+        targets = (self._tokens_KBS, self._scored_KBT, self._controls_2K)
+        self._staging = [_Staging(*targets) for _ in range(IN_FLIGHT if device.type == "cuda" else 1)]
         self.issued = 0
-        self._prepared = False
-        self._replay: Callable[[], None] | None = None  # of the graph
+        # Whether it is told what is scored -> the step as it is run: of a graph, or the function itself.
+        self._steps: dict[bool, Callable[[], None]] = {}
+        self._captured: set[bool] = set()
 
     @property
     def captured(self) -> bool:
         """Whether steps are replayed from a graph; no before the first."""
-        return self._replay is not None
+        return bool(self._captured)
 
     def begin(self, seeds_K: Sequence[int], rates_K: Sequence[float]) -> None:
         """New members at all places, with the weights of their seeds; `rates_K` are their peak rates."""
@@ -119,27 +122,33 @@ class Engine:
         for own, theirs in ((self._alive_K, other._alive_K), (self.dropped_K, other.dropped_K)):
             torch.index_select(theirs, 0, index, out=own)
 
-    def step(self, tokens_KBS: Tensor, rate_K: list[float], active_K: list[bool]) -> None:
+    def step(self, tokens_KBS: Tensor, rate_K: list[float], active_K: list[bool], scored_KBT: Tensor | None = None) -> None:
         """Issues one step; results are in `results_3K` once the device gets there.
 
         Args:
             tokens_KBS: int64, on the host; ids are taken to be in the vocabulary. What it holds after the call does not matter.
             rate_K: learning rates of this step.
             active_K: places that take part.
+            scored_KBT: bool, on the host; which predicted tokens count. None: all.
         """
-        if not self._prepared:
-            self._prepare()
+        masked = scored_KBT is not None
+        if masked not in self._steps:
+            self._prepare(masked)
         staging = self._staging[self.issued % len(self._staging)]
-        staging.send(tokens_KBS, torch.tensor([rate_K, [float(flag) for flag in active_K]]), self._tokens_KBS, self._controls_2K)
-        if self._replay is not None:
-            self._replay()
-        else:
-            self.run()
+        staging.send(tokens_KBS, scored_KBT, torch.tensor([rate_K, [float(flag) for flag in active_K]]))
+        self._steps[masked]()
         self.issued += 1
 
     def run(self) -> None:
         """The step itself, from buffers to buffers: what is captured. Nothing in here may wait for the device or depend on values."""
-        loss_K = self.model.training_loss(self._tokens_KBS, ids_checked=True)
+        self._run(None)
+
+    def run_masked(self) -> None:
+        """`run` with the loss on the scored tokens alone."""
+        self._run(self._scored_KBT)
+
+    def _run(self, scored_KBT: Tensor | None) -> None:
+        loss_K = self.model.training_loss(self._tokens_KBS, ids_checked=True, scored_KBT=scored_KBT)
         # Not `backward`: gradients that outlive the step would have to keep their memory between replays.
         gradients = torch.autograd.grad(loss_K.sum(), self._parameters)
         loss_K = loss_K.detach()
@@ -152,49 +161,55 @@ class Engine:
         self._alive_K &= stepped_K | ~wanted_K
         self.results_3K.copy_(torch.stack([loss_K.float(), norm_K.float(), stepped_K.float()]))
 
-    def _prepare(self) -> None:
-        """Captures `run`; where there can be no graph, one line in the log says why."""
+    def _prepare(self, masked: bool) -> None:
+        """Captures `run` or `run_masked`; where there can be no graph, one line in the log says why."""
         shape = self.shape
-        # Nothing was sent yet, so by `_controls_2K` no place is active, and the steps that warm up change no weight.
+        run = self.run_masked if masked else self.run
+        self._steps[masked] = run
+        # By `_controls_2K` no place is active, so that the steps that warm up change no weight.
+        self._controls_2K.zero_()
         self.uncaptured = reason_against(shape.device, shape.graphs)
         if self.uncaptured is None:
             failures = []
             for experts in dict.fromkeys((shape.compute.experts, "capacity")):
                 self.model.use(replace(shape.compute, experts=experts))
                 try:
-                    self._replay = capture(self.run, shape.device)
+                    self._steps[masked] = capture(run, shape.device)
+                    self._captured.add(masked)
                     break
                 except torch.OutOfMemoryError:
+                    del self._steps[masked]  # to be tried again
                     raise
                 except RuntimeError as error:
                     failures.append(f"with {experts} expert products: {str(error).splitlines()[0]}")
             else:
                 self.model.use(shape.compute)
                 self.uncaptured = "capture failed " + "; ".join(failures)
-            if failures and self._replay is not None:
+            if failures and masked in self._captured:
                 logger.warning("Expert products have fixed capacity, because capture failed %s.", failures[0])
         if self.uncaptured is not None:
             level = logging.INFO if shape.device.type == "cpu" else logging.WARNING
             logger.log(level, "Steps of %d proxies run without a CUDA graph: %s.", shape.places, self.uncaptured)
-        self._prepared = True
 
 
 class _Staging:
-    """Host memory from which one step's tokens and controls travel; pinned on a GPU's host, so that the copy does not hold up the host."""
+    """Host memory from which one step's tokens and controls travel to their places on the device; pinned on a GPU's host, so that the copy does
+    not hold up the host."""
 
-    def __init__(self, tokens_KBS: Tensor, controls_2K: Tensor) -> None:
+    def __init__(self, tokens_KBS: Tensor, scored_KBT: Tensor, controls_2K: Tensor) -> None:
+        self._to = (tokens_KBS, scored_KBT, controls_2K)
         pinned = tokens_KBS.device.type == "cuda"
-        self._tokens_KBS = torch.zeros(tokens_KBS.shape, dtype=tokens_KBS.dtype, pin_memory=pinned)
-        self._controls_2K = torch.zeros(controls_2K.shape, dtype=controls_2K.dtype, pin_memory=pinned)
+        self._from = tuple(torch.zeros(to.shape, dtype=to.dtype, pin_memory=pinned) for to in self._to)
         self._sent = torch.cuda.Event(blocking=True) if pinned else None
 
-    def send(self, tokens_KBS: Tensor, controls_2K: Tensor, to_tokens_KBS: Tensor, to_controls_2K: Tensor) -> None:
+    def send(self, *values: Tensor | None) -> None:
+        """Tokens, which of them are scored (None: nobody asks), and controls."""
         if self._sent is not None:
             self._sent.synchronize()  # of an event that was never recorded this returns at once
-        self._tokens_KBS.copy_(tokens_KBS)
-        self._controls_2K.copy_(controls_2K)
-        to_tokens_KBS.copy_(self._tokens_KBS, non_blocking=True)
-        to_controls_2K.copy_(self._controls_2K, non_blocking=True)
+        for value, staged, to in zip(values, self._from, self._to, strict=True):
+            if value is not None:
+                staged.copy_(value)
+                to.copy_(staged, non_blocking=True)
         if self._sent is not None:
             self._sent.record()
 

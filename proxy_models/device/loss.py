@@ -7,6 +7,9 @@ softmax and loss are float32 whatever the operands are: a bfloat16 logit of 10 i
 the operands' type for the two products that read them, which sum in float32. The trade-off: two workspaces of float32 logits, read and
 written by separate kernels.
 
+Where only some tokens are scored, a member's mean is over its scored tokens, as in `loss`. Logits are made for all of them nevertheless, because how many are
+scored differs from step to step and a graph's shapes do not; what is not scored is left out of the sums by writing zeros over it.
+
 Legend: K pack members, G members of a group, N tokens of a member, C tokens of a chunk, D model width, V vocabulary.
 """
 
@@ -88,8 +91,9 @@ class GroupMeanLoss(torch.autograd.Function):
     """Mean loss of each member, with the gradients of hidden states and of the float32 output matrix computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, compute: Compute) -> Tensor:
+    def forward(ctx: Any, hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, compute: Compute, scored_KN: Tensor | None) -> Tensor:
         members, tokens, _ = hidden_KND.shape
+        left_out_KN1 = None if scored_KN is None else ~scored_KN[..., None]
         wide = _wide(hidden_KND)
         total_K = hidden_KND.new_zeros(members, dtype=wide)
         grad_hidden_KND = torch.empty_like(hidden_KND, dtype=wide)
@@ -102,25 +106,36 @@ class GroupMeanLoss(torch.autograd.Function):
             hidden_GCD, target_GC1 = compute.operand(hidden_KND[group, chunk.tokens]), target_KN[group, chunk.tokens, None]
             log_p_GCV = workspace.log_probabilities(hidden_GCD, output_GVD)
             target_log_p_GC1 = log_p_GCV.gather(-1, target_GC1)
-            total_K[group] -= target_log_p_GC1.sum((1, 2))
+            if left_out_KN1 is None:
+                total_K[group] -= target_log_p_GC1.sum((1, 2))
+            else:
+                total_K[group] -= target_log_p_GC1.masked_fill(left_out_KN1[group, chunk.tokens], 0.0).sum((1, 2))
             grad_GCV = workspace.gradient(log_p_GCV, target_GC1, target_log_p_GC1, hidden_GCD.dtype)
             product_into(grad_hidden_KND[group, chunk.tokens], grad_GCV, output_GVD)
+            if left_out_KN1 is not None:
+                # In what is narrow, and not in the gradient of the logits, where it would be a pass over them.
+                hidden_GCD = hidden_GCD.masked_fill(left_out_KN1[group, chunk.tokens], 0.0)
             if chunk.tokens.start == 0:
                 product_into(grad_output_KVD[group], grad_GCV.mT, hidden_GCD)
             else:
                 grad_output_KVD[group] += product_into(torch.empty_like(grad_output_KVD[group]), grad_GCV.mT, hidden_GCD)
-        ctx.gradients, ctx.tokens = (grad_hidden_KND, grad_output_KVD), tokens
-        return total_K / tokens
+        if left_out_KN1 is not None:
+            grad_hidden_KND.masked_fill_(left_out_KN1, 0.0)
+        # A member without a scored token has sums of zero, and keeps them.
+        ctx.tokens = tokens if scored_KN is None else scored_KN.sum(1, dtype=wide).clamp_(min=1.0)
+        ctx.gradients = (grad_hidden_KND, grad_output_KVD)
+        loss_K: Tensor = total_K / ctx.tokens
+        return loss_K
 
     @staticmethod
-    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_K: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("The loss of a proxy can be differentiated once per forward pass.")
         grad_hidden_KND, grad_output_KVD = ctx.gradients
         ctx.gradients = None
         # The mean's 1/N here, where it costs no pass of its own, and not in the logits' gradient, where it would be a pass over them.
         scale_K11 = (grad_K / ctx.tokens)[:, None, None]
-        return grad_hidden_KND.mul_(scale_K11), grad_output_KVD.mul_(scale_K11), None, None
+        return grad_hidden_KND.mul_(scale_K11), grad_output_KVD.mul_(scale_K11), None, None, None
 
 
 def _plan(hidden_KND: Tensor, output_KVD: Tensor, compute: Compute) -> tuple[list[Chunk], _Workspace]:
@@ -131,14 +146,17 @@ def _plan(hidden_KND: Tensor, output_KVD: Tensor, compute: Compute) -> tuple[lis
     return chunks, _Workspace(like, chunks, vocabulary)
 
 
-def group_mean_losses(hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, compute: Compute) -> Tensor:
-    """Mean loss of each member in nats per token, (K,); differentiable once in hidden states and output matrix.
+def group_mean_losses(
+    hidden_KND: Tensor, output_KVD: Tensor, target_KN: Tensor, compute: Compute, scored_KN: Tensor | None = None
+) -> Tensor:
+    """Mean loss of each member in nats per scored token, (K,); differentiable once in hidden states and output matrix.
 
     Args:
         hidden_KND: last hidden states, float32 (float64 in tests).
         output_KVD: the output matrix, in the precision of the weights; a copy in the operands' type is made per group.
         target_KN: int64, in the vocabulary.
         compute: operands' type and workspace.
+        scored_KN: bool, the tokens that count; None: all.
     """
-    losses_K: Tensor = GroupMeanLoss.apply(hidden_KND, output_KVD, target_KN, compute)
+    losses_K: Tensor = GroupMeanLoss.apply(hidden_KND, output_KVD, target_KN, compute, scored_KN)
     return losses_K

@@ -89,17 +89,17 @@ class DeviceStep(PackStep):
         self._ring_R3K = torch.zeros(self._read_every, 3, shape.places, device=self.device)
         self._pending = 0
 
-    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool]) -> None:
+    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None) -> None:
         """Issues one step and returns before it is done. Token ids are taken to be in the vocabulary: samplers have seen to that."""
         assert self._pending < self._read_every, "results were not read in time"
         rate_K = [peak * scale for peak, scale in zip(self.optimizer.learning_rates, rate_scale_K, strict=True)]
         try:
-            self._engine.step(tokens_KBS, rate_K, list(active_K))
+            self._engine.step(tokens_KBS, rate_K, list(active_K), scored_KBT)
         except torch.OutOfMemoryError:
-            # Only the first step allocates; what idle engines hold may be what it lacks.
+            # Only the first step of a kind allocates; what idle engines hold may be what it lacks.
             if self._engine.issued or not ENGINES.drop_idle():
                 raise
-            self._engine.step(tokens_KBS, rate_K, list(active_K))
+            self._engine.step(tokens_KBS, rate_K, list(active_K), scored_KBT)
         self._ring_R3K[self._pending].copy_(self._engine.results_3K)
         self._pending += 1
 

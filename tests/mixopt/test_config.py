@@ -52,6 +52,15 @@ def test_the_resolved_file_reads_back_as_itself(tmp_path: Path) -> None:
     assert parse_experiment(yaml.safe_load(experiment.to_yaml()), Path("/elsewhere")) == experiment
 
 
+def test_a_domain_of_pairs_reads_back_as_itself_and_is_of_one_kind(tmp_path: Path) -> None:
+    pairs = VALID["domains"][0] | {"prompt_column": "q", "completion_column": "a"}
+    experiment = parse_experiment(changed("domains.0", pairs), tmp_path)
+    assert [(domain.kind, domain.columns) for domain in experiment.domains] == [("completion", ("q", "a")), ("text", ("text",))]
+    assert parse_experiment(yaml.safe_load(experiment.to_yaml()), Path("/elsewhere")) == experiment
+    with pytest.raises(ConfigError, match="domain 'web' names both text_column and prompt_column"):
+        parse_experiment(changed("domains.0", pairs | {"text_column": "body"}), tmp_path)
+
+
 def test_environment_variables_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORPUS", "/corpus")
     assert parse_experiment(changed("domains.0.path", "${CORPUS}/web.jsonl"), tmp_path).domains[0].path == ("/corpus/web.jsonl",)
@@ -86,6 +95,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest
         ("verification.tokens", 2000, "`verification.tokens` is 2000, fewer than 8 steps of 1024"),
         ("targets.0.completion_column", None, "names only one of prompt_column and completion_column"),
         ("targets.0.text_column", "text", "names both text_column and prompt_column"),
+        ("domains.0.prompt_column", "q", "domain 'web' names only one of prompt_column and completion_column"),
         ("objective.kind", "best", "'objective.kind' is 'best'"),
         ("tokenizer.vocab_size", 100, "'tokenizer.vocab_size' is 100"),
         ("domains", [VALID["domains"][0]], "'domains'"),

@@ -19,10 +19,10 @@ class LateStep(PackStep):
     _late: list[StepReport]
     _dead: set[int]
 
-    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool]) -> None:
+    def step(self, tokens_KBS: Tensor, rate_scale_K: Sequence[float], active_K: Sequence[bool], scored_KBT: Tensor | None = None) -> None:
         if not hasattr(self, "_late"):
             self._late, self._dead = [], set()
-        super().step(tokens_KBS, rate_scale_K, [active and k not in self._dead for k, active in enumerate(active_K)])
+        super().step(tokens_KBS, rate_scale_K, [active and k not in self._dead for k, active in enumerate(active_K)], scored_KBT)
         (report,) = super().reports(wait=True)
         dead = [k for k, active in enumerate(active_K) if active and not report.stepped_K[k]]
         losses = [math.nan if k in self._dead else loss for k, loss in enumerate(report.losses_nats_K)]

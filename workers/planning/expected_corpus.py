@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixopt.config import DomainConfig, Experiment, TargetConfig
-from mixopt.corpus.documents import Limits, estimated_text_bytes, read_documents, read_pairs
+from mixopt.corpus.documents import Limits, estimated_text_bytes, read_items
 from mixopt.corpus.files import is_elsewhere, resolve_files
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.domains import ASSUMED_BYTES_PER_TOKEN
 from mixopt.errors import DataError
 from workers.tokens.files import output_of
-from workers.tokens.jobs import local_jobs
+from workers.tokens.jobs import local_jobs, parts_of
 from workers.tokens.tokenizer import expected_name
 
 UNKNOWN_TOKENS = 2**52
@@ -112,7 +112,8 @@ def _expected(experiment: Experiment) -> Corpus:
     unknown = []
     for domain in experiment.domains:
         train, valid, text_bytes = _domain_bytes(domain)
-        domains[domain.name] = DomainFiles(_file(f"{domain.name}.train", train), _file(f"{domain.name}.valid", valid))
+        files = _file(f"{domain.name}.train", train), _file(f"{domain.name}.valid", valid)
+        domains[domain.name] = DomainFiles(*files, kind=domain.kind)
         total = None if total is None or text_bytes is None else total + text_bytes
         if train is None or valid is None:
             unknown.append(f"domain '{domain.name}'")
@@ -143,14 +144,13 @@ def _vocabulary(experiment: Experiment) -> int:
 def _domain_bytes(domain: DomainConfig) -> tuple[float | None, float | None, float | None]:
     """Bytes of the training side, of the held-out side, and of all that is read."""
     owner = f"domain '{domain.name}'"
-    text = _local_bytes(domain.path, domain.text_column, owner)
+    text = _local_bytes(domain.path, domain.columns, owner)
     if text is not None and domain.max_documents is not None:
-        beginning = read_documents(resolve_files(domain.path or (), owner), domain.text_column, owner, _sample_of(domain.max_documents))
-        text = _of_first(domain.max_documents, [len(document.text.encode("utf-8")) for document in beginning], text)
+        text = _of_first(domain.max_documents, _beginning(domain, owner, domain.max_documents), text)
     if domain.max_bytes is not None:
         text = float(domain.max_bytes) if text is None else min(text, float(domain.max_bytes))
     if domain.valid is not None:
-        valid = _local_bytes(domain.valid, domain.text_column, f"held-out set of {owner}")
+        valid = _local_bytes(domain.valid, domain.columns, f"held-out set of {owner}")
         return text, valid, None if text is None or valid is None else text + valid
     if text is None:
         return None, None, None
@@ -159,27 +159,16 @@ def _domain_bytes(domain: DomainConfig) -> tuple[float | None, float | None, flo
 
 def _target_bytes(target: TargetConfig) -> float | None:
     owner = f"target '{target.name}'"
-    size = _whole_target_bytes(target, owner)
+    size = _local_bytes(target.path, target.columns, owner)
     if size is None or target.max_documents is None:
         return size
-    files, limits = resolve_files(target.path or (), owner), _sample_of(target.max_documents)
-    if target.prompt_column is not None and target.completion_column is not None:
-        pairs = read_pairs(files, target.prompt_column, target.completion_column, owner, limits)
-        sizes = [len((pair.prompt + pair.completion).encode("utf-8")) for pair in pairs]
-    else:
-        sizes = [len(item.text.encode("utf-8")) for item in read_documents(files, target.text_column or "text", owner, limits)]
-    return _of_first(target.max_documents, sizes, size)
+    return _of_first(target.max_documents, _beginning(target, owner, target.max_documents), size)
 
 
-def _whole_target_bytes(target: TargetConfig, owner: str) -> float | None:
-    if target.prompt_column is None or target.completion_column is None:
-        return _local_bytes(target.path, target.text_column or "text", owner)
-    sizes = [_local_bytes(target.path, column, owner) for column in (target.prompt_column, target.completion_column)]
-    if any(size is None for size in sizes):
-        return None
-    if all(path.lower().endswith(".parquet") for path in target.path or ()):
-        return sum(size or 0.0 for size in sizes)
-    return sizes[0]  # rows of text hold both columns: their file was measured twice
+def _beginning(of: DomainConfig | TargetConfig, owner: str, documents: int) -> list[int]:
+    """Bytes of the first few documents or pairs."""
+    items = read_items(resolve_files(of.path or (), owner), of.columns, owner, _sample_of(documents))
+    return [sum(len(part.encode("utf-8")) for part in parts_of(item)) for item in items]
 
 
 def _sample_of(documents: int) -> Limits:
@@ -191,11 +180,11 @@ def _of_first(documents: int, sizes: list[int], whole: float) -> float:
     return min(documents * sum(sizes) / len(sizes), whole) if sizes else whole
 
 
-def _local_bytes(patterns: tuple[str, ...] | None, column: str, owner: str) -> float | None:
+def _local_bytes(patterns: tuple[str, ...] | None, columns: tuple[str, ...], owner: str) -> float | None:
     """Bytes of text in files of this machine; None where some lie elsewhere."""
     if patterns is None or any(map(is_elsewhere, patterns)):
         return None
-    return estimated_text_bytes(resolve_files(patterns, owner), column)
+    return estimated_text_bytes(resolve_files(patterns, owner), *columns)
 
 
 def _file(name: str, text_bytes: float | None) -> TokenFile:

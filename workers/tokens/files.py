@@ -36,10 +36,16 @@ Items = Iterable[Document | Pair]
 
 @dataclass(frozen=True)
 class Built:
-    """A token file that was made; `dropped` pairs had an empty completion or one longer than a window."""
+    """A token file that was made.
+
+    Attributes:
+        dropped: pairs that had an empty completion or one longer than a window.
+        cut: pairs whose prompt is cut on the left, because a window does not hold it and its completion.
+    """
 
     file: TokenFile
     dropped: int = 0
+    cut: int = 0
 
 
 def build(job: Job, items: Items, folder: Path, tokenizer: CorpusTokenizer, advance: Advance, pool: Pool | None = None) -> Built:
@@ -58,9 +64,9 @@ def build(job: Job, items: Items, folder: Path, tokenizer: CorpusTokenizer, adva
     with TokenWriter(output, tokenizer.vocab_size, tokenizer.hash) as writer:
         if shards is not None and pool is not None:
             documents, content_hash = shards.write(_texts(items), pool, writer, advance)
-            dropped = 0
+            dropped = cut = 0
         else:
-            documents, dropped, content_hash = _write(job, items, tokenizer, writer, advance)
+            documents, dropped, cut, content_hash = _write(job, items, tokenizer, writer, advance)
         if not documents:
             raise nothing_left(job, dropped)
         info = writer.close(content_hash)
@@ -68,7 +74,7 @@ def build(job: Job, items: Items, folder: Path, tokenizer: CorpusTokenizer, adva
     write_atomically(record_path(output), json.dumps(record, indent=1).encode("utf-8"))
     if shards is not None:
         shards.remove()
-    return Built(_entry(output, info), dropped)
+    return Built(_entry(output, info), dropped, cut)
 
 
 def finished(job: Job, folder: Path, tokenizer_hash: str, reporter: Reporter) -> TokenFile | None:
@@ -117,10 +123,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _write(job: Job, items: Items, tokenizer: CorpusTokenizer, writer: TokenWriter, advance: Advance) -> tuple[int, int, str]:
-    """Tokenizes and writes in one pass; returns documents, dropped pairs and the content hash."""
+def _write(job: Job, items: Items, tokenizer: CorpusTokenizer, writer: TokenWriter, advance: Advance) -> tuple[int, int, int, str]:
+    """Tokenizes and writes in one pass; returns documents, dropped pairs, cut prompts and the content hash."""
     digest = hashlib.sha256(job.kind.encode("ascii"))
-    dropped = documents = 0
+    dropped = cut = documents = 0
     for item, ids, scored_from in _encoded(items, tokenizer):
         parts = parts_of(item)
         advance(sum(len(part.encode("utf-8")) for part in parts))
@@ -130,9 +136,10 @@ def _write(job: Job, items: Items, tokenizer: CorpusTokenizer, writer: TokenWrit
         if not any(parts):
             continue  # nothing but the end token: an empty document
         sizes = [update_digest(digest, part) for part in parts]
-        writer.add(ids, sizes[-1], scored_from)
+        writer.add(ids, sum(sizes) if job.counts_prompts else sizes[-1], scored_from)
+        cut += bool(job.window) and len(ids) > job.window + CONTEXT_TOKENS
         documents += 1
-    return documents, dropped, digest.hexdigest()
+    return documents, dropped, cut, digest.hexdigest()
 
 
 def _texts(items: Items) -> Iterator[str]:

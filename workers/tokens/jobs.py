@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.config import DomainConfig, Experiment, HubConfig, TargetConfig
-from mixopt.corpus.documents import NO_LIMITS, Document, Limits, Pair, estimated_text_bytes, read_documents, read_pairs
+from mixopt.corpus.documents import NO_LIMITS, Document, Limits, Pair, estimated_text_bytes, read_items
 from mixopt.corpus.files import InputFile, Url, identity, is_elsewhere, resolve_files
 from mixopt.corpus.hub import Commits, HubDataset
 from mixopt.corpus.splits import Side, take_side
@@ -37,6 +37,7 @@ class Job:
         side: the side of the hash split to keep; None keeps all documents.
         window: tokens that a completion must fit into; 0 for text, which has no limit.
         limits: how much of the source is read, before the split.
+        counts_prompts: of pairs to train on, whose prompts are seen: the bytes of prompts count, too, and not only those of what is scored.
     """
 
     owner: str
@@ -49,6 +50,7 @@ class Job:
     window: int = 0
     hub: HubDataset | None = None
     limits: Limits = NO_LIMITS
+    counts_prompts: bool = False
 
     @property
     def is_remote(self) -> bool:
@@ -66,7 +68,9 @@ class Job:
 
     def specification(self, tokenizer_hash: str) -> dict[str, Any]:
         """Everything the token file depends on, as JSON values."""
+        prompts = {"counts_prompts": True} if self.counts_prompts else {}
         return {
+            **prompts,
             "version": PREPARE_VERSION,
             "kind": self.kind,
             **self.source_identity(),
@@ -96,8 +100,9 @@ def experiment_jobs(experiment: Experiment, commits: Commits, reporter: Reporter
     Raises:
         DataError, ConfigError: files or data sets are missing or not readable here, or a file is both trained on and held out.
     """
-    domains = {domain.name: _domain_jobs(domain, commits, reporter) for domain in experiment.domains}
-    targets = {target.name: _target_job(target, experiment.proxy.window, commits, reporter) for target in experiment.targets}
+    window = experiment.proxy.window
+    domains = {domain.name: _domain_jobs(domain, window, commits, reporter) for domain in experiment.domains}
+    targets = {target.name: _target_job(target, window, commits, reporter) for target in experiment.targets}
     jobs = Jobs(domains, targets)
     _check_held_out(jobs, reporter)
     for job in jobs.all():
@@ -117,26 +122,18 @@ def local_jobs(experiment: Experiment) -> list[Job]:
     jobs: list[Job] = []
     for domain in experiment.domains:
         if domain.hub is None and not any(map(is_elsewhere, (*(domain.path or ()), *(domain.valid or ())))):
-            jobs.extend(_domain_jobs(domain, commits, Silent()))
+            jobs.extend(_domain_jobs(domain, experiment.proxy.window, commits, Silent()))
     here = [target for target in experiment.targets if target.hub is None and not any(map(is_elsewhere, target.path or ()))]
     return [*jobs, *(_target_job(target, experiment.proxy.window, commits, Silent()) for target in here)]
 
 
 def job_items(job: Job, files: tuple[InputFile, ...] | None = None) -> Iterator[Document | Pair]:
-    """The documents on the job's side, or its pairs; `files` are local copies that stand for its source, already limited."""
-    if job.kind == "completion":
-        prompt, completion = job.columns if files is None else copied_columns(job)
-        if files is None:
-            yield from read_pairs(job.hub or job.files, prompt, completion, job.owner, job.limits)
-        else:
-            yield from read_pairs(files, prompt, completion, job.owner)
-        return
-    documents = (
-        read_documents(job.hub or job.files, job.columns[0], job.owner, job.limits)
-        if files is None
-        else read_documents(files, copied_columns(job)[0], job.owner)
-    )
-    yield from take_side(documents, job.held_out, job.side, job.owner) if job.side is not None else documents
+    """The documents or pairs on the job's side; `files` are local copies that stand for its source, already limited."""
+    if files is None:
+        items = read_items(job.hub or job.files, job.columns, job.owner, job.limits)
+    else:
+        items = read_items(files, copied_columns(job), job.owner)
+    yield from take_side(items, job.held_out, job.side, job.owner) if job.side is not None else items
 
 
 def copied_columns(job: Job) -> tuple[str, ...]:
@@ -156,16 +153,15 @@ def text_bytes(jobs: Iterable[Job], copies: dict[Job, Path]) -> float | None:
     for job in jobs:
         columns = copied_columns(job) if job in copies else job.columns
         files: tuple[InputFile, ...] = (copies[job],) if job in copies else job.files
-        for column in columns:
-            if (files, job.hub, column) in seen:
-                continue
-            seen.add((files, job.hub, column))
-            known = estimated_text_bytes(files, column) if files else None
-            if job not in copies and job.limits.bytes is not None:
-                known = min(known, job.limits.bytes) if known is not None else job.limits.bytes
-            if known is None:
-                return None
-            total += known
+        if (files, job.hub, columns) in seen:
+            continue
+        seen.add((files, job.hub, columns))
+        known = estimated_text_bytes(files, *columns) if files else None
+        if job not in copies and job.limits.bytes is not None:
+            known = min(known, job.limits.bytes) if known is not None else job.limits.bytes
+        if known is None:
+            return None
+        total += known
     return total
 
 
@@ -182,39 +178,40 @@ def nothing_left(job: Job, dropped: int) -> DataError:
     return DataError(f"{owner} holds no text.", f"Check {where}.")
 
 
-def _domain_jobs(domain: DomainConfig, commits: Commits, reporter: Reporter) -> tuple[Job, Job]:
+def _domain_jobs(domain: DomainConfig, window: int, commits: Commits, reporter: Reporter) -> tuple[Job, Job]:
     """Training and held-out file of a domain."""
     owner = f"domain '{domain.name}'"
+    pairs = domain.kind == "completion"
     train = Job(
         owner=owner,
         name=f"{domain.name}.train",
-        kind="text",
+        kind=domain.kind,
         files=resolve_files(domain.path or (), owner),
-        columns=(domain.text_column,),
+        columns=domain.columns,
+        window=window if pairs else 0,
         side=Side.TRAIN if domain.valid is None else None,
         held_out=domain.held_out if domain.valid is None else 0.0,
         hub=_hub_dataset(domain.hub, owner, commits, reporter),
         limits=Limits(domain.max_documents, domain.max_bytes),
+        counts_prompts=pairs,
     )
-    name = f"{domain.name}.valid"
+    valid = dataclasses.replace(train, name=f"{domain.name}.valid", counts_prompts=False)
     if domain.valid is None:
-        return train, dataclasses.replace(train, name=name, side=Side.VALID)
+        return train, dataclasses.replace(valid, side=Side.VALID)
     held_out_owner = f"held-out set of {owner}"
-    valid = dataclasses.replace(train, owner=held_out_owner, name=name, files=resolve_files(domain.valid, held_out_owner))
+    valid = dataclasses.replace(valid, owner=held_out_owner, files=resolve_files(domain.valid, held_out_owner))
     return train, dataclasses.replace(valid, hub=None, limits=NO_LIMITS)
 
 
 def _target_job(target: TargetConfig, window: int, commits: Commits, reporter: Reporter) -> Job:
     owner = f"target '{target.name}'"
-    pair = target.prompt_column is not None and target.completion_column is not None
-    columns = (target.prompt_column, target.completion_column) if pair else (target.text_column or "text",)
     return Job(
         owner=owner,
         name=f"target-{target.name}",
         kind=target.kind,
         files=resolve_files(target.path or (), owner),
-        columns=tuple(str(column) for column in columns),
-        window=window if pair else 0,
+        columns=target.columns,
+        window=window if target.kind == "completion" else 0,
         hub=_hub_dataset(target.hub, owner, commits, reporter),
         limits=Limits(target.max_documents),
     )

@@ -23,6 +23,7 @@ from mixopt.corpus.manifest import MANIFEST_NAME, DomainFiles, Manifest, TargetF
 from mixopt.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from mixopt.errors import DataError
 from mixopt.progress import Reporter, Silent
+from proxy_models.windows import windows_of
 from workers.tokens import shards as token_shards
 from workers.tokens.files import build, finished
 from workers.tokens.jobs import Job, experiment_jobs, job_items, text_bytes
@@ -52,14 +53,18 @@ def prepare(experiment: Experiment, reporter: Reporter | None = None) -> Manifes
         tokenizer, kept = prepare_tokenizer(experiment.tokenizer, folder, jobs.training(), sources, commits, reporter)
         files = _all_files(jobs.all(), folder, tokenizer, kept, sources, pool, reporter)
         for train, valid in jobs.domains.values():
-            _require_window(train, files[train], "training", experiment.proxy.window)
-            _require_window(valid, files[valid], "held-out", experiment.proxy.window)
+            if train.kind == "text":  # a pair fills a window of its own, if it must
+                _require_window(train, files[train], "training", experiment.proxy.window)
+                _require_window(valid, files[valid], "held-out", experiment.proxy.window)
         manifest = Manifest(
             root=folder,
             tokenizer_path=tokenizer.path.name,
             tokenizer_hash=tokenizer.hash,
             vocab_size=tokenizer.vocab_size,
-            domains={name: DomainFiles(files[train], files[valid]) for name, (train, valid) in jobs.domains.items()},
+            domains={
+                name: DomainFiles(files[train], files[valid], train.kind, _packed_tokens(train, files[train], folder))
+                for name, (train, valid) in jobs.domains.items()
+            },
             targets={name: TargetFile(job.kind, files[job]) for name, job in jobs.targets.items()},
         )
         if not _is_saved(manifest):
@@ -135,8 +140,17 @@ def _all_files(
             if built.dropped:
                 total = built.dropped + built.file.documents
                 reporter.note(f"{job.owner}: {built.dropped} of {total} completions are empty or longer than a window; left out.")
+            if built.cut:
+                reporter.note(
+                    f"{job.owner}: {built.cut} of {built.file.documents} prompts do not fit a window with their completions; cut on the left."
+                )
             files[job] = built.file
     return files
+
+
+def _packed_tokens(train: Job, file: TokenFile, folder: Path) -> int:
+    """Tokens of all windows that pairs fill; 0 for text."""
+    return windows_of(folder / file.path, train.window).count * train.window if train.kind == "completion" else 0
 
 
 def _require_window(job: Job, file: TokenFile, what: str, window: int) -> None:

@@ -1,4 +1,5 @@
-"""Builds the embedded corpus: eight domains and two targets as Parquet files, and the experiment file that searches over them.
+"""Builds the embedded corpus: eight domains of text, three of prompt/completion pairs and two targets as Parquet files, and the experiment file that
+searches over the text.
 
 The same environment gives the same files. Exact duplicates are dropped across all domains, and the experiment file is written last, so that
 its presence means the corpus is whole. The split goes by the hash of the file that a document was cut from: the pieces of one file resemble
@@ -17,6 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from mixopt.corpus.demo.installation import Installation
+from mixopt.corpus.demo.pairs import PAIR_SOURCES, collect_pairs
 from mixopt.corpus.demo.sources import DOMAIN_SOURCES, DomainSource, Text, pieces
 from mixopt.corpus.demo.targets import TARGET_SOURCES, Example, TargetSource, choose, without_overlap
 from mixopt.corpus.splits import Side, side_of
@@ -31,6 +33,9 @@ HELD_OUT = 0.05
 TARGET_EXAMPLES = 300
 LEAST_TARGET_EXAMPLES = 100
 TARGET_CANDIDATES = 900
+# Fine-tuning sets are small.
+PAIRS_BYTES = 600_000
+LEAST_PAIRS_BYTES = 200_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Part:
     """A domain or target of the corpus.
 
     Attributes:
-        documents, bytes: of the training text, or of a target's examples.
+        documents, bytes: of the training text or pairs, or of a target's examples.
         held_out_documents: of a domain; 0 for targets.
         taken_from: where its text comes from, in words.
     """
@@ -59,10 +64,10 @@ class DemoCorpus:
 
 
 def build_demo_corpus(out: Path, reporter: Reporter | None = None) -> DemoCorpus:
-    """Writes `train/`, `valid/`, `targets/` and `experiment.yaml` under `out`.
+    """Writes `train/`, `valid/`, `targets/`, `pairs/` and `experiment.yaml` under `out`.
 
     Raises:
-        DataError: mixopt is not installed, or this environment holds less than 1 MB of text for a domain.
+        DataError: mixopt is not installed, or this environment holds less than 1 MB of text for a domain, or 200 KB of pairs.
     """
     reporter = reporter or Silent()
     installation = Installation()
@@ -82,10 +87,16 @@ def build_demo_corpus(out: Path, reporter: Reporter | None = None) -> DemoCorpus
         candidates = {target.name: list(islice(target.read(installation), TARGET_CANDIDATES)) for target in TARGET_SOURCES}
         # All at once, because going through the training text is what takes the time.
         distinct = set(without_overlap(chain.from_iterable(candidates.values()), training))
+        chosen: list[Example] = []
         for target in TARGET_SOURCES:
             examples = choose([example for example in candidates[target.name] if example in distinct], TARGET_EXAMPLES)
             parts.append(_write_target(target, examples, out))
+            chosen.extend(examples)
             stage.advance(len(examples))
+    with reporter.stage("Collecting pairs", len(PAIR_SOURCES), "domains") as stage:
+        for skill in PAIR_SOURCES:
+            parts.append(_write_pairs(skill, collect_pairs(skill, installation, PAIRS_BYTES, chosen), out))
+            stage.advance(1)
     template = resources.files("mixopt.corpus.demo").joinpath(EXPERIMENT_NAME).read_text(encoding="utf-8")
     experiment = out / EXPERIMENT_NAME
     temporary = experiment.with_suffix(f".{os.getpid()}.tmp")
@@ -130,10 +141,34 @@ def _write_target(target: TargetSource, examples: Sequence[Example], out: Path) 
             f"This environment holds {len(examples)} examples for the embedded target '{target.name}', fewer than {LEAST_TARGET_EXAMPLES}.",
             "Install mixopt with its pinned packages: `pip install -e . -c constraints.txt`.",
         )
-    columns = {name: [getattr(example, name) for example in examples] for name in ("prompt", "completion", "source")}
-    _write_parquet(out / "targets" / f"{target.name}.parquet", columns)
-    size = sum(len(f"{example.prompt}{example.completion}".encode()) for example in examples)
-    return Part(target.name, len(examples), size, 0, _taken_from(target.description, Counter(example.origin for example in examples)))
+    _write_examples(out / "targets" / f"{target.name}.parquet", examples)
+    taken_from = _taken_from(target.description, Counter(example.origin for example in examples))
+    return Part(target.name, len(examples), _examples_size(examples), 0, taken_from)
+
+
+def _write_pairs(source: TargetSource, pairs: Sequence[Example], out: Path) -> Part:
+    """Training and held-out pairs of a domain, split by the file they were cut from."""
+    sides: dict[Side, list[Example]] = {Side.TRAIN: [], Side.VALID: []}
+    for pair in pairs:
+        sides[side_of(pair.source, HELD_OUT)].append(pair)
+    train, valid = sides[Side.TRAIN], sides[Side.VALID]
+    size = _examples_size(train)
+    if size < LEAST_PAIRS_BYTES or not valid:
+        raise DataError(
+            f"This environment holds {size:,} bytes of pairs for the embedded domain '{source.name}' and {len(valid)} to hold out, too few.",
+            "Install mixopt with its pinned packages: `pip install -e . -c constraints.txt`.",
+        )
+    for side, examples in sides.items():
+        _write_examples(out / "pairs" / side.value / f"{source.name}.parquet", examples)
+    return Part(source.name, len(train), size, len(valid), _taken_from(source.description, Counter(pair.origin for pair in train)))
+
+
+def _write_examples(path: Path, examples: Sequence[Example]) -> None:
+    _write_parquet(path, {name: [getattr(example, name) for example in examples] for name in ("prompt", "completion", "source")})
+
+
+def _examples_size(examples: Sequence[Example]) -> int:
+    return sum(len(f"{example.prompt}{example.completion}".encode()) for example in examples)
 
 
 def _taken_from(description: str, origins: Mapping[str, int]) -> str:

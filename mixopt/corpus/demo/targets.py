@@ -39,7 +39,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TargetSource:
-    """A target of the embedded corpus: how its examples are read, and in words what they are."""
+    """A target of the embedded corpus, or a domain of pairs: how its examples are read, and in words what they are."""
 
     name: str
     description: str

@@ -12,8 +12,9 @@ import pytest
 
 from mixopt.corpus.demo import DemoCorpus, build_demo_corpus
 from mixopt.corpus.demo.installation import Installation, InstalledFile
+from mixopt.corpus.demo.pairs import PAIR_SOURCES, collect_pairs, description_examples
 from mixopt.corpus.demo.sources import DOCUMENT_BYTES, DOMAIN_SOURCES, Text, docstrings, pieces
-from mixopt.corpus.demo.targets import Example, explanation_examples, function_examples, without_overlap, word_spans
+from mixopt.corpus.demo.targets import Example, TargetSource, explanation_examples, function_examples, without_overlap, word_spans
 from mixopt.corpus.splits import Side, side_of
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import DataError
@@ -74,6 +75,25 @@ def test_functions_split_after_their_docstring() -> None:
     assert prompt == 'def total(self, items, factor=2):\n    """Sum of the items, each multiplied by a factor."""\n'
     assert completion == "    result = 0\n    for item in items:\n        result += item * factor\n    return result\n"
     assert examples[1][0].startswith("async def wait():\n")
+
+
+def test_a_function_is_described_by_its_docstring() -> None:
+    examples = list(description_examples(MODULE))
+    assert examples[0] == (
+        "def total(self, items, factor=2):\n    result = 0\n    for item in items:\n        result += item * factor\n    return result\n\n"
+        "What does it do?\n",
+        "Sum of the items, each multiplied by a factor.\n",
+    )
+    assert [completion for _, completion in examples[1:]] == ["Waits for something that never comes, patiently.\n"]
+
+
+def test_pairs_are_distinct_and_share_no_run_of_words_with_what_is_held_out() -> None:
+    words = [f"word{number}" for number in range(40)]
+    pairs = [Example(f"Prompt {start}: ", " ".join(words[start : start + 14]), "s", "o") for start in (0, 0, 10, 20)]
+    source = TargetSource("x", "of a test", lambda _: iter(pairs))
+    held_out = [Example("other", " ".join(["no", *words[18:33]]), "s", "o")]
+    assert collect_pairs(source, Installation(), 10**6, held_out) == [pairs[0], pairs[2]]
+    assert collect_pairs(source, Installation(), 1, held_out) == [pairs[0]]
 
 
 def test_explanations_split_between_sentences_and_join_as_they_are() -> None:
@@ -163,6 +183,26 @@ def test_targets_are_held_out(demo: tuple[Path, DemoCorpus]) -> None:
             assert not word_spans(example["prompt"] + example["completion"], 13) & spans
             assert len(example["completion"]) <= 600
             assert len(example["prompt"]) <= 800
+
+
+@pytest.mark.slow
+def test_pairs_keep_clear_of_the_targets(demo: tuple[Path, DemoCorpus]) -> None:
+    out, corpus = demo
+    targets = [row for target in ("functions", "explanations") for row in rows(out / "targets" / f"{target}.parquet")]
+    spans = set().union(*(word_spans(row["prompt"] + row["completion"], 13) for row in targets))
+    files = {row["source"] for row in targets}
+    parts = {part.name: part for part in corpus.parts}
+    for source in PAIR_SOURCES:
+        sides = {side: rows(out / "pairs" / side / f"{source.name}.parquet") for side in Side}
+        size = sum(len((row["prompt"] + row["completion"]).encode()) for row in sides[Side.TRAIN])
+        assert (parts[source.name].documents, parts[source.name].bytes) == (len(sides[Side.TRAIN]), size)
+        assert 200_000 <= size <= 700_000
+        for side, pairs in sides.items():
+            assert pairs
+            for pair in pairs:
+                assert pair["source"] not in files
+                assert side_of(pair["source"], 0.05) is side
+                assert spans.isdisjoint(word_spans(pair["prompt"] + pair["completion"], 13))
 
 
 @pytest.mark.slow

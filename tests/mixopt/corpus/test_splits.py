@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixopt.corpus.documents import Document
+from mixopt.corpus.documents import Document, Pair
 from mixopt.corpus.splits import Side, side_of, take_side
 from mixopt.errors import DataError
 
@@ -60,3 +60,17 @@ def test_an_empty_side_is_an_error_with_a_remedy() -> None:
     with pytest.raises(DataError, match=r"1 documents of domain 'x' .* no held-out document") as caught:
         list(take_side([Document(text, "")], 0.02, Side.VALID, "domain 'x'"))
     assert "held_out" in caught.value.hint
+
+
+def test_a_prompt_is_on_one_side_whatever_follows_it() -> None:
+    pairs = [Pair(f"Question {number}?", answer) for number in range(200) for answer in ("yes", "no")]
+    valid = list(take_side(pairs, 0.2, Side.VALID, "domain 'x'"))
+    train = list(take_side(pairs, 0.2, Side.TRAIN, "domain 'x'"))
+    assert len(train) + len(valid) == len(pairs)
+    assert 20 < len({pair.prompt for pair in valid}) < 60
+    assert not {pair.prompt for pair in train} & {pair.prompt for pair in valid}
+
+
+def test_pairs_without_a_prompt_are_split_by_their_completions() -> None:
+    pairs = [Pair("", f"Answer {number}.") for number in range(200)]
+    assert 20 < len(list(take_side(pairs, 0.2, Side.VALID, "domain 'x'"))) < 60

@@ -213,3 +213,11 @@ def test_it_says_which_token_counts_are_no_plain_numbers(findings: Findings) -> 
     assert f"epochs are estimates too: {first['name']}." in told
     assert f"in tokens of the proxies' tokenizer: {second['name']}." in told
     assert f"epochs count unique ones: {second['name']} 3 times." in told
+
+
+def test_it_says_which_domains_are_pairs(findings: Findings) -> None:
+    assert "Pairs" not in section(answer_markdown(findings), "Mixture")
+    first, *rest = findings.context["domains"]
+    changed = [first | {"kind": "completion"}, *(domain | {"kind": "text"} for domain in rest)]
+    told = section(answer_markdown(replace(findings, context={**findings.context, "domains": changed})), "Mixture")
+    assert f"only completions are trained on and scored: {first['name']}." in told

@@ -15,9 +15,10 @@ import pytest
 from mixopt.errors import DataError, RunError
 from mixopt.history import History
 from mixopt.proposal import Proposal
-from mixopt.tracking.mirrored import KEY_TAG, NOTE_TAG, PARENT_TAG, search_key
+from mixopt.tracking.mirrored import KEY_TAG, NOTE_TAG, PARENT_TAG, _outcome_points, search_key
 from mixopt.tracking.mlflow_mirror import MlflowMirror
 from mixopt.tracking.mlflow_server import MlflowServer
+from mixopt.trial import Outcome
 
 pytestmark = pytest.mark.slow  # the first use of an MLflow database runs its migrations, 6 to 11 seconds
 
@@ -414,3 +415,13 @@ def test_a_sync_that_is_stopped_is_not_complete_and_the_next_one_goes_on(uri: st
 def test_a_search_that_is_not_in_the_record_is_refused(uri: str, experiment: str, finished: Any) -> None:
     with pytest.raises(DataError, match="is not in the record"):
         MlflowMirror(finished.history, "0" * 20, uri, experiment).sync()
+
+
+def test_how_many_tokens_were_scored_is_told_where_some_were_not() -> None:
+    def told(**diagnostics: Any) -> list[float]:
+        points = _outcome_points(Outcome("t", {}, (), 1000, 1e9, 2.0, diagnostics), {})
+        return [value for name, value, tokens in points if name == "scored_tokens" and tokens == 1000]
+
+    assert told() == []
+    assert told(scored_tokens={"text": 1000}) == []
+    assert told(scored_tokens={"pairs": 250, "text": 400}) == [650.0]

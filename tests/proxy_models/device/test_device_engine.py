@@ -80,6 +80,30 @@ def test_ten_steps_are_those_of_the_step_with_the_host(
     assert [float(engine.optimizer.member_state(k)["step"]) for k in range(3)] == [10.0, 10.0, 9.0]
 
 
+def test_steps_on_scored_tokens_are_those_of_the_step_with_the_host(tiny: ProxyConfig, draw_tokens: Callable[..., Tensor]) -> None:
+    """With a step in between that is told nothing, which all count; a member without a scored token moves by its moments alone."""
+    engine = engine_of(tiny)
+    model = PackedProxy(tiny, [0, 1, 2])
+    optimizer = PackedAdamW(model, RATES, 0.1, clip=0.5)
+    for step in range(6):
+        tokens, active = draw_tokens(3, step), [True] * 3
+        scored = torch.rand(3, 4, 32, generator=torch.Generator().manual_seed(step)) < 0.4
+        scored[0] = step != 2
+        told = None if step == 3 else scored
+        loss_K = model.training_loss(tokens, scored_KBT=told)
+        loss_K.sum().backward()
+        norms, _ = optimizer.step([1.0] * 3, active)
+        optimizer.zero_grad()
+        model.update_router_bias(active)
+        engine.step(tokens, RATES, active, told)
+        torch.testing.assert_close(engine.results_3K[LOSS], loss_K.detach(), rtol=0, atol=1e-6)
+        assert engine.results_3K[NORM].tolist() == pytest.approx(norms, rel=1e-4)
+        assert engine.results_3K[STEPPED].tolist() == [1.0] * 3
+        assert (float(loss_K[0].detach()), norms[0]) == (0.0, 0.0) or step != 2
+    for (name, one), (_, other) in zip(engine.model.state_dict().items(), model.state_dict().items(), strict=True):
+        assert float((one - other).abs().max()) < 5e-5, name
+
+
 @pytest.mark.parametrize("rate", [1e18, 3e37])  # a loss that is NaN, and a finite loss with a gradient that is not
 def test_a_member_that_diverges_freezes_and_the_others_never_know(
     tiny: ProxyConfig, draw_tokens: Callable[..., Tensor], rate: float
@@ -201,6 +225,7 @@ def test_nothing_in_a_step_waits_for_the_device(tiny: ProxyConfig, draw_tokens: 
     engine.step(draw_tokens(3), RATES, [True] * 3)
     with watch() as operators:
         engine.run()
+        engine.run_masked()
     assert {"_fused_adamw_", "_log_softmax", "sort"} <= operators.seen
 
 
@@ -232,7 +257,8 @@ def test_a_step_needs_no_values_at_all(monkeypatch: pytest.MonkeyPatch, size: st
     compute = Compute(torch.bfloat16, experts=experts)  # type: ignore[arg-type]
     engine = Engine(EngineShape(config, 64, 8, 128, 0.1, 1.0, torch.device("meta"), compute))
     engine.run()
-    assert sum(calls) == 64 * len(list(engine.model.parameters()))
+    engine.run_masked()
+    assert sum(calls) == 2 * 64 * len(list(engine.model.parameters()))
 
 
 def test_the_watch_sees_what_it_should(tiny: ProxyConfig, draw_tokens: Callable[..., Tensor], watch, asked) -> None:  # type: ignore[no-untyped-def]
@@ -334,6 +360,15 @@ def test_warming_up_changes_no_weight(tiny: ProxyConfig, draw_tokens: Callable[.
     assert fake.replays == 1
     assert all(same(weights_of(plain, k), weights_of(captured, k)) for k in range(3))
     assert torch.equal(plain.results_3K, captured.results_3K)
+    # A pack in which somebody joins who has prompts: a second capture, amid training.
+    plain._steps[True] = plain.run_masked
+    scored = torch.rand(3, 4, 32, generator=torch.Generator().manual_seed(0)) < 0.4
+    for step, told in enumerate((scored, None, scored)):
+        plain.step(draw_tokens(3, step), RATES, [True] * 3, told)
+        captured.step(draw_tokens(3, step), RATES, [True] * 3, told)
+        assert all(same(weights_of(plain, k), weights_of(captured, k)) for k in range(3))
+        assert torch.equal(plain.results_3K, captured.results_3K)
+    assert fake.replays == 4
 
 
 @pytest.mark.parametrize(
@@ -361,7 +396,7 @@ def test_what_is_done_where_capture_fails(
         for step in range(2):
             engine.step(draw_tokens(3, step), RATES, [True] * 3)
     for step in range(2):
-        plain._prepared = True
+        plain._steps[False] = plain.run
         plain.step(draw_tokens(3, step), RATES, [True] * 3)
     assert (engine.model.compute.experts, engine.captured) == (experts, captured)
     assert [moe.compute.experts for moe in engine.model.moe_layers] == [experts] * 2
@@ -394,7 +429,7 @@ def test_the_pool_lends_an_engine_to_one_at_a_time(tiny: ProxyConfig) -> None:
     pool, first, second = EnginePool(max_idle=1), Owner(), Owner()
     shape = shape_of(tiny, 2)
     engine = pool.take(shape, first)
-    engine._replay = engine.run  # as captured
+    engine._captured.add(False)  # as captured
     assert pool.take(shape, second) is not engine
     del first  # a pack that ended, or that an exception unwound
     assert pool.idle() == [engine]
@@ -408,7 +443,7 @@ def test_the_pool_keeps_nothing_of_other_proxies(tiny: ProxyConfig) -> None:
     pool, owner = EnginePool(), Owner()
     for places in (1, 2):
         engine = pool.take(shape_of(tiny, places), owner)
-        engine._replay = engine.run
+        engine._captured.add(False)
         pool.give_back(engine)
     assert len(pool.idle()) == 2
     used = pool.take(shape_of(tiny, 2), owner)
@@ -421,7 +456,7 @@ def test_the_pool_keeps_few_and_only_what_is_captured(tiny: ProxyConfig) -> None
     pool, owner = EnginePool(max_idle=2), Owner()
     engines = [pool.take(shape_of(tiny, places), owner) for places in (1, 2, 3, 4)]
     for engine in engines[:3]:
-        engine._replay = engine.run
+        engine._captured.add(False)
     for engine in engines:
         pool.give_back(engine)
     assert pool.idle() == engines[1:3]
@@ -432,7 +467,7 @@ def test_the_pool_keeps_few_and_only_what_is_captured(tiny: ProxyConfig) -> None
 def test_the_pool_makes_room_before_it_gives_up(tiny: ProxyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, owner, tries = EnginePool(), Owner(), []
     idle = pool.take(shape_of(tiny, 1), owner)
-    idle._replay = idle.run
+    idle._captured.add(False)
     pool.give_back(idle)
 
     def build(shape: EngineShape) -> Engine:
