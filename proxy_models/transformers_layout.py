@@ -28,7 +28,9 @@ SMALLEST_TOTAL = 1e-37
 that float32 holds with all its digits, rounded up."""
 
 
-def transformers_layout(config: ProxyConfig, state: Mapping[str, Tensor], window: int, end_id: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def transformers_layout(
+    config: ProxyConfig, state: Mapping[str, Tensor], window: int, end_id: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a folder holds that `AutoModelForCausalLM.from_pretrained` reads: the content of `config.json`, and tensors by name.
 
     Logits equal those of the proxy but for rounding.
