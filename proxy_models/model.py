@@ -164,7 +164,7 @@ class PackedProxy(nn.Module):
         """Logits of what follows each token, (K, B, T, V), all held at once: to compare, not to train or to score. Raises as `training_loss`."""
         tokens_KBS = torch.cat([tokens_KBT, tokens_KBT[..., :1]], dim=-1)  # what the last token predicts is not looked at
         hidden_KND, _ = self._hidden(tokens_KBS, TiedGradient(), record_load=False, ids_checked=False)
-        return torch.bmm(hidden_KND, self.embedding.mT).unflatten(1, tokens_KBT.shape[1:])
+        return torch.bmm(hidden_KND, self.embedding.mT).view(*tokens_KBT.shape, -1)
 
     def _hidden(self, tokens_KBS: Tensor, tied: TiedGradient, record_load: bool, ids_checked: bool) -> tuple[Tensor, Tensor]:
         """Last hidden states (K, N, D), normed, and the targets (K, N)."""

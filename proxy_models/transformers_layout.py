@@ -86,7 +86,8 @@ def _feed_forward(place: str, in_DX: Tensor, out_FD: Tensor) -> dict[str, Tensor
 
 def _halves(matrix_XD: Tensor, d_head: int) -> Tensor:
     """Rows of each head reordered from pairs (2c, 2c+1) to pairs (c, c + C/2)."""
-    return matrix_XD.unflatten(0, (-1, d_head // 2, 2)).transpose(1, 2).flatten(0, 2)
+    inputs = matrix_XD.shape[1]
+    return matrix_XD.reshape(-1, d_head // 2, 2, inputs).transpose(1, 2).reshape(-1, inputs)
 
 
 def _architecture(config: ProxyConfig, window: int, end_id: int | None) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def _decided(config: ProxyConfig, state: Mapping[str, Tensor], router_logits: tu
     decided_BT = torch.ones(shape, dtype=torch.bool)
     if not config.n_experts or config.top_k == config.n_experts:
         return decided_BT
-    assert router_logits is not None and len(router_logits) == config.n_layers, "transformers gave no router logits"
+    assert router_logits is not None, "transformers gave no router logits"
+    assert len(router_logits) == config.n_layers
     for layer, logits in enumerate(router_logits):
         scores_BTE = logits.view(*shape, -1).softmax(-1) + state[f"layers.{layer}.moe.router_bias"]
         sorted_BTE = scores_BTE.sort(-1, descending=True).values

@@ -168,7 +168,7 @@ def test_weights_that_are_gone_damaged_or_of_another_shape_are_told(
     export: Callable[..., Any], trained: tuple[Path, TrialRecord], tmp_path: Path
 ) -> None:
     store, record = trained
-    with pytest.raises(DataError, match="weights of trial .* are gone"):
+    with pytest.raises(DataError, match=r"weights of trial .* are gone"):
         export(store=tmp_path / "empty")
     other = TrialFolder(tmp_path / "other", record.trial.trial_id)
     other.path.mkdir(parents=True)
