@@ -144,17 +144,7 @@ class Swarm:
         names = [f"row-{index:06d}" for index in range(count)] if trial_ids is None else list(trial_ids)
         if len(names) != count or len(set(names)) != count:
             raise DataError(f"{count} trials need {count} distinct trial ids, got {len(set(names))}.")
-        # What was measured elsewhere is all on the same rows, so where there are curves the end is their end, too.
-        names_there = [(metric, column, range(len(grid))) for column, metric in enumerate(metrics)]
-        if len(grid) > 1:
-            names_there += [(ON_CURVE + metric, column, range(len(grid) - 1, len(grid))) for column, metric in enumerate(metrics)]
-        scored = [
-            (row, metric, grid[point], float(losses[row, point, column]))
-            for row in range(count)
-            for metric, column, points in names_there
-            for point in points
-            if not np.isnan(losses[row, point, column])
-        ]
+        scored = _long_form(losses, grid, metrics)
         weights = schedules.astype(np.float64).tolist()
         table = pl.DataFrame(
             {
@@ -258,3 +248,16 @@ class Swarm:
         rows = self.table.sort("trial_id", "metric", "tokens")
         text = repr((SWARM_VERSION, self.domains, rows.select("trial_id", "metric", "tokens", "loss_nats", "bits_per_byte").rows()))
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _long_form(losses_NPM: FloatArray, grid: Sequence[int], metrics: Sequence[str]) -> list[tuple[int, str, int, float]]:
+    """(row, metric, tokens, loss) of every loss that is there; with several points the end on the curve's rows, too, as all are on the same rows."""
+    places = [(metric, column, point) for column, metric in enumerate(metrics) for point in range(len(grid))]
+    if len(grid) > 1:
+        places += [(ON_CURVE + metric, column, len(grid) - 1) for column, metric in enumerate(metrics)]
+    return [
+        (row, metric, grid[point], float(losses[point, column]))
+        for row, losses in enumerate(losses_NPM)
+        for metric, column, point in places
+        if not np.isnan(losses[point, column])
+    ]

@@ -1,8 +1,8 @@
 """How soon a search knows its ranking: losses along the way, held against those of the end.
 
-What it is for: if half of the tokens rank as all of them do, a search may train twice as many proxies half as long. The trade-off: points before
-the end are scored on fewer rows and at a learning rate that has not decayed, so what is measured here is a floor; a run as short as the point,
-decayed at its own end, ranks at least as well.
+What it is for: if half of the tokens rank as all of them do, a search may train twice as many proxies half as long. The trade-off: this costs
+nothing, but a point of a longer run is not a shorter run. It is scored on fewer rows and before the learning rate decays, which lowers the agreement;
+and it shares the seed of its end, which raises it, also above the ceiling of independent runs. `benchmarks/fidelity.py` trains the shorter runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixopt.errors import DataError
-from mixopt.objective import measure_noise
-from mixopt.ranking import FEWEST_MIXTURES, Agreement, agreement
+from mixopt.ranking import DRAWS, FEWEST_MIXTURES, Agreement, agreement
 from mixopt.surrogates.observations import mixture_groups
 from mixopt.swarm import Swarm
 
@@ -36,16 +35,16 @@ class EarlyRanking:
     agreement: Agreement
 
 
-def early_rankings(swarm: Swarm, weights: Mapping[str, float], draws: int | None = None) -> list[EarlyRanking]:
+def early_rankings(swarm: Swarm, weights: Mapping[str, float], draws: int = DRAWS) -> list[EarlyRanking]:
     """Agreement of each point before the end with the end (on all its rows), for each metric and for their weighted mean.
 
-    One trial per mixture, the first, so that noise is that of one seed; trials with fewer points than others are left out, and metrics that one of
-    the rest lacks at a point. Ceilings are known where mixtures were repeated with other seeds.
+    One trial per mixture, the first, as repeats would rank by their seeds; trials with fewer points than others are left out, and metrics that one
+    of the rest lacks at a point.
 
     Args:
         swarm: trials of one source.
         weights: metric -> weight in the mean.
-        draws: as for `agreement`; None: its default.
+        draws: as for `agreement`.
 
     Raises:
         DataError: the trials are of several sources.
@@ -58,24 +57,15 @@ def early_rankings(swarm: Swarm, weights: Mapping[str, float], draws: int | None
     shares = np.array(list(weights.values())) / sum(weights.values())
     losses = np.concatenate([curves.values, (curves.values @ shares)[..., None]], axis=2)
     whole = np.isfinite(curves.tokens).all(axis=1)
-    losses, groups = losses[whole], mixture_groups(swarm)[whole] if len(swarm) else np.zeros(0, dtype=np.int64)
-    _, first = np.unique(groups, return_index=True)
+    if not whole.any():
+        return []
+    _, first = np.unique(mixture_groups(swarm)[whole], return_index=True)
+    tokens_NP, losses = curves.tokens[whole][first], losses[whole][first]
     found = []
     for point in range(losses.shape[1] - 1):
-        tokens, end = (float(np.median(curves.tokens[whole][:, place])) for place in (point, -1))
+        tokens, end = (float(np.median(tokens_NP[:, place])) for place in (point, -1))
         for column, metric in enumerate([*metrics, MEAN]):
             early, late = losses[:, point, column], losses[:, -1, column]
-            if len(first) >= FEWEST_MIXTURES and np.isfinite(early).all() and np.isfinite(late).all():
-                options = {} if draws is None else {"draws": draws}
-                compared = agreement(early[first], late[first], _noise(np.stack([early, late], axis=1), groups), **options)
-                found.append(EarlyRanking(metric, int(tokens), tokens / end, compared))
+            if len(losses) >= FEWEST_MIXTURES and np.isfinite(early).all() and np.isfinite(late).all():
+                found.append(EarlyRanking(metric, int(tokens), tokens / end, agreement(early, late, draws=draws)))
     return found
-
-
-def _noise(losses: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
-    """Of two columns over seeds; None: no mixture was repeated."""
-    try:
-        noise = measure_noise(losses, groups)
-    except DataError:
-        return None
-    return float(noise.std[0]), float(noise.std[1])
