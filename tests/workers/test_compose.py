@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
+from mixopt.trial import content_digest
 from proxy_models.config import proxy_config
 from workers.compose import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, evaluation_cost, evaluation_tokens, plan_evaluations
 
@@ -42,6 +43,18 @@ def test_the_planned_cost_counts_every_set_and_point(tokens: int, domains: int, 
     by_hand = FORWARD_COST * sum((e.max_tokens or 0) + 3 * (e.curve_tokens or 0) for e in planned) / tokens
     assert evaluation_cost(planned, tokens) == pytest.approx(by_hand)
     assert (by_hand <= EVALUATION_SHARE) is within
+
+
+def test_an_evaluation_is_named_by_what_is_scored_and_the_name_of_its_curve_moves_nothing() -> None:
+    """The first key is that of earlier parts, by which kept trials are recognized."""
+    planned = plan_evaluations(manifest(2), 1_000_000, 256, None)
+    for one, hashed in zip(planned, ("content-d0.valid", "content-d1.valid", "content-target-t"), strict=True):
+        end, early = one.max_tokens, one.curve_tokens
+        assert one.key == content_digest([hashed, one.kind, 256, end, early])
+        assert one.curve_key == content_digest([hashed, one.kind, 256, early, "curve"])
+    assert len({key for one in planned for key in (one.key, one.curve_key)}) == 6
+    larger = plan_evaluations(manifest(2), 1_000_000, 256, 500_000)
+    assert [one.curve_key for one in larger] == [one.curve_key for one in planned], "the same rows, whatever the end has"
 
 
 def test_a_forward_pass_is_charged_at_least_its_flops() -> None:
