@@ -129,7 +129,7 @@ class Swarm:
             tokens: of the points, ascending, the last those of `source`; None: losses are of the end.
 
         Raises:
-            DataError: shapes disagree, trial ids repeat, or tokens do not ascend to those of the source.
+            DataError: shapes disagree, trial ids repeat, tokens do not ascend to those of the source, or a trial has no end.
         """
         count, phases = len(schedules), len(fractions)
         grid = (source.tokens,) if tokens is None else tuple(tokens)
@@ -141,6 +141,8 @@ class Swarm:
             )
         if list(grid) != sorted(set(grid)) or grid[-1:] != (source.tokens,):
             raise DataError(f"Points are at {list(grid)} tokens; they ascend to the {source.tokens:,} of the source.")
+        if len(grid) > 1 and (np.isnan(losses[:, -1]).all(axis=1) & ~np.isnan(losses).all(axis=(1, 2))).any():
+            raise DataError("A trial has losses along the way and none at its end.", "Leave it out: it is not finished.")
         names = [f"row-{index:06d}" for index in range(count)] if trial_ids is None else list(trial_ids)
         if len(names) != count or len(set(names)) != count:
             raise DataError(f"{count} trials need {count} distinct trial ids, got {len(set(names))}.")
@@ -207,7 +209,8 @@ class Swarm:
 
     def values(self, metrics: Sequence[str], column: str = "bits_per_byte") -> FloatArray:
         """End-point losses, shape (trials, metrics), in the order of `trial_ids`; NaN where a trial was not scored on a metric."""
-        ends = self.table.group_by("trial_id", "metric").agg(pl.col(column).sort_by("tokens").last().alias("value"))
+        # The end is the trial's, not the metric's: what was measured earlier only has no end.
+        ends = self.table.filter(pl.col("tokens") == pl.col("tokens").max().over("trial_id")).select("trial_id", "metric", column)
         lookup = {(trial_id, metric): value for trial_id, metric, value in ends.iter_rows()}
         values = [[lookup.get((trial_id, metric), np.nan) for metric in metrics] for trial_id in self.trial_ids]
         return np.array(values, dtype=np.float64).reshape(len(self), len(metrics))

@@ -50,6 +50,15 @@ def test_curves_come_back_and_survive_parquet(tmp_path: Path) -> None:
     assert moved.digest() != swarm.digest(), "early points count"
 
 
+def test_a_metric_that_was_measured_early_only_has_no_end() -> None:
+    values = np.array([[[3.0, 3.0], [2.0, np.nan]], [[3.0, 3.0], [1.0, 1.0]]])
+    made = Swarm.from_arrays(["a"], np.ones((2, 1, 1)), ["m", "k"], values, SOURCE, tokens=(500, 1000))
+    np.testing.assert_array_equal(made.values(["m", "k"]), values[:, -1])
+    values[0, 1] = np.nan
+    with pytest.raises(DataError, match="none at its end"):
+        Swarm.from_arrays(["a"], np.ones((2, 1, 1)), ["m", "k"], values, SOURCE, tokens=(500, 1000))
+
+
 @pytest.mark.parametrize("tokens", [(500, 250, 1000), (250, 500, 900), (250, 250, 1000), (250, 1000), ()])
 def test_points_that_do_not_end_with_the_source_are_refused(tokens: tuple[int, ...]) -> None:
     with pytest.raises(DataError):
