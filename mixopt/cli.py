@@ -29,6 +29,7 @@ app = typer.Typer(
 corpus_app = typer.Typer(no_args_is_help=True, help="Corpora that mixopt builds itself.", rich_markup_mode=None)
 app.add_typer(corpus_app, name="corpus")
 corpus_app.command("demo")(main_job.corpus_demo)
+app.add_typer(proxies.app, name="proxies")
 
 for command in (
     main_job.demo,
@@ -36,7 +37,6 @@ for command in (
     domains.domains,
     main_job.prepare,
     planning.plan,
-    proxies.proxies,
     main_job.search,
     review.show,
     review.report,

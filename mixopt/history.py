@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from mixopt.errors import DataError
 from mixopt.record import contents, tables
-from mixopt.swarm import Swarm
+from mixopt.swarm import Swarm, on_curve_rows
 from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest, trial_from_spec
 
 SearchState = Literal["running", "interrupted", "finished", "failed"]
@@ -286,18 +286,26 @@ class History:
         with self._read() as connection:
             return frozenset(connection.execute(sa.select(tables.outcomes.c.trial_id)).scalars())
 
-    def swarm(self, search_id: str, domains: Sequence[str], metrics: Mapping[str, str], stage: StageName = "search") -> Swarm:
+    def swarm(
+        self,
+        search_id: str,
+        domains: Sequence[str],
+        metrics: Mapping[str, str],
+        stage: StageName = "search",
+        curve_metrics: Mapping[str, str] | None = None,
+    ) -> Swarm:
         """The completed trials of one stage as a table, in ask order.
 
         Args:
             domains: names of this search's domains, in the order the swarm should have.
             metrics: evaluation key -> name of the metric; measurements of other keys are left out.
+            curve_metrics: the same for end losses on the rows of earlier points, for `Swarm.curves`; None: leave these out.
 
         Raises:
             DataError: `domains` are not those the trials were asked over.
         """
         completed = [(record.trial, record.outcome) for record in self.trials(search_id, stage) if record.outcome is not None]
-        return contents.swarm_of(completed, domains, metrics)
+        return contents.swarm_of(completed, domains, {**on_curve_rows(curve_metrics or {}), **metrics})
 
     # Documents and mirrors
 

@@ -21,6 +21,8 @@ class Evaluation:
         path: its token file.
         max_tokens: at the end of training, scored on the first so many tokens of a fixed hashed order of its windows; None: on all.
         curve_tokens: the same for points before the end, which only draw the curve; a nested subset, and smaller.
+        curve_key: names the end's loss on that smaller subset, which costs no further pass, so that all points of a curve are on the same rows.
+            Nothing waits for it: trials recorded without it are not scored again.
     """
 
     key: str
@@ -29,6 +31,7 @@ class Evaluation:
     path: Path
     max_tokens: int | None
     curve_tokens: int | None = None
+    curve_key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def run_search(
     max_attempts: int = 3,
     observers: Sequence[SearchObserver] = (),
     stop: threading.Event | None = None,
+    curve_metrics: Mapping[str, str] | None = None,
 ) -> SearchResult:
     """Runs a recorded search to its end, going on from wherever the record stands.
 
@@ -136,6 +137,7 @@ def run_search(
         batch: trials asked for at once; None: whatever fills the free slots of the runner.
         max_attempts: failures after which a trial is abandoned.
         stop: ends the search as Ctrl-C does when set; looked at whenever the runner reports something.
+        curve_metrics: as for `History.swarm`: what strategies see beside, of the trials that have it.
 
     Raises:
         SearchInterrupted: stopped by the user.
@@ -145,7 +147,7 @@ def run_search(
     loop = _Loop(history, search_id, "search", runner, frozenset(metrics), max_attempts, observers, stop)
 
     def completed() -> Swarm:
-        return history.swarm(search_id, domains, metrics).select(list(loop.done))
+        return history.swarm(search_id, domains, metrics, curve_metrics=curve_metrics).select(list(loop.done))
 
     def propose() -> list[Trial]:
         count = loop.room()

@@ -1,14 +1,19 @@
 """The swarm: trials and outcomes as one table with a fixed, versioned schema.
 
 Long form, one row per trial, metric and token count, so that curves, several sources and metrics added later all fit without new columns.
-Surrogates do not read the table directly; they ask for arrays with `points` and `values`, which follow the swarm's own domain order.
+Surrogates do not read the table directly; they ask for arrays with `points`, `values` and `curves`, which follow the swarm's own domain order.
+
+Points of a curve before its end are scored on fewer rows of the held-out set than the end is. So the end is there twice: as the metric, on all
+rows, which is what `values` gives; and on the rows of the points before it, under the metric's name behind `ON_CURVE`, which is where `curves`
+ends. Trials recorded before there was the second lack it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -36,6 +41,13 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "seconds": pl.Float64,
 }
 SCHEMA = pl.Schema(COLUMNS)
+ON_CURVE = "curve/"
+"""Before the name of a metric: its loss at the end on the rows of the points before the end."""
+
+
+def on_curve_rows(metrics: Mapping[str, str]) -> dict[str, str]:
+    """Evaluation key -> metric, as the table calls these metrics on the rows of the curve."""
+    return {key: ON_CURVE + name for key, name in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,22 @@ class Points:
     def averages(self) -> FloatArray:
         """Mixture of all tokens of each run, shape (n, domains)."""
         return np.asarray(np.einsum("p,npd->nd", np.array(self.fractions), self.schedules))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses of trials as they trained, points in the order of training; the last one is the end.
+
+    Trials measured at fewer points begin later: their first points are NaN. Trials of other sources have other token counts, so a law of tokens
+    goes by `tokens`, and what compares trials at equal shares of their training by the place of a point, counted from the end.
+
+    Attributes:
+        tokens: training tokens seen, shape (trials, points).
+        values: losses, shape (trials, points, metrics); NaN where a trial was not scored on a metric.
+    """
+
+    tokens: FloatArray
+    values: FloatArray
 
 
 @dataclass(frozen=True)
@@ -89,43 +117,52 @@ class Swarm:
         source: Source,
         fractions: Sequence[float] = (1.0,),
         trial_ids: Sequence[str] | None = None,
+        tokens: Sequence[int] | None = None,
     ) -> Swarm:
-        """A swarm of end-point losses measured elsewhere: published tables, synthetic laws.
+        """A swarm of losses measured elsewhere: published tables, synthetic laws.
 
         Args:
             schedules: weights, shape (n, phases, domains); taken as requested and as realized.
-            bits_per_byte: shape (n, metrics); NaN where a trial was not scored on a metric. Nats, FLOPs and seconds stay unknown (NaN).
+            bits_per_byte: at the end, shape (n, metrics), or along the way, shape (n, points, metrics); NaN where a trial was not scored on a
+                metric. Nats, FLOPs and seconds stay unknown (NaN).
             trial_ids: distinct; default: the row numbers.
+            tokens: of the points, ascending, the last those of `source`; None: losses are of the end.
 
         Raises:
-            DataError: shapes disagree, or trial ids repeat.
+            DataError: shapes disagree, trial ids repeat, tokens do not ascend to those of the source, or a trial has no end.
         """
         count, phases = len(schedules), len(fractions)
-        if schedules.shape != (count, phases, len(domains)) or bits_per_byte.shape != (count, len(metrics)):
+        grid = (source.tokens,) if tokens is None else tuple(tokens)
+        losses = bits_per_byte[:, None] if tokens is None else bits_per_byte
+        if schedules.shape != (count, phases, len(domains)) or losses.shape != (count, len(grid), len(metrics)):
             raise DataError(
                 f"Schedules of shape {schedules.shape} and losses of shape {bits_per_byte.shape} do not fit "
-                f"{phases} phases, {len(domains)} domains and {len(metrics)} metrics."
+                f"{phases} phases, {len(domains)} domains, {len(grid)} points and {len(metrics)} metrics."
             )
+        if list(grid) != sorted(set(grid)) or grid[-1:] != (source.tokens,):
+            raise DataError(f"Points are at {list(grid)} tokens; they ascend to the {source.tokens:,} of the source.")
+        if len(grid) > 1 and (np.isnan(losses[:, -1]).all(axis=1) & ~np.isnan(losses).all(axis=(1, 2))).any():
+            raise DataError("A trial has losses along the way and none at its end.", "Leave it out: it is not finished.")
         names = [f"row-{index:06d}" for index in range(count)] if trial_ids is None else list(trial_ids)
         if len(names) != count or len(set(names)) != count:
             raise DataError(f"{count} trials need {count} distinct trial ids, got {len(set(names))}.")
-        scored = [(row, column) for row in range(count) for column in range(len(metrics)) if not np.isnan(bits_per_byte[row, column])]
+        scored = _long_form(losses, grid, metrics)
         weights = schedules.astype(np.float64).tolist()
         table = pl.DataFrame(
             {
-                "trial_id": [names[row] for row, _ in scored],
+                "trial_id": [names[row] for row, *_ in scored],
                 "label": "",
                 "evaluator": source.evaluator,
                 "size": source.size,
                 "source_tokens": source.tokens,
                 "seed": 0,
                 "fractions": [list(fractions) for _ in scored],
-                "requested": [weights[row] for row, _ in scored],
-                "realized": [weights[row] for row, _ in scored],
-                "metric": [metrics[column] for _, column in scored],
-                "tokens": source.tokens,
+                "requested": [weights[row] for row, *_ in scored],
+                "realized": [weights[row] for row, *_ in scored],
+                "metric": [metric for _, metric, _, _ in scored],
+                "tokens": [point_tokens for _, _, point_tokens, _ in scored],
                 "loss_nats": float("nan"),
-                "bits_per_byte": [float(bits_per_byte[row, column]) for row, column in scored],
+                "bits_per_byte": [bits for *_, bits in scored],
                 "flops": float("nan"),
                 "seconds": float("nan"),
             },
@@ -144,7 +181,7 @@ class Swarm:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return tuple(sorted(self.table["metric"].unique()))
+        return tuple(sorted(name for name in self.table["metric"].unique() if not name.startswith(ON_CURVE)))
 
     def at_source(self, source: Source) -> Swarm:
         """The trials of one source."""
@@ -172,13 +209,58 @@ class Swarm:
 
     def values(self, metrics: Sequence[str], column: str = "bits_per_byte") -> FloatArray:
         """End-point losses, shape (trials, metrics), in the order of `trial_ids`; NaN where a trial was not scored on a metric."""
-        ends = self.table.group_by("trial_id", "metric").agg(pl.col(column).sort_by("tokens").last().alias("value"))
+        # The end is the trial's, not the metric's: what was measured earlier only has no end.
+        ends = self.table.filter(pl.col("tokens") == pl.col("tokens").max().over("trial_id")).select("trial_id", "metric", column)
         lookup = {(trial_id, metric): value for trial_id, metric, value in ends.iter_rows()}
         values = [[lookup.get((trial_id, metric), np.nan) for metric in metrics] for trial_id in self.trial_ids]
         return np.array(values, dtype=np.float64).reshape(len(self), len(metrics))
+
+    def curves(self, metrics: Sequence[str], column: str = "bits_per_byte", end: Literal["curve", "all"] = "curve") -> Curves:
+        """Losses along the way, in the order of `trial_ids`.
+
+        The proxies' usual schedule decays the learning rate over the last fifth of training: points before the end are at the full rate, and the
+        end lies below the curve that they are on. A law fitted to a curve should leave the end out or give it a term of its own.
+
+        Args:
+            end: which rows the last point is scored on. "curve": those of the points before it, so that all differences along a curve are of
+                training; NaN for trials recorded without. "all": all rows, as `values`; between the last two points rows change, too, by the
+                same rows in every trial.
+        """
+        rows = self.table.with_columns(last=pl.col("tokens").max().over("trial_id") == pl.col("tokens"))
+        wanted = rows.filter(
+            pl.when("last").then(pl.lit(end == "all") != pl.col("metric").str.starts_with(ON_CURVE)).otherwise(statement=True)
+        )
+        names = dict.fromkeys(metrics)
+        found: dict[str, dict[int, dict[str, float]]] = {trial_id: {} for trial_id in self.trial_ids}
+        # The end has its place even where nobody measured it on the curve's rows.
+        for trial_id, tokens in rows.filter("last").select("trial_id", "tokens").iter_rows():
+            found[trial_id].setdefault(tokens, {})
+        for trial_id, metric, tokens, value in wanted.select("trial_id", "metric", "tokens", column).iter_rows():
+            if (name := metric.removeprefix(ON_CURVE)) in names:
+                found[trial_id].setdefault(tokens, {})[name] = value
+        points = max((len(curve) for curve in found.values()), default=0)
+        grid, values = np.full((len(self), points), np.nan), np.full((len(self), points, len(metrics)), np.nan)
+        for row, curve in enumerate(found.values()):
+            for place, (tokens, losses) in enumerate(sorted(curve.items()), start=points - len(curve)):
+                grid[row, place] = tokens
+                values[row, place] = [losses.get(metric, np.nan) for metric in metrics]
+        return Curves(grid, values)
 
     def digest(self) -> str:
         """Hash of the content, independent of the order of rows; random state and caches derive from it."""
         rows = self.table.sort("trial_id", "metric", "tokens")
         text = repr((SWARM_VERSION, self.domains, rows.select("trial_id", "metric", "tokens", "loss_nats", "bits_per_byte").rows()))
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _long_form(losses_NPM: FloatArray, grid: Sequence[int], metrics: Sequence[str]) -> list[tuple[int, str, int, float]]:
+    """(row, metric, tokens, loss) of every loss that is there; with several points the end on the curve's rows, too, as all are on the same rows."""
+    places = [(metric, column, point) for column, metric in enumerate(metrics) for point in range(len(grid))]
+    if len(grid) > 1:
+        places += [(ON_CURVE + metric, column, len(grid) - 1) for column, metric in enumerate(metrics)]
+    return [
+        (row, metric, grid[point], float(losses[point, column]))
+        for row, losses in enumerate(losses_NPM)
+        for metric, column, point in places
+        if not np.isnan(losses[point, column])
+    ]

@@ -59,6 +59,7 @@ class EvaluationSpec:
         max_tokens: at the end of training, the first rows of the fixed order with at most so many tokens (prompts counted, at least one row);
             None: all.
         curve_tokens: the same for points before the end; None: as max_tokens.
+        curve_key: names the end's loss on the rows of the points before it, so that a curve can be read on one set of rows; None: not wanted.
     """
 
     key: str
@@ -66,6 +67,7 @@ class EvaluationSpec:
     kind: Literal["text", "completion"]
     max_tokens: int | None
     curve_tokens: int | None = None
+    curve_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,20 @@ class Score:
     """Loss on one set: mean nats per scored token, and bits of the scored tokens over the bytes of their text.
 
     Attributes:
+        on_curve: at the end, the same on the rows of the points before it, under their key; None where that is not wanted.
         routed: what the routers did meanwhile; None for completions, for points before the end, and where there are no routers.
     """
 
     key: str
     loss_nats: float
     bits_per_byte: float
+    on_curve: Score | None = None
     routed: Routed | None = None
+
+
+def with_curve_rows(scores: Sequence[Score]) -> list[Score]:
+    """These scores, each followed by the one on the curve's rows where there is one: all that is recorded."""
+    return [one for score in scores for one in (score, score.on_curve) if one is not None]
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,15 @@ class EvaluationSet:
         fitting = int(np.searchsorted(np.cumsum(self._rows.lengths), limit, side="right"))
         return self._rows.take(np.arange(max(1, fitting)))
 
+    def on_curve(self, which: Which) -> NDArray[np.bool_]:
+        """Which rows are scored at points before the end too, in the order of `batches`."""
+        rows = self.rows(which)
+        return np.asarray(_longest_first(rows) < len(self.rows("curve")))
+
     def batches(self, which: Which) -> Iterator[tuple[Int64Array, NDArray[np.bool_]]]:
         """Padded tokens (B, S) and which predicted tokens count (B, S - 1), longest rows first."""
         rows = self.rows(which)
-        rows = rows.take(np.argsort(-rows.lengths, kind="stable"))
+        rows = rows.take(_longest_first(rows))
         lengths = rows.lengths
         start = 0
         while start < len(rows):
@@ -190,7 +204,7 @@ def evaluate(model: PackedProxy, evaluations: Sequence[EvaluationSet], which: Wh
 def score_weights(
     config: ProxyConfig, weights_path: Path, evaluations: Sequence[EvaluationSpec], window: int, device: torch.device | str = "cpu"
 ) -> list[Score]:
-    """Scores a trial that was trained earlier from its `weights.safetensors`, on the subsets of the end of training.
+    """Scores a trial that was trained earlier from its `weights.safetensors`, on the subsets of the end of training and, within them, the curve's.
 
     Raises:
         FileNotFoundError, DamagedCheckpoint, DamagedTokenFile: a file cannot be read.
@@ -203,8 +217,9 @@ def score_weights(
 
 def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None = None) -> list[Score]:
     device = model.embedding.device
-    total_nats_K = np.zeros(model.members)
-    scored_tokens = 0
+    curve_key = evaluation.spec.curve_key if which == "end" else None
+    on_curve_R = evaluation.on_curve(which)
+    total, on_curve = _Total(model.members), _Total(model.members)
     for tokens_BS, counts_BT in evaluation.batches(which):
         rows, longest = counts_BT.shape
         enough_BS = np.pad(tokens_BS, ((0, max(0, -(-LEAST_SQUARES // longest**2) - rows)), (0, 0)))
@@ -212,13 +227,37 @@ def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which, w
         if watch is not None:
             watch.expect(torch.from_numpy(np.pad(counts_BT, ((0, len(enough_BS) - rows), (0, 0)))))
         losses_KBT = model.token_losses(tokens_KBS).double().cpu().numpy()[:, :rows]
+        total.add(losses_KBT, counts_BT)
+        if curve_key is not None:
+            on_curve_B, on_curve_R = on_curve_R[:rows], on_curve_R[rows:]
+            on_curve.add(losses_KBT, counts_BT & on_curve_B[:, None])
+    scores = total.scores(evaluation.spec.key, evaluation.rows(which))
+    if curve_key is None:
+        return scores
+    pairs = zip(scores, on_curve.scores(curve_key, evaluation.rows("curve")), strict=True)
+    return [replace(score, on_curve=part) for score, part in pairs]
+
+
+class _Total:
+    """Sums of losses of every member over chosen tokens."""
+
+    def __init__(self, members: int) -> None:
+        self._nats_K = np.zeros(members)
+        self._tokens = 0
+
+    def add(self, losses_KBT: NDArray[np.float64], counts_BT: NDArray[np.bool_]) -> None:
         # Chosen before summed: padding is left out rather than multiplied by zero, which would keep a NaN.
-        total_nats_K += losses_KBT[:, counts_BT].sum(axis=1)
-        scored_tokens += int(counts_BT.sum())
-    text_bytes = float(evaluation.rows(which).text_bytes.sum())
-    return [
-        Score(evaluation.spec.key, float(nats) / scored_tokens, float(nats) / math.log(2) / text_bytes) for nats in total_nats_K.tolist()
-    ]
+        self._nats_K += losses_KBT[:, counts_BT].sum(axis=1)
+        self._tokens += int(counts_BT.sum())
+
+    def scores(self, key: str, rows: Rows) -> list[Score]:
+        text_bytes = float(rows.text_bytes.sum())
+        return [Score(key, float(nats) / self._tokens, float(nats) / math.log(2) / text_bytes) for nats in self._nats_K.tolist()]
+
+
+def _longest_first(rows: Rows) -> Int64Array:
+    """The order in which rows are batched."""
+    return np.argsort(-rows.lengths, kind="stable")
 
 
 def _document_lengths(store: TokenStore) -> Int64Array:

@@ -157,6 +157,13 @@ class PackedProxy(nn.Module):
             losses_KN = token_losses(hidden_KND, self.embedding, target_KN, self._workspace)
         return losses_KN.view(self.members, tokens_KBS.shape[1], -1)
 
+    @torch.no_grad()
+    def logits(self, tokens_KBT: Tensor) -> Tensor:
+        """Logits of what follows each token, (K, B, T, V), all held at once: to compare, not to train or to score. Raises as `training_loss`."""
+        tokens_KBS = torch.cat([tokens_KBT, tokens_KBT[..., :1]], dim=-1)  # what the last token predicts is not looked at
+        hidden_KND, _ = self._hidden(tokens_KBS, TiedGradient(), record_load=False, ids_checked=False)
+        return torch.bmm(hidden_KND, self.embedding.mT).view(*tokens_KBT.shape, -1)
+
     def _hidden(self, tokens_KBS: Tensor, tied: TiedGradient, record_load: bool, ids_checked: bool) -> tuple[Tensor, Tensor]:
         """Last hidden states (K, N, D), normed, and the targets (K, N)."""
         self._check_shape(tokens_KBS)

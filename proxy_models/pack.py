@@ -30,7 +30,7 @@ from proxy_models.checkpoint import (
     with_prefix,
 )
 from proxy_models.config import ProxyConfig
-from proxy_models.evaluate import EvaluationSet, Which, evaluate
+from proxy_models.evaluate import EvaluationSet, Which, evaluate, with_curve_rows
 from proxy_models.pack_step import VACANT_SEED, PackStep, step_type_for
 from proxy_models.places import places_for
 from proxy_models.sampler import Batch, MemberSampler, next_batch
@@ -317,7 +317,7 @@ class Pack:
             return
         for run, scored in zip([self._run_at(k) for k in due], scores, strict=True):
             tokens = run.step * self.settings.tokens_per_step
-            run.measurements += [(score.key, tokens, score.loss_nats, score.bits_per_byte) for score in scored]
+            run.measurements += [(score.key, tokens, score.loss_nats, score.bits_per_byte) for score in with_curve_rows(scored)]
             run.routed |= {score.key: score.routed for score in scored if score.routed is not None}
             unfit = [score for score in scored if not (math.isfinite(score.loss_nats) and math.isfinite(score.bits_per_byte))]
             if unfit:

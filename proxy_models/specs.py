@@ -20,8 +20,11 @@ from proxy_models.sampler import DomainStream
 
 # The last part of the run, over which the experts' load is averaged: long enough for thousands of rows, short enough for one state of the router.
 RECENT_SHARE = 1 / 10
-# Losses are measured after these shares of the run: geometric, because loss curves are close to power laws of tokens.
 MEASURED_AT = (1 / 8, 1 / 4, 1 / 2, 1)
+"""Losses are measured after these shares of the run: geometric, because loss curves are close to power laws of tokens.
+
+With the usual "wsd" schedule (warm-up over 5%, decay over the last 20%) all points before the end are at the full rate and lie on one curve; the end is
+decayed, and lies below what they lead to. With "constant" all four lie on one curve. A decay that begins before half of the run reaches the third point."""
 
 
 HASHED_DEFAULTS = frozenset(

@@ -81,6 +81,10 @@ class Search:
         """Evaluation key -> metric name, for the trials of `source`."""
         return {evaluation.key: evaluation.metric for evaluation in self.evaluations[source.key]}
 
+    def curve_metrics(self, source: Source) -> dict[str, str]:
+        """The same for the losses at the end on the rows of the points before it."""
+        return {one.curve_key: one.metric for one in self.evaluations[source.key] if one.curve_key is not None}
+
     def catalog(self) -> dict[str, Path]:
         """Content hash of a domain -> its training tokens."""
         return {files.train.content_hash: self.manifest.absolute(files.train) for files in self.manifest.domains.values()}
@@ -185,6 +189,7 @@ def plan_evaluations(manifest: Manifest, trial_tokens: int, window: int, end_tok
             path=manifest.absolute(file),
             max_tokens=end,
             curve_tokens=min(early, end),
+            curve_key=content_digest([file.content_hash, kind, window, min(early, end), "curve"]),
         )
         for metric, kind, file in held_out
     )
@@ -357,6 +362,10 @@ def context(search: Search) -> dict[str, Any]:
         "upper": dict(zip(search.domains.names, search.space.units.expand(search.space.unit_reach[1]).tolist(), strict=True)),
         "metrics": search.metrics(factory.source),
         "metrics_verification": search.metrics(search.verification_factory.source),
+        "metrics_curve": {
+            **search.curve_metrics(search.verification_factory.source),
+            **search.curve_metrics(search.factory.source),
+        },
         "sources": {
             "search": [factory.source.evaluator, factory.source.size, factory.source.tokens],
             "verification": [

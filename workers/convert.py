@@ -209,6 +209,7 @@ def evaluation_of(evaluation: Evaluation) -> EvaluationSpec:
         kind="completion" if evaluation.kind == "completion" else "text",
         max_tokens=evaluation.max_tokens,
         curve_tokens=evaluation.curve_tokens,
+        curve_key=evaluation.curve_key,
     )
 
 

@@ -179,7 +179,7 @@ class _TakenUp:
 
 
 def _swarm(search: Search, history: History, source: Source, stage: StageName) -> Swarm:
-    return history.swarm(search.search_id, search.domains.names, search.metrics(source), stage=stage)
+    return history.swarm(search.search_id, search.domains.names, search.metrics(source), stage, search.curve_metrics(source))
 
 
 def _recorded_answer(search: Search, history: History) -> tuple[Proposal, Verification | None] | None:
@@ -279,6 +279,7 @@ def _train_search(
         runner,
         domains=search.domains.names,
         metrics=search.metrics(search.factory.source),
+        curve_metrics=search.curve_metrics(search.factory.source),
         batch=settings.batch,
         max_attempts=settings.max_attempts,
         observers=observers,

@@ -209,7 +209,7 @@ class _Pack:
         None if it was not trained, or its weights are gone and needed.
         """
         from proxy_models.checkpoint import DamagedCheckpoint
-        from proxy_models.evaluate import score_weights
+        from proxy_models.evaluate import score_weights, with_curve_rows
 
         folder = self._folders[trial.trial_id]
         outcome = folder.read_outcome()
@@ -229,7 +229,9 @@ class _Pack:
             scores = score_weights(proxy_of(trial), folder.weights_path, specs, window, self._job.device)
         except DamagedCheckpoint:
             return None
-        measurements = tuple(Measurement(score.key, outcome.tokens, score.loss_nats, score.bits_per_byte) for score in scores)
+        measurements = tuple(
+            Measurement(score.key, outcome.tokens, score.loss_nats, score.bits_per_byte) for score in with_curve_rows(scores)
+        )
         complete = replace(outcome, measurements=outcome.measurements + measurements)
         folder.write_outcome(trial.spec(), complete)
         return complete

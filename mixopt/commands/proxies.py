@@ -1,4 +1,4 @@
-"""Which proxies there are, by what rules, and what they cost here: `proxies`."""
+"""Which proxies there are, by what rules, and what they cost here; a trained one as a folder for other programs: `proxies`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from mixopt.commands.arguments import check_json, write_json
+from mixopt.commands.arguments import check_json, find_search, open_record, write_json
+from mixopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mixopt.history import History, SearchRecord, TrialRecord
     from workers.planning.sizes import SizeRow, SizeTable
 
+LISTING = "sizes"
 
-def proxies(
+
+class _SizesUnlessNamed(TyperGroup):
+    """`mixopt proxies FILE` means `mixopt proxies sizes FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named else [LISTING, *args])
+
+
+app = typer.Typer(
+    cls=_SizesUnlessNamed,
+    rich_markup_mode=None,
+    help="Sizes of proxies and what they cost here (`mixopt proxies [FILE]` is `mixopt proxies sizes [FILE]`), and trained ones for other programs.",
+)
+
+
+@app.command(LISTING)
+def sizes(
     file: Annotated[
         Path | None,
         typer.Argument(
@@ -54,6 +75,92 @@ def proxies(
     if json_file is not None:
         write_json(json_file, table.to_json())
     _show(table, reporter.output)
+
+
+@app.command()
+def export(
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRIAL",
+            help="Id of a trial or its first digits, its folder, or a mixture: natural, uniform, unimax, best, proposal.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[str, typer.Option("--to", help="Format: transformers.")] = "transformers",
+    place: Annotated[
+        Path,
+        typer.Option("--from", metavar="DIR|FILE", help="Output folder of the search, or its experiment file; default: where you are."),
+    ] = Path(),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder to write; default: proxies/ in the output folder.")
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Load the folder with transformers and compare logits; default: if it is installed."),
+    ] = None,
+    tokenizer: Annotated[bool, typer.Option("--tokenizer/--no-tokenizer", help="Write the tokenizer too.")] = True,
+    search_id: Annotated[
+        str | None, typer.Option("--search", help="Search id or its first digits, whose mixtures are named; default: the newest search.")
+    ] = None,
+) -> None:
+    """Writes a trained proxy as a Hugging Face checkpoint: weights, tokenizer, a card; it loads with transformers as it is."""
+    from workers.proxy_export import check_format, default_folder, export_proxy
+
+    check_format(to)
+    store, name = _where(trial, place)
+    with open_record(store) as history:
+        search = find_search(history, store, search_id)
+        record, best = _meant(history, search, name)
+        metrics = _metric_names(history, search)
+    from mixopt.terminal import RichReporter, print_line
+    from mixopt.tracking.findings import ARM_TITLES
+    from mixopt.trial_names import arm_names
+
+    mixture = " = ".join(ARM_TITLES.get(arm, arm) for arm in arm_names(record, best)) or "a mixture"
+    exported = export_proxy(store, record, out or default_folder(store, record), metrics, mixture, verify, tokenizer)
+    reporter = RichReporter()
+    meant, tokens = record.trial, record.trial.source.tokens
+    reporter.note(f"Trial {meant.trial_id}: {mixture}, {meant.source.size}, {tokens:,} tokens, seed {meant.seed}. {exported.note}")
+    print_line(reporter.output, str(exported.folder))
+
+
+def _where(trial: str, place: Path) -> tuple[Path, str]:
+    """The output folder, and the trial in it; TRIAL may be the trial's folder itself, which tells both.
+
+    Raises:
+        ConfigError: `place` does not exist, or is an experiment file with a slip.
+    """
+    folder = Path(trial)
+    if (folder / "result.json").is_file():
+        folder = folder.resolve()
+        return folder.parent.parent, folder.name
+    if place.is_file():
+        from mixopt.experiment_file import load_experiment
+
+        return load_experiment(place).output_dir, trial
+    if not place.is_dir():
+        raise ConfigError(f"--from {place} does not exist.", "Name the output folder of a search, or its experiment file.")
+    return place, trial
+
+
+def _meant(history: History, search: SearchRecord, name: str) -> tuple[TrialRecord, str | None]:
+    """The trial that is meant, and which one the proposal calls the best; ids may be of any search, mixtures are this one's."""
+    from mixopt.trial_names import find_trial
+
+    others = [record for record in history.searches() if record.search_id != search.search_id]
+    by_id = [record for other in reversed(others) for record in history.trials(other.search_id)]
+    best = ((history.document(search.search_id, "proposal") or {}).get("best_measured") or {}).get("trial_id")
+    return find_trial(name, history.trials(search.search_id), best, by_id), best
+
+
+def _metric_names(history: History, search: SearchRecord) -> dict[str, str]:
+    """Evaluation key -> metric, of every search of the record; those of this one count where two disagree."""
+    names: dict[str, str] = {}
+    for record in [*(other for other in history.searches() if other.search_id != search.search_id), search]:
+        context = history.document(record.search_id, "context") or {}
+        names |= {**(context.get("metrics_verification") or {}), **(context.get("metrics") or {})}
+    return names
 
 
 def _show(table: SizeTable, output: Console) -> None:

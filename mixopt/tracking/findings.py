@@ -108,7 +108,7 @@ def read_findings(history: History, search_id: str) -> Findings:
         search=search,
         context=context,
         trials=tuple(history.trials(search_id)),
-        swarm=history.swarm(search_id, names, context["metrics"], "search"),
+        swarm=history.swarm(search_id, names, context["metrics"], "search", context.get("metrics_curve")),
         proposal=None if proposal is None else Proposal.from_json(proposal),
         verification=None if verification is None else Verification.from_json(verification),
     )

@@ -31,6 +31,8 @@ NOTE_CHARACTERS = 7_900
 KEY_TAG, SEARCH_TAG, PARENT_TAG, NOTE_TAG = "mixopt.key", "mixopt.search_id", "mlflow.parentRunId", "mlflow.note.content"
 # The loss to sort by from the first trial on: bits per byte, mean over the objective's metrics by their weights, screened out or not.
 MEAN = "mean_bits_per_byte"
+# The same along the way, every point on the same rows: fewer than those of the end, whose numbers are the trial's.
+MEAN_CURVE = "curve/mean_bits_per_byte"
 
 TRIAL_STATUS = {
     TrialState.RUNNING: "RUNNING",
@@ -220,6 +222,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
     if outcome is not None:
         mean = _mean_bits(findings, trial, outcome)
         measured += [(MEAN, _shown(mean), outcome.tokens)] if mean is not None else []
+        measured += _mean_curve(findings, outcome)
         measured += _outcome_points(outcome, _metric_names(findings.context))
     measured += [(f"weight/{name}", round(weight, 6), 0) for name, weight in weights.items()]
     balance = Balance.of(outcome.diagnostics) if outcome is not None else None
@@ -395,6 +398,25 @@ def _mean_bits(findings: Findings, trial: Trial, outcome: Outcome | None) -> flo
     if not weights or not weights.keys() <= ends.keys():
         return None
     return math.fsum(weight * ends[metric] for metric, weight in weights.items()) / math.fsum(weights.values())
+
+
+def _mean_curve(findings: Findings, outcome: Outcome) -> list[Point]:
+    """The mean of the objective's metrics on the rows of the curve; without its end in trials recorded before that was measured."""
+    weights = (findings.context.get("objective") or {}).get("weights")
+    if not weights:
+        return []
+    early, end = _metric_names(findings.context), findings.context.get("metrics_curve") or {}
+    losses: dict[int, dict[str, float]] = {}
+    for m in outcome.measurements:
+        names = end if m.tokens == outcome.tokens else early
+        if m.evaluation_key in names:
+            losses.setdefault(m.tokens, {})[names[m.evaluation_key]] = m.bits_per_byte
+    total = math.fsum(weights.values())
+    return [
+        (MEAN_CURVE, _shown(math.fsum(weight * found[metric] for metric, weight in weights.items()) / total), tokens)
+        for tokens, found in sorted(losses.items())
+        if weights.keys() <= found.keys()
+    ]
 
 
 def _outcome_points(outcome: Outcome, names: Mapping[str, str]) -> list[Point]:

@@ -1,6 +1,7 @@
 """Evaluation against a brute-force reference: one row at a time, laid out by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy_models.checkpoint import Checkpoint, DamagedCheckpoint, save_checkpoints, with_prefix
 from proxy_models.config import ProxyConfig, proxy_config
-from proxy_models.evaluate import BATCH_TOKENS, PADDING_TOKENS, EvaluationSet, EvaluationSpec, evaluate, score_weights
+from proxy_models.evaluate import BATCH_TOKENS, PADDING_TOKENS, EvaluationSet, EvaluationSpec, evaluate, score_weights, with_curve_rows
 from proxy_models.model import PackedProxy
 from proxy_models.products import fast_products
 from proxy_models.token_store import TokenWriter
@@ -127,6 +128,27 @@ def test_subsets_are_nested_capped_and_fixed_by_content(tmp_path: Path) -> None:
     assert sorted(subset(None, None, "end", other)) == sorted(everything)
     rows = EvaluationSet(EvaluationSpec("k", path, "text", 100), 8).rows("end")
     assert 100 - 8 < rows.lengths.sum() <= 100
+
+
+@pytest.mark.parametrize("kind", ["text", "completion"])
+@pytest.mark.parametrize("lengths", [[20, 3, 0, 14, 9, 30, 5, 5] * 3, [1, 0, 2, 1]], ids=["rows", "short rows"])
+def test_the_end_is_scored_on_the_rows_of_the_curve_in_the_same_pass(tmp_path: Path, kind: str, lengths: list[int]) -> None:
+    """As if these rows had been scored alone; and the end on all rows is what it is without."""
+    path = write(tmp_path / "set", documents(lengths, kind == "completion"))
+    spec = EvaluationSpec("all", path, kind, None, 2 * sum(lengths) // 5, "early")  # type: ignore[arg-type]
+    window = 8 if kind == "text" else 40
+    evaluation, pack = EvaluationSet(spec, window), model()
+    assert 0 < len(evaluation.rows("curve")) < len(evaluation.rows("end"))
+    ends, alone = evaluate(pack, [evaluation], "end"), evaluate(pack, [evaluation], "curve")
+    plain = evaluate(pack, [EvaluationSet(replace(spec, curve_key=None), window)], "end")
+    for (end,), (curve,), (without,) in zip(ends, alone, plain, strict=True):
+        assert end.on_curve is not None
+        assert end.on_curve.key == "early"
+        assert (end.on_curve.loss_nats, end.on_curve.bits_per_byte) == pytest.approx((curve.loss_nats, curve.bits_per_byte), rel=1e-5)
+        assert abs(end.on_curve.loss_nats - end.loss_nats) > 1e-4, "other rows, another loss"
+        assert replace(end, on_curve=None) == without
+        assert curve.on_curve is None
+        assert [one.key for one in with_curve_rows([end, curve])] == ["all", "early", "all"]
 
 
 def test_bytes_of_a_text_add_up_and_follow_its_tokens(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.experiment_file import parse_experiment
+from mixopt.trial import content_digest
 from proxy_models.config import proxy_config
 from workers.compose import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, compose, evaluation_cost, evaluation_tokens, plan_evaluations
 
@@ -62,6 +63,18 @@ def test_a_rate_given_for_the_search_is_that_of_its_verification_in_mup_alone(
     recipes = [search.factory.recipe, search.verification_factory.recipe]
     assert [recipe["learning_rate"] for recipe in recipes] == [0.01, elsewhere]
     assert [recipe.get("parametrization", "standard") for recipe in recipes] == [parametrization] * 2
+
+
+def test_an_evaluation_is_named_by_what_is_scored_and_the_name_of_its_curve_moves_nothing() -> None:
+    """The first key is that of earlier parts, by which kept trials are recognized."""
+    planned = plan_evaluations(manifest(2), 1_000_000, 256, None)
+    for one, hashed in zip(planned, ("content-d0.valid", "content-d1.valid", "content-target-t"), strict=True):
+        end, early = one.max_tokens, one.curve_tokens
+        assert one.key == content_digest([hashed, one.kind, 256, end, early])
+        assert one.curve_key == content_digest([hashed, one.kind, 256, early, "curve"])
+    assert len({key for one in planned for key in (one.key, one.curve_key)}) == 6
+    larger = plan_evaluations(manifest(2), 1_000_000, 256, 500_000)
+    assert [one.curve_key for one in larger] == [one.curve_key for one in planned], "the same rows, whatever the end has"
 
 
 def test_a_forward_pass_is_charged_at_least_its_flops() -> None:

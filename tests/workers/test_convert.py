@@ -169,8 +169,9 @@ def test_two_domains_of_one_content_are_refused() -> None:
 
 
 def test_evaluations_lose_their_name_only() -> None:
-    spec = evaluation_of(Evaluation("key", "target/x", "completion", Path("x.tokens"), 640, 128))
-    assert vars(spec) == {"key": "key", "path": Path("x.tokens"), "kind": "completion", "max_tokens": 640, "curve_tokens": 128}
+    spec = evaluation_of(Evaluation("key", "target/x", "completion", Path("x.tokens"), 640, 128, "early"))
+    facts = {"key": "key", "path": Path("x.tokens"), "kind": "completion", "max_tokens": 640, "curve_tokens": 128, "curve_key": "early"}
+    assert vars(spec) == facts
     with pytest.raises(ConfigError, match="'prose'"):
         evaluation_of(Evaluation("key", "target/x", "prose", Path("x.tokens"), None))
 

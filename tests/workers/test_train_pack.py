@@ -371,3 +371,21 @@ def test_a_target_added_later_is_not_scored_with_another_tokenizer(job: PackJob,
     later = dataclasses.replace(job, evaluations=(*job.evaluations, Evaluation("new", "target/new", "text", path, 64)))
     results = run_pack(later)
     assert all(result.failure and "another tokenizer" in result.failure.message for result in results)
+
+
+def test_the_end_is_recorded_on_the_rows_of_the_curve_too_and_nothing_is_scored_again_for_it(job: PackJob) -> None:
+    path = job.files["content-a"]
+    one = dataclasses.replace(job, trials=job.trials[:1], evaluations=(Evaluation("key", "valid/a", "text", path, 256, 64, "early"),))
+    folder = TrialFolder(one.store, one.trials[0].trial_id)
+    (result,) = run_pack(one)
+    assert result.outcome is not None
+    points = [(m.evaluation_key, m.tokens) for m in result.outcome.measurements]
+    assert points == [("key", 128), ("key", 256), ("key", 512), ("key", 1024), ("early", 1024)]
+    older = dataclasses.replace(result.outcome, measurements=result.outcome.measurements[:-1])
+    folder.write_outcome(one.trials[0].spec(), older)
+    (again,) = run_pack(one)
+    assert again.outcome == older
+    new = Evaluation("new", "target/new", "text", path, 128, 64, "new early")
+    (scored,) = run_pack(dataclasses.replace(one, evaluations=(*one.evaluations, new)))
+    assert scored.outcome is not None
+    assert [m.evaluation_key for m in scored.outcome.measurements[len(older.measurements) :]] == ["new", "new early"]

@@ -64,7 +64,12 @@ def curves_figure(stage: str, findings: Findings, layout: Layout = WIDE) -> Any 
     _, size, tokens = findings.context["sources"][stage]
     figure = new_figure(
         "Learning curves of the search" if stage == "search" else "Learning curves of the verification",
-        f"Bits per byte over tokens (size {size}, to {quantity(tokens)}); named mixtures: mean of seeds. Early points: fewer windows, so ends can jump.",
+        f"Bits per byte over tokens (size {size}, to {quantity(tokens)}); named mixtures: mean of seeds. "
+        + (
+            "All points on the same windows."
+            if all(curve.one_set_of_rows for metric in panels for curve in by_metric[metric])
+            else "Early points: fewer windows, so ends can jump."
+        ),
         layout,
         height,
     )

@@ -18,7 +18,7 @@ from mixopt.history import TrialRecord
 from mixopt.objective import measure_noise
 from mixopt.surrogates.observations import mixture_groups
 from mixopt.tracking.findings import ARM_TITLES, Findings
-from mixopt.trial import TrialState
+from mixopt.trial import Outcome, TrialState
 from mixopt.verification import LABEL_PREFIX, MEAN_BITS_PER_BYTE
 
 STAGES = ("search", "verification")
@@ -53,7 +53,13 @@ class MetricNoise:
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one trial over its tokens, bits per byte. `arms` are the mixtures it is a run of; empty for a point of the design."""
+    """Losses of one trial over its tokens, bits per byte.
+
+    Attributes:
+        arms: the mixtures it is a run of; empty for a point of the design.
+        one_set_of_rows: whether the end is scored on the rows of the points before it, as in trials recorded since that is measured; else on more.
+        all_rows: the end on all rows, which is what everything else in the report goes by.
+    """
 
     trial_id: str
     label: str
@@ -62,6 +68,8 @@ class Curve:
     metric: str
     tokens: tuple[int, ...]
     bits_per_byte: tuple[float, ...]
+    one_set_of_rows: bool
+    all_rows: float
 
 
 @dataclass(frozen=True)
@@ -132,20 +140,36 @@ def curves(findings: Findings, stage: str, metrics: Sequence[str]) -> list[Curve
     for record in findings.trials:
         if record.stage != stage or record.outcome is None:
             continue
-        losses: dict[str, dict[int, float]] = {}
-        for measurement in record.outcome.measurements:
-            if measurement.evaluation_key in keys:
-                losses.setdefault(keys[measurement.evaluation_key], {})[measurement.tokens] = measurement.bits_per_byte
+        losses, on_curve = _losses(record.outcome, keys), _losses(record.outcome, findings.context.get("metrics_curve") or {})
         points = {metric: losses[metric] for metric in metrics if metric in losses}
+        one_set = {metric: on_curve[metric] for metric in points if metric in on_curve}
         if all(metric in losses for metric in weights):
-            shared = set.intersection(*(set(losses[metric]) for metric in weights))
-            points[MEAN_BITS_PER_BYTE] = {t: math.fsum(w * losses[m][t] for m, w in weights.items()) for t in shared}
+            points[MEAN_BITS_PER_BYTE] = _mean(losses, weights)
+            if all(metric in on_curve for metric in weights):
+                one_set[MEAN_BITS_PER_BYTE] = _mean(on_curve, weights)
         arms = arms_of(record)
         for metric, values in points.items():
             tokens = tuple(sorted(values))
-            bits = tuple(values[count] for count in tokens)
-            found.append(Curve(record.trial.trial_id, record.trial.label, arms, record.trial.seed, metric, tokens, bits))
+            drawn = values | one_set.get(metric, {})
+            bits = tuple(drawn[count] for count in tokens)
+            same, end = metric in one_set, values[tokens[-1]]
+            found.append(Curve(record.trial.trial_id, record.trial.label, arms, record.trial.seed, metric, tokens, bits, same, end))
     return found
+
+
+def _losses(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, dict[int, float]]:
+    """Metric -> tokens -> bits per byte."""
+    losses: dict[str, dict[int, float]] = {}
+    for measurement in outcome.measurements:
+        if measurement.evaluation_key in keys:
+            losses.setdefault(keys[measurement.evaluation_key], {})[measurement.tokens] = measurement.bits_per_byte
+    return losses
+
+
+def _mean(losses: Mapping[str, Mapping[int, float]], weights: Mapping[str, float]) -> dict[int, float]:
+    """Tokens -> weighted mean over metrics, where all were measured."""
+    shared = set.intersection(*(set(losses[metric]) for metric in weights))
+    return {tokens: math.fsum(weight * losses[metric][tokens] for metric, weight in weights.items()) for tokens in shared}
 
 
 def _mean_weights(findings: Findings, metrics: Sequence[str]) -> dict[str, float]:

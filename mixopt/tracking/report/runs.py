@@ -98,24 +98,36 @@ def curves_section(findings: Findings) -> Section:
             )
         )
         blocks.append(_curve_table(findings, stage))
+    recipe = findings.context.get("recipe") or {}
+    if recipe.get("schedule") == "wsd" and any(isinstance(block, Drawing) for block in blocks):
+        blocks.append(
+            Prose(
+                f"The learning rate falls over the last {float(recipe['decay_fraction']):.0%} of training, so ends lie below what the points before lead to."
+            )
+        )
     return Section("curves", "Learning curves", blocks)
 
 
 def _curve_table(findings: Findings, stage: str) -> Table:
     """Mean losses of the named mixtures at each token count."""
     cells: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for curve in curves(findings, stage, findings.shown_metrics):
+    ends: dict[tuple[str, str], list[float]] = {}
+    found = curves(findings, stage, findings.shown_metrics)
+    for curve in found:
         for arm in curve.arms:
+            ends.setdefault((curve.metric, arm), []).append(curve.all_rows)
             for tokens, bits in zip(curve.tokens, curve.bits_per_byte, strict=True):
                 cells.setdefault((curve.metric, arm), {}).setdefault(tokens, []).append(bits)
+    one_set = any(curve.one_set_of_rows for curve in found)
     counts = sorted({tokens for values in cells.values() for tokens in values})
     order = {metric: index for index, metric in enumerate((MEAN_BITS_PER_BYTE, *findings.shown_metrics))}
     rows = []
     for (metric, arm), values in sorted(cells.items(), key=lambda item: (order[item[0][0]], item[0][1])):
         seeds = str(max(len(runs) for runs in values.values()))
         losses = [f"{math.fsum(values[count]) / len(values[count]):.4f}" if count in values else "" for count in counts]
-        rows.append([metric_title(metric), ARM_TITLES.get(arm, arm), seeds, *losses])
-    head = ["metric", "mixture", "seeds", *(quantity(count) for count in counts)]
+        end = [f"{math.fsum(ends[metric, arm]) / len(ends[metric, arm]):.4f}"] if one_set else []
+        rows.append([metric_title(metric), ARM_TITLES.get(arm, arm), seeds, *losses, *end])
+    head = ["metric", "mixture", "seeds", *(quantity(count) for count in counts), *(["end, all windows"] if one_set else [])]
     return Table(f"Bits per byte in the {stage} after so many tokens, mean over seeds", head, rows, words=[1], folded="Curves as a table")
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ def test_phases_keep_their_own_shares(history: History, lab: Any) -> None:
     points = history.swarm("s1", ("math", "web", "code"), lab.metrics).points()
     np.testing.assert_allclose(points.schedules, [[[0.1, 0.7, 0.2], [0.6, 0.0, 0.4]]])
     assert points.fractions == (0.75, 0.25)
+
+
+def test_curves_of_old_and_new_outcomes_stand_side_by_side(history: History, lab: Any) -> None:
+    """An outcome of before has no end on the curve's rows; it stays whole, and only that point is unknown."""
+    new, old = lab.grid(2)
+    history.add_trials("s1", [new, old], "search")
+    end = Measurement("early-a", new.source.tokens, 3.0, 2.25)
+    history.complete(replace(lab.outcome(new), measurements=(*lab.outcome(new).measurements, end)))
+    history.complete(lab.outcome(old))
+    plain = history.swarm("s1", lab.names, lab.metrics)
+    swarm = history.swarm("s1", lab.names, lab.metrics, curve_metrics={"early-a": "target/a"})
+    metrics = ("target/a", "target/b")
+    assert swarm.metrics == plain.metrics == metrics
+    np.testing.assert_array_equal(swarm.values(metrics), plain.values(metrics))
+    curves = swarm.curves(metrics)
+    np.testing.assert_array_equal(curves.tokens, [[50_000, 100_000]] * 2)
+    assert curves.values[0, 1, 0] == 2.25
+    assert np.isnan(curves.values[:, 1]).tolist() == [[False, True], [True, True]]
+    assert np.isfinite(curves.values[:, 0]).all()
+    np.testing.assert_array_equal(swarm.curves(metrics, end="all").values, plain.curves(metrics, end="all").values)
 
 
 def test_swarm_holds_completed_trials_in_ask_order_and_known_metrics_only(history: History, lab: Any) -> None:

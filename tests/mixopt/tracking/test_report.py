@@ -18,10 +18,13 @@ from mixopt.history import History
 from mixopt.swarm import Swarm
 from mixopt.tracking.canvas import LINE_BREAK, NARROW, WIDE
 from mixopt.tracking.drawings.effects import effect_cells
+from mixopt.tracking.drawings.runs import curves_figure
 from mixopt.tracking.figures import FIGURES
 from mixopt.tracking.findings import Findings, read_findings
+from mixopt.tracking.mirrored import MEAN_CURVE, trial_runs
 from mixopt.tracking.report.blocks import Drawing, Prose, Section, Table
 from mixopt.tracking.report.measured import cost_by_stage, curves, noise_by_metric
+from mixopt.tracking.report.runs import curves_section
 from mixopt.tracking.report.svg import VARIABLES, inline_svg
 from mixopt.tracking.report.write import report_html, report_sections, write_report
 
@@ -212,6 +215,55 @@ def test_curves_end_where_the_swarm_does(findings: Findings) -> None:
         c for c in curves(findings, "search", findings.shown_metrics) if c.trial_id == mean.trial_id and c.metric.startswith("target/")
     ]
     assert mean.bits_per_byte == pytest.approx(np.mean([part.bits_per_byte for part in parts], axis=0))
+
+
+def on_curve_rows(findings: Findings) -> Findings:
+    """As searches are recorded now: every end on the curve's rows, too, here .5 above that on all rows."""
+    metrics = findings.context["metrics"]
+    trials = []
+    for record in findings.trials:
+        outcome = record.outcome
+        if outcome is not None:
+            ends = [m for m in outcome.measurements if m.tokens == outcome.tokens]
+            early = tuple(replace(m, evaluation_key=f"early {m.evaluation_key}", bits_per_byte=m.bits_per_byte + 0.5) for m in ends)
+            outcome = replace(outcome, measurements=outcome.measurements + early)
+        trials.append(replace(record, outcome=outcome))
+    context = {**findings.context, "metrics_curve": {f"early {key}": name for key, name in metrics.items()}}
+    context["recipe"] = {**context["recipe"], "schedule": "wsd", "decay_fraction": 0.2}
+    return replace(findings, trials=tuple(trials), context=context)
+
+
+def test_curves_are_drawn_on_one_set_of_rows_where_that_is_recorded(findings: Findings) -> None:
+    before = curves(findings, "search", findings.shown_metrics)
+    after = curves(on_curve_rows(findings), "search", findings.shown_metrics)
+    assert {curve.one_set_of_rows for curve in before} == {False}
+    assert {curve.one_set_of_rows for curve in after} == {True}
+    for one, other in zip(before, after, strict=True):
+        assert (one.tokens, one.bits_per_byte[:-1], one.bits_per_byte[-1]) == (other.tokens, other.bits_per_byte[:-1], other.all_rows)
+        assert other.bits_per_byte[-1] == pytest.approx(one.bits_per_byte[-1] + 0.5)
+    section = curves_section(on_curve_rows(findings))
+    (table, _) = [block for block in section.blocks if isinstance(block, Table)]
+    assert table.head[-1] == "end, all windows"
+    assert all(float(row[-2]) == pytest.approx(float(row[-1]) + 0.5, abs=2e-4) for row in table.rows)
+    assert any("falls over the last 20%" in block.text for block in section.blocks if isinstance(block, Prose))
+    assert curves_figure("search", on_curve_rows(findings)) is not None
+    older = curves_section(findings)
+    assert all("end, all windows" not in block.head for block in older.blocks if isinstance(block, Table))
+    assert not any(isinstance(block, Prose) for block in older.blocks), "its record does not say how the rate went"
+
+
+def test_the_mean_along_the_way_is_mirrored_on_one_set_of_rows(findings: Findings) -> None:
+    def points(of: Findings) -> list[tuple[str, float, int]]:
+        record = next(record for record in of.trials if record.outcome)
+        run = next(run for run in trial_runs(of, "parent") if run.tags["mixopt.trial_id"] == record.trial.trial_id)
+        return [point for point in run.measured if point[0] == MEAN_CURVE]
+
+    older, newer = points(findings), points(on_curve_rows(findings))
+    assert [tokens for _, _, tokens in older] == [250_000, 500_000], "its end is not known on these rows"
+    assert newer[:2] == older
+    outcome = next(record.outcome for record in findings.trials if record.outcome)
+    ends = {m.evaluation_key: m.bits_per_byte for m in outcome.measurements if m.tokens == outcome.tokens}
+    assert newer[2][1:] == (pytest.approx((3 * ends["key-t"] + ends["key-q"]) / 4 + 0.5, rel=1e-5), 1_000_000)
 
 
 def test_cost_counts_completed_trials_only(findings: Findings) -> None:
