@@ -51,7 +51,7 @@ class PackJob:
     """All that a process needs to run a pack; plain data, so that it can cross to any machine that shares the store.
 
     Attributes:
-        trials: of one source and recipe.
+        trials: of one source and recipe, but for the learning rate.
         places: most of them that train together; None: all.
         files: content hash of a domain -> its token file.
         evaluations: what every trial is scored on.
