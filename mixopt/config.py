@@ -6,6 +6,7 @@ that the schema documents the product.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,7 @@ Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan
 WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
 ByteCount = Annotated[float, BeforeValidator(parse_bytes), Field(gt=0, allow_inf_nan=False)]
 WholeByteCount = Annotated[int, BeforeValidator(parse_whole_bytes), Field(gt=0, lt=2**53)]
+Rate = Annotated[float | Literal["calibrated"] | None, BeforeValidator(lambda value: _check_rate(value))]
 TokenCount = Annotated[float | Literal["count"] | None, BeforeValidator(parse_token_count)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -40,6 +42,19 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 <= value[0] <= value[1] <= 1:
         raise ValueError(f"{list(value)} must be two numbers with 0 <= least <= largest <= 1")
     return value
+
+
+def _check_rate(value: Any) -> Any:
+    """Said in one sentence, instead of one per kind that it could be."""
+    if value is None or value == "calibrated":
+        return value
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"{value!r} is no rate; write a number above 0, as 0.003, or `calibrated`")
+    return rate
 
 
 # Far more than any published swarm has; a slip of the finger would have commands think for hours before the first trial.
@@ -228,7 +243,11 @@ class ProxyConfig(Model):
     )
     window: int = Field(512, ge=64, description="Tokens per window.")
     tokens_per_step: WholeCount = Field(1024, description="Tokens per optimizer step and trial.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak rate; default: by size.")
+    learning_rate: Rate = Field(
+        None,
+        description="Peak rate; default: by size. `calibrated`: what `mixopt calibrate FILE` recommended for each size that it swept; it has to be "
+        "there before the search.",
+    )
     schedule: Literal["constant", "wsd"] = Field(
         "wsd", description="After warm-up: constant, or constant and a short linear decay at the end."
     )
@@ -257,6 +276,11 @@ class SearchConfig(Model):
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)
     max_attempts: int = Field(3, ge=1, description="How often a failed trial is tried before it is abandoned.")
+    stop_early: bool = Field(
+        False,
+        description="End the search before all its trials once even perfect knowledge would bring less than the noise of its seeds; looked at "
+        "after half, five eighths, three quarters and seven eighths of them.",
+    )
 
 
 class VerificationConfig(Model):

@@ -46,7 +46,8 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         "vocab_size": vocab_size,
         "window": proxy.window,
         "tokens_per_step": proxy.tokens_per_step,
-        "learning_rate": proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size),
+        # `calibrated` is a word of the file, not a rate: whoever composes a search puts the number in its place.
+        "learning_rate": proxy.learning_rate if isinstance(proxy.learning_rate, float) else default_learning_rate(size),
         "schedule": proxy.schedule,
         "warmup_fraction": proxy.warmup_fraction,
         "decay_fraction": proxy.decay_fraction,

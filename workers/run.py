@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixopt.calibration.design import calibration_identity
+from mixopt.calibration.stored import with_repeats
 from mixopt.config import Experiment
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.objective import Objective, fit_objective
@@ -23,6 +25,7 @@ from mixopt.swarm import Swarm
 from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Source, Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
+from workers.calibrate import calibrated_by_search, sentence_of
 from workers.compose import (
     EVALUATION_SHARE,
     Search,
@@ -139,6 +142,9 @@ def _walk(
         runner = make_runner(search)
         try:
             _train_search(search, history, runner, reporter, observers, stop)
+            calibration = calibrated_by_search(search, history)
+            if calibration is not None:
+                reporter.note(sentence_of(calibration, search.experiment.verification.seeds))
             with reporter.stage("Fitting surrogates", None, ""):
                 proposal, objective = _propose(search, history)
             verification = _verify(search, history, proposal, objective, runner, reporter, observers, stop)
@@ -177,6 +183,13 @@ class _TakenUp:
 
 def _swarm(search: Search, history: History, source: Source, stage: StageName) -> Swarm:
     return history.swarm(search.search_id, search.domains.names, search.metrics(source), stage=stage)
+
+
+def _with_calibration(search: Search, history: History) -> Swarm:
+    """The swarm of the search, and the repeats of its calibration that it has not asked for itself."""
+    source = search.factory.source
+    swarm = _swarm(search, history, source, "search")
+    return with_repeats(history, swarm, search.factory, search.metrics(source), calibration_identity(search.factory))
 
 
 def _recorded_answer(search: Search, history: History) -> tuple[Proposal, Verification | None] | None:
@@ -243,7 +256,7 @@ def _train_search(
 
 def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
     """Proposal of the strategy, and the objective it was made for; the proposal is recorded."""
-    swarm = _swarm(search, history, search.factory.source, "search")
+    swarm = _with_calibration(search, history)
     proposal = search.strategy.propose(swarm)
     objective = fit_objective(search.experiment.objective.kind, objective_weights(search.experiment), swarm, search.domains.natural())
     # A verdict on an earlier proposal says nothing about this one; it must not stand beside it if verification does not come to its end.
