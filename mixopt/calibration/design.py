@@ -78,6 +78,11 @@ def own_rate(factory: TrialFactory) -> float:
     return float(factory.recipe["learning_rate"])
 
 
+def title_of(source: Source) -> str:
+    """A source as tables and sentences call it."""
+    return f"{source.size}, {source.tokens:,} tokens"
+
+
 def at_rate(factory: TrialFactory, rate: float) -> TrialFactory:
     """The factory with another learning rate and nothing else changed."""
     return TrialFactory(
@@ -128,10 +133,9 @@ def plan_calibration(
     if extent.longer:
         source = Source(factory.source.evaluator, factory.source.size, factory.source.tokens * extent.longer)
         longer = TrialFactory(domains, source, factory.recipe, factory.tokenizer_hash, factory.engine_version)
-        references.append((f"{extent.longer} times the tokens", _made(longer, shifted)))
+        references.append((title_of(source), _made(longer, shifted)))
     if extent.larger and larger is not None and larger.source not in {trials[0].source for _, trials in references}:
-        title = f"{larger.source.size}, {larger.source.tokens:,} tokens"
-        references.append((title, _made(larger, [_moved(point, seed, 0) for point in points])))
+        references.append((title_of(larger.source), _made(larger, [_moved(point, seed, 0) for point in points])))
     repeats = _made(factory, list(repeated_points(domains, extent.seeds, repeats_from)))
     return CalibrationPlan(calibration_identity(factory), factory, rates, repeats, tuple(references))
 

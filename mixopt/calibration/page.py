@@ -6,16 +6,19 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from mixopt.calibration.design import title_of
 from mixopt.calibration.result import Calibration, MetricCurve, RateResult, Resources
 from mixopt.plan_page import size as bytes_of
 from mixopt.terminal import quantity, rows_table
 
+NAMED = ("natural", "uniform", "UniMax")
+UNEQUAL_AT = 0.05
+
 
 def show_calibration(calibration: Calibration, console: Console) -> None:
     """Prints one source's calibration."""
-    source = calibration.source
-    title = f"{source.size}, {source.tokens:,} tokens"
-    if calibration.swept or len(calibration.rates) > 1:
+    title = title_of(calibration.source)
+    if len(calibration.rates) > 1:
         console.print(rows_table(f"Learning rates of {title}", rate_head(calibration), rate_rows(calibration)))
         _say(console, rates_explained(calibration))
         _say(console, calibration.reason)
@@ -29,13 +32,19 @@ def show_calibration(calibration: Calibration, console: Console) -> None:
         console.print(rows_table("Speed and memory", RESOURCE_HEAD, resource_rows(calibration.resources)))
 
 
+def metric_name(metric: str) -> str:
+    """A metric as the tables call it: a target by its own name, held-out text of a domain as "text of web"."""
+    kind, _, name = metric.partition("/")
+    return name if kind == "target" else f"text of {name}" if kind == "valid" else metric
+
+
 # Rates
 
 
 def rate_head(calibration: Calibration) -> list[str]:
     """Columns of `rate_rows`."""
-    references = [column for name in calibration.references for column in (f"Spearman, {name}", "of its losses")]
-    return ["learning rate", "loss", "pairs alike %", "90% interval %", "better than own %", *references]
+    references = [column for name in calibration.references for column in (f"rho, {name}", "of losses")]
+    return ["learning rate", "", "loss", "pairs alike", "90%", "beats own", *references]
 
 
 def rate_rows(calibration: Calibration) -> list[list[str]]:
@@ -44,27 +53,25 @@ def rate_rows(calibration: Calibration) -> list[list[str]]:
 
 
 def _rate_row(calibration: Calibration, row: RateResult) -> list[str]:
-    marks = "".join(f" ({word})" for word, here in (("own", calibration.own_rate), ("recommended", calibration.rate)) if here == row.rate)
-    loss = f"{row.missing} did not end" if row.loss is None else f"{row.loss:.4f}"
-    ranking = row.ranking
+    marks = [word for word, rate in (("own", calibration.own_rate), ("best", calibration.rate)) if rate == row.rate and calibration.swept]
+    loss = f"{row.missing} failed" if row.loss is None else f"{row.loss:.4f}"
+    first, ranking = [f"{row.rate:g}", ", ".join(marks), loss], row.ranking
     if ranking is None:
-        return [f"{row.rate:g}{marks}", loss, "", "", "", *[""] * (2 * len(calibration.references))]
-    correlations = [
-        f"{values.get(name, float('nan')):.2f}"
-        for name in calibration.references
-        for values in (ranking.spearman, ranking.spearman_metrics)
-    ]
-    better = "" if row.rate == calibration.own_rate else f"{100 * ranking.beats_own:.0f}"
-    interval = f"{100 * ranking.low:.0f} to {100 * ranking.high:.0f}"
-    return [f"{row.rate:g}{marks}", loss, f"{100 * ranking.accuracy:.0f}", interval, better, *correlations]
+        return [*first, "", "", "", *[""] * (2 * len(calibration.references))]
+    correlations = [f"{values[name]:.2f}" for name in calibration.references for values in (ranking.spearman, ranking.spearman_metrics)]
+    better = "" if row.rate == calibration.own_rate else f"{ranking.beats_own:.0%}"
+    return [*first, f"{ranking.accuracy:.0%}", f"{100 * ranking.low:.0f} to {100 * ranking.high:.0f}", better, *correlations]
 
 
 def rates_explained(calibration: Calibration) -> str:
     """What the columns mean."""
-    judged = " and ".join(calibration.references) or "nothing, since no longer run ended"
+    if not calibration.references:
+        return f"{calibration.mixtures} mixtures, one seed each. No longer run of all of them ended, so nothing judges the rates."
+    judged = " and of ".join(calibration.references)
     return (
-        f"{calibration.mixtures} mixtures, one seed each, judged by {judged}. Pairs alike: pairs of mixtures ordered as there, by the objective and by "
-        "its losses, half and half. The interval, and how often a rate does better than the own one, are over resampled mixtures."
+        f"{calibration.mixtures} mixtures, one seed each, judged by runs of {judged}, at the rate that is usual there. Pairs alike: pairs of mixtures ordered as "
+        "there, by the objective and by its losses, half and half; its 90% interval, and how often a rate beats the own one, over resampled mixtures. "
+        "rho: Spearman's correlation of the objective, and the mean of its losses'."
     )
 
 
@@ -73,45 +80,50 @@ def rates_explained(calibration: Calibration) -> str:
 
 def noise_head(calibration: Calibration) -> list[str]:
     """Columns of `noise_rows`."""
-    mixtures = list(calibration.noise[0].by_mixture) if calibration.noise else []
-    return ["loss", "a seed", "90% interval", "mixtures", *(f"seeds of {name}" for name in mixtures)]
+    return ["loss", "a seed", "90%", "mixtures", *(f"{name} ({seeds})" for name, seeds in _repeated(calibration).items())]
 
 
 def noise_rows(calibration: Calibration) -> list[list[str]]:
-    """A row per metric."""
+    """A row per metric; metrics that mixtures move by less than a seed does are marked."""
     return [
         [
-            f"{row.metric}{' (noise)' if not row.above_noise else ''}",
+            f"{metric_name(row.metric)}{'' if row.above_noise else ' (noise)'}",
             f"{row.std:.4f}",
-            f"{row.low:.4f} to {row.high:.4f}",
+            f"{row.low:.3f} to {row.high:.3f}",
             f"{row.spread:.4f}",
-            *(f"{std:.4f} ({seeds})" for seeds, std in row.by_mixture.values()),
+            *(f"{row.by_mixture[name][1]:.4f}" for name in _repeated(calibration)),
         ]
         for row in calibration.noise
     ]
 
 
+def _repeated(calibration: Calibration) -> dict[str, int]:
+    """Mixture -> seeds; baselines first."""
+    found = {name: seeds for name, (seeds, _) in calibration.noise[0].by_mixture.items()} if calibration.noise else {}
+    return dict(sorted(found.items(), key=lambda item: (NAMED.index(item[0]) if item[0] in NAMED else len(NAMED), item[0])))
+
+
 def noise_explained(calibration: Calibration) -> list[str]:
     """How surely it is known, whether it depends on the mixture, and what it means for differences."""
     asked = [row for row in calibration.noise if row.unequal is not None]
-    unequal = [row.metric for row in asked if row.unequal is not None and row.unequal < 0.05]
+    unequal = [metric_name(row.metric) for row in asked if row.unequal is not None and row.unequal < UNEQUAL_AT]
     sentences = [
-        f"Pooled over mixtures, {calibration.degrees_of_freedom} degrees of freedom; number of seeds in brackets. `mixtures`: what mixtures do, the "
-        "noise's share removed; losses that they move by less than a seed does are noise at this size."
+        f"A seed: pooled over mixtures, {calibration.degrees_of_freedom} degrees of freedom. Mixtures: what they do, the noise's share removed. On the right: "
+        "seeds of one mixture, their number in brackets."
     ]
     if asked:
+        which = f": {', '.join(unequal)}" if unequal else ""
         sentences.append(
-            f"Noise differs between mixtures for {len(unequal)} of {len(asked)} losses (Bartlett's test at 5%, which finds {0.05 * len(asked):.1f} by "
-            f"chance){': ' + ', '.join(unequal) if unequal else ''}."
+            f"Noise differs between mixtures for {len(unequal)} of {len(asked)} losses{which} (Bartlett's test at {UNEQUAL_AT:.0%}; "
+            f"{UNEQUAL_AT * len(asked):.1f} would by chance)."
         )
-    unit = calibration.objective_unit
     smallest = ", ".join(f"{calibration.resolvable(seeds):.3g} with {seeds}" for seeds in (2, 3, 5))
     sentences.append(
-        f"Objective: a seed moves it by {calibration.objective_noise_std:.3g} {unit}. The smallest difference between two mixtures that seeds tell apart "
-        f"(paired, 5%, four times out of five): {smallest} seeds each."
+        f"Objective: a seed moves it by {calibration.objective_noise_std:.3g} {calibration.objective_unit}. The smallest difference that can be told from noise "
+        f"(paired seeds, 5%, four times out of five): {smallest} seeds of each mixture."
     )
     if calibration.screened:
-        sentences.append(f"Left out of the objective: {', '.join(calibration.screened)}.")
+        sentences.append(f"Left out of the objective, as noise at this size: {', '.join(map(metric_name, calibration.screened))}.")
     return sentences
 
 
@@ -122,7 +134,7 @@ def curve_head(calibration: Calibration) -> list[str]:
     """Columns of `curve_rows`."""
     tokens, times = calibration.source.tokens, max(curve.times for curve in calibration.curves)
     longer = [f"at {quantity(times * tokens)}"] if times > 1 else []
-    return ["loss", f"at {quantity(tokens)}", *longer, "exponent", "floor", "twice the tokens", "ten times", "points"]
+    return ["loss", f"at {quantity(tokens)}", *longer, "exponent", "twice the tokens", "ten times", "points"]
 
 
 def curve_rows(calibration: Calibration) -> list[list[str]]:
@@ -135,9 +147,9 @@ def _curve_row(calibration: Calibration, curve: MetricCurve, longer: bool) -> li
     ends = [f"{curve.end:.4f}", *([f"{curve.longer_end:.4f}" if curve.longer_end is not None else ""] if longer else [])]
     law, tokens = curve.law, calibration.source.tokens
     if law is None:
-        return [curve.metric, *ends, "", "", "", "", ""]
+        return [metric_name(curve.metric), *ends, "", "", "", ""]
     gains = [f"\N{MINUS SIGN}{law.gain(tokens, times):.4f}" for times in (2, 10)]
-    return [curve.metric, *ends, f"{law.exponent:.2f}", f"{law.floor:.2f}", *gains, f"{law.points}"]
+    return [metric_name(curve.metric), *ends, f"{law.exponent:.2f}", *gains, f"{law.points}"]
 
 
 def curves_explained(calibration: Calibration) -> str:
@@ -148,8 +160,8 @@ def curves_explained(calibration: Calibration) -> str:
         else ""
     )
     return (
-        f"Mean over mixtures. The law, floor + amplitude * tokens^-exponent, is fitted to losses measured before the rate decays; what it says of ten times "
-        f"the tokens is extrapolation.{few}"
+        "Mean over mixtures, at the end of training. What more tokens bring is by a law, floor + amplitude * tokens^-exponent, through losses measured before the "
+        f"rate decays; of ten times the tokens it is extrapolation. Empty: losses that do not fall.{few}"
     )
 
 

@@ -70,9 +70,9 @@ class Resources:
     estimated_bytes: float | None = None
 
     @property
-    def memory_ratio(self) -> float | None:
-        """Measured over estimated memory."""
-        return self.peak_bytes / self.estimated_bytes if self.peak_bytes and self.estimated_bytes else None
+    def unforeseen_bytes(self) -> float | None:
+        """Measured memory less the estimate. What a pack takes beyond it, such as scoring, hardly grows with its members."""
+        return self.peak_bytes - self.estimated_bytes if self.peak_bytes and self.estimated_bytes else None
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,11 @@ class Calibration:
         """What it means for a search whose mixtures are compared with so many seeds each, in a few sentences."""
         by = "the search's own first trials" if self.origin == "search" else f"{self.trials} trials"
         memory = self.resources_of(self.source)
-        ratio = None if memory is None else memory.memory_ratio
-        measured = "" if ratio is None else f" A pack took {ratio:.2f} times the estimated memory, which the plan goes by."
+        measured = (
+            ""
+            if memory is None or memory.peak_bytes is None or memory.estimated_bytes is None
+            else f" A pack of {memory.members} took {memory.peak_bytes / 1e9:.2f} GB where {memory.estimated_bytes / 1e9:.2f} were estimated."
+        )
         return (
             f"by {by} of {self.source.size}: a seed moves the objective by {self.objective_noise_std:.3g} {self.objective_unit} "
             f"({self.degrees_of_freedom} degrees of freedom), so {seeds} seeds tell apart differences of {self.resolvable(seeds):.3g} or more. "

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixopt.calibration.result import Calibration
+from mixopt.calibration.stored import load
 from mixopt.effects import DomainEffects
 from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
@@ -33,6 +35,7 @@ class Findings:
         trials: of both stages, in ask order.
         swarm: finished trials of the search itself, without verification.
         proposal, verification: None until there is one.
+        calibration: the one that the search keeps a copy of; None: it has none.
     """
 
     search: SearchRecord
@@ -41,6 +44,7 @@ class Findings:
     swarm: Swarm
     proposal: Proposal | None
     verification: Verification | None
+    calibration: Calibration | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -98,4 +102,5 @@ def read_findings(history: History, search_id: str) -> Findings:
         swarm=history.swarm(search_id, names, context["metrics"], "search"),
         proposal=None if proposal is None else Proposal.from_json(proposal),
         verification=None if verification is None else Verification.from_json(verification),
+        calibration=load(history, search_id),
     )

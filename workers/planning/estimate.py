@@ -214,7 +214,7 @@ class Planner:
             pack_size=size,
             seconds_per_trial=cost.seconds(one) * (1 + share),
             seconds=packs.seconds,
-            pack_bytes=host_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) * self._measured_memory(one),
+            pack_bytes=host_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) + self._unforeseen_memory(one),
             speed=speed,
             device_bytes=pack_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) if device == "cuda" else 0.0,
         )
@@ -231,11 +231,11 @@ class Planner:
     def _pack_size(self, trial: Trial) -> int:
         return self._experiment.ray.pack_size or pack_size_of(shape_of(trial), self._machine.device)
 
-    def _measured_memory(self, trial: Trial) -> float:
-        """What a pack of the calibration took over what it was estimated to take; 1 where none was measured. Of a CPU's packs only."""
+    def _unforeseen_memory(self, trial: Trial) -> float:
+        """What a pack of the calibration took beyond its estimate; 0 where none was measured. Of a CPU's packs only."""
         found = self._known.calibration
         resources = None if found is None or self._machine.device == "cuda" else found.resources_of(trial.source)
-        return 1.0 if resources is None or resources.memory_ratio is None else resources.memory_ratio
+        return 0.0 if resources is None or resources.unforeseen_bytes is None else resources.unforeseen_bytes
 
     def _calibration(self) -> str:
         """What is calibrated, in a sentence or two."""
