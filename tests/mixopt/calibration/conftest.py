@@ -44,7 +44,7 @@ class World:
     amplitude: float = 20.0
     domains: DomainSet = field(
         default_factory=lambda: DomainSet(
-            tuple(Domain(n, f"content-{n}", 10**6, t) for n, t in zip(NAMES, (8e9, 3e9, 1.2e9, 0.8e9), strict=True)), 5e9
+            tuple(Domain(n, f"content-{n}", 10**6, t) for n, t in zip(NAMES, (8e9, 3e9, 1.2e9, 0.8e9), strict=True)), 40e9
         )
     )
 
