@@ -242,7 +242,7 @@ def _conclude(search: Search, history: History, plan: CalibrationPlan, pricing: 
     """What the trials of a plan show; stored, and copied to the search if it is recorded."""
     scored, finished = _with_longer(search, [plan]), finished_trials(history, plan.calibration_id)
     sources = [trial.source for trial in plan.trials]
-    resources = resources_of(plan.trials, finished, pricing)
+    resources = resources_of(plan.trials, finished, search.experiment.ray.address == "in-process", pricing)
     found = analyse(plan, finished, scoring_of(scored, sources), resources)
     save(history, found)
     if plan.factory.source == search.factory.source and any(known.search_id == search.search_id for known in history.searches()):
@@ -282,7 +282,7 @@ def _from_own_trials(search: Search, history: History) -> Calibration | None:
         rates=tuple((rate, tuple(trial for trial in trials if trial.trial_id in outcomes)) for rate, trials in planned.rates),
         repeats=tuple(trial for trial in planned.repeats if trial.trial_id in outcomes),
     )
-    resources = resources_of(plan.trials, outcomes, Pricing.of(search, history))
+    resources = resources_of(plan.trials, outcomes, experiment.ray.address == "in-process")
     try:
         return analyse(plan, outcomes, scoring_of(search, [search.factory.source]), resources, origin="search")
     except DataError:

@@ -118,7 +118,7 @@ class Calibration:
 
     def summary(self, seeds: int) -> str:
         """What it means for a search whose mixtures are compared with so many seeds each, in a few sentences."""
-        by = "the search's own first trials" if self.origin == "search" else f"{self.trials} trials"
+        by = f"the search's own {self.trials} trials" if self.origin == "search" else f"{self.trials} trials"
         memory = self.resources_of(self.source)
         measured = (
             ""
@@ -126,7 +126,7 @@ class Calibration:
             else f" A pack of {memory.members} took {memory.peak_bytes / 1e9:.2f} GB where {memory.estimated_bytes / 1e9:.2f} were estimated."
         )
         return (
-            f"by {by} of {self.source.size}: a seed moves the objective by {self.objective_noise_std:.3g} {self.objective_unit} "
+            f"by {by} of {self.source.size} at a learning rate of {self.own_rate:g}: a seed moves the objective by {self.objective_noise_std:.3g} {self.objective_unit} "
             f"({self.degrees_of_freedom} degrees of freedom), so {seeds} seeds tell apart differences of {self.resolvable(seeds):.3g} or more. "
             f"{self.reason if self.swept else 'Learning rates were not compared.'}{measured}"
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def calibrate(
     file: ExperimentFile,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer rates and mixtures, at the size of the search only; about a fifth of the whole.")
+        bool, typer.Option("--quick", help="Fewer rates and mixtures, at the size of the search only; a sixth of the cost or less.")
     ] = False,
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=2, help="Seeds at natural, uniform and two corners; default: as the search, at least 3.")

@@ -59,7 +59,10 @@ def test_the_own_rate_stays_unless_another_is_better_beyond_doubt() -> None:
     rate, reason = choose_rate([ranking(1.0, 0.7, 0.5), ranking(2.0, 0.9, 0.95), ranking(3.0, 0.8, 0.9)], LOSSES)
     assert rate == 1.0
     assert "cannot tell from chance" in reason
-    assert choose_rate([ranking(1.0, 0.9, 0.5), ranking(2.0, 0.8, 0.2)], LOSSES)[1] == "The rate stays 1: no rate tried ranks the mixtures better."
+    assert (
+        choose_rate([ranking(1.0, 0.9, 0.5), ranking(2.0, 0.8, 0.2)], LOSSES)[1]
+        == "The rate stays 1: no rate tried ranks the mixtures better."
+    )
 
 
 def test_the_more_rates_are_tried_the_surer_one_has_to_be() -> None:

@@ -57,9 +57,14 @@ def test_where_noise_drowns_the_ranking_the_own_rate_stays(world: Any) -> None:
         made = world(ranking_rate=None, noise=0.3)
         plan = made.plan(Extent((0.01, 0.1, 1.0, 3.0), draws=7, seeds=2, longer=4, larger=False))
         # Another world of noise: the noise depends on the ids.
-        plan = replace(plan, rates=tuple((rate, tuple(replace(t, trial_id=f"{seed:02x}{t.trial_id[2:]}") for t in trials)) for rate, trials in plan.rates))
+        plan = replace(
+            plan,
+            rates=tuple((rate, tuple(replace(t, trial_id=f"{seed:02x}{t.trial_id[2:]}") for t in trials)) for rate, trials in plan.rates),
+        )
         plan = replace(plan, repeats=tuple(replace(t, trial_id=f"{seed:02x}{t.trial_id[2:]}") for t in plan.repeats))
-        plan = replace(plan, references=tuple((n, tuple(replace(t, trial_id=f"{seed:02x}{t.trial_id[2:]}") for t in ts)) for n, ts in plan.references))
+        plan = replace(
+            plan, references=tuple((n, tuple(replace(t, trial_id=f"{seed:02x}{t.trial_id[2:]}") for t in ts)) for n, ts in plan.references)
+        )
         moved += analyse(plan, made.finished(plan.trials), made.scoring(plan)).rate != plan.own_rate
     assert moved <= 2
 
