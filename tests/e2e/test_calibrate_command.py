@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +48,32 @@ def document(place: Any) -> dict[str, Any]:
     return {**body, "resources": [entry["source"] for entry in body["resources"]]}
 
 
-def test_it_says_what_it_found_and_the_search_trains_none_of_it_again(make_place: Callable[..., Any], tmp_path: Path) -> None:
-    place = make_place()
-    dry = calibrate(place, "--dry-run")
-    assert "trials, 0 of them in the record, about" in dry.output
-    assert place.work() == {}
+@dataclass(frozen=True)
+class Undisturbed:
+    """A calibration that nobody disturbed.
 
-    found = tmp_path / "found.json"
-    ended = calibrate(place, "--json", str(found))
+    Attributes:
+        ended: what the command printed; `found`: its --json file.
+        document: what it stored.
+    """
+
+    place: Any
+    ended: Any
+    found: Path
+    document: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_calibration(small_experiment: dict[str, Any], undisturbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("calibrated")
+    place = type(undisturbed)(folder, small_experiment, undisturbed.nursery)
+    shutil.copytree(undisturbed.output / "tokens", place.output / "tokens")
+    ended = calibrate(place, "--json", str(folder / "found.json"))
+    return Undisturbed(place, ended, folder / "found.json", document(place))
+
+
+def test_it_says_what_it_found_and_the_search_trains_none_of_it_again(undisturbed_calibration: Undisturbed, tmp_path: Path) -> None:
+    place, ended, found = undisturbed_calibration.place, undisturbed_calibration.ended, undisturbed_calibration.found
     for title in ("Learning rates of nano, 2,048 tokens", "Seed noise of nano", "What tokens bring", "Speed and memory"):
         assert title in ended.output
     assert "The smallest difference that can be told from noise" in ended.output
@@ -98,29 +118,18 @@ def test_it_says_what_it_found_and_the_search_trains_none_of_it_again(make_place
     assert '<h2 id="calibration">' in report
 
 
-@pytest.mark.parametrize("point", ["driver-after-record:1", "driver-before-outcome:5", "driver-after-outcome:9"])
-def test_killed_it_goes_on_and_finds_the_same(point: str, make_place: Callable[..., Any], calibrated: dict[str, Any]) -> None:
+def test_killed_it_goes_on_and_finds_the_same(make_place: Callable[..., Any], undisturbed_calibration: Any) -> None:
     place = make_place()
-    calibrate(place, kill_at=point, code=-signal.SIGKILL)
+    calibrate(place, kill_at="driver-before-outcome:7", code=-signal.SIGKILL)
     finished = place.finished()
+    assert finished
     calibrate(place)
-    assert document(place) == calibrated
+    assert document(place) == undisturbed_calibration.document
     assert {key: value for key, value in place.finished().items() if key in finished} == finished
     with sqlite3.connect(record_location(place.output)) as connection:
         counted = Counter(row[0] for row in connection.execute("select subject from events where kind = 'completed'"))
     connection.close()
     assert set(counted.values()) == {1}
-
-
-@pytest.fixture(scope="module")
-def calibrated(small_experiment: dict[str, Any], undisturbed: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a calibration finds that nobody disturbs."""
-    import shutil
-
-    place = type(undisturbed)(tmp_path_factory.mktemp("calibrated"), small_experiment, undisturbed.nursery)
-    shutil.copytree(undisturbed.output / "tokens", place.output / "tokens")
-    calibrate(place)
-    return document(place)
 
 
 def test_a_search_calibrates_itself_from_its_own_trials(undisturbed: Any) -> None:
@@ -132,34 +141,17 @@ def test_a_search_calibrates_itself_from_its_own_trials(undisturbed: Any) -> Non
     assert found["trials"] == len(searched), "nothing was trained for it"
 
 
-def test_the_calibrated_rate_is_used_only_if_the_file_asks_for_it(make_place: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_before_anything_is_trained(make_place: Callable[..., Any], tmp_path: Path) -> None:
     place = make_place()
+    dry = calibrate(place, "--dry-run")
+    assert "trials, 0 of them in the record, about" in dry.output
+    short = calibrate(place, "--minutes", "0.001", code=2)
+    assert "--minutes 0.001 is too short" in short.errors
+    assert "cannot be written" in calibrate(place, "--json", str(tmp_path), code=2).errors
     rewrite(place, learning_rate="calibrated")
     refused = place.run("search", str(place.file), code=2)
     assert "no calibration of this experiment has compared rates" in refused.errors
     assert "mixopt calibrate" in refused.errors
-    assert place.work() == {}
-    calibrate(place)
-    # As if another rate had been found to rank better.
-    with History.open(record_location(place.output)) as history:
-        (record,) = history.calibrations()
-        body = history.document(record.search_id, "calibration")
-        assert body is not None
-        history.save_document(record.search_id, "calibration", {**body, "rate": 9e-3})
-    ids = {}
-    for rate in ("calibrated", 9e-3, None):
-        rewrite(place, learning_rate=rate)
-        plan = tmp_path / "plan.json"
-        place.run("plan", str(place.file), "--no-probe", "--json", str(plan))
-        ids[rate] = json.loads(plan.read_text())["search_id"]
-    assert ids["calibrated"] == ids[9e-3] != ids[None]
-
-
-def test_what_cannot_be_is_said_before_anything_is_trained(make_place: Callable[..., Any], tmp_path: Path) -> None:
-    place = make_place()
-    short = calibrate(place, "--minutes", "0.001", code=2)
-    assert "--minutes 0.001 is too short" in short.errors
-    assert "cannot be written" in calibrate(place, "--json", str(tmp_path), code=2).errors
     rewrite(place, learning_rate="fast")
     assert "'fast' is no rate" in calibrate(place, code=2).errors
     assert place.work() == {}
