@@ -1,8 +1,9 @@
 """How well one set of runs ranks mixtures as another does, how sure that is with so few mixtures, and which rate to train with.
 
-The measure is pairwise decision accuracy: of all pairs of mixtures, the share that both order alike (Kendall's tau, rescaled to 0..1; DataDecide's
-measure). Doubt comes from a bootstrap over mixtures, in which a pair of one mixture with itself does not count; Spearman's correlation is shown
-beside it because papers give it. The main trade-off: pairs weigh alike, also those that the reference itself can hardly tell apart.
+The measure is pairwise decision accuracy: of all pairs of mixtures, the share that both order alike, as in `mixopt.ranking`.
+Doubt comes from a bootstrap over mixtures, in which a pair of one mixture with itself does not count; Spearman's correlation is shown beside it
+because papers give it. All rates are resampled together, so that what counts is how they differ on the same mixtures, and what a lucky set of mixtures does to all
+of them cancels. The main trade-off: pairs weigh alike, also those that the reference itself can hardly tell apart.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixopt.mixture import FloatArray
+from mixopt.ranking import INTERVAL, spearmans
 
 DRAWS = 4000
 """Of the bootstrap: a share of .99 is known within .002."""
 LEVEL = 0.05
 """Chance of leaving the own rate for no reason, over all rates together (Bonferroni)."""
-INTERVAL = (5.0, 95.0)
-FEWEST_MIXTURES = 4
-"""Below, a handful of pairs orders itself by chance."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ def rank_rates(scores: Mapping[float, FloatArray], references: Mapping[str, Floa
             accuracy=float(measured[index]),
             low=float(low[index]),
             high=float(high[index]),
-            spearman={name: spearman(values[:, 0], reference[:, 0]) for name, reference in references.items()},
+            spearman={name: _spearman(values[:, 0], reference[:, 0]) for name, reference in references.items()},
             spearman_metrics={
-                name: float(np.mean([spearman(a, b) for a, b in zip(values.T[1:], reference.T[1:], strict=True)]))
+                name: float(np.mean([_spearman(a, b) for a, b in zip(values.T[1:], reference.T[1:], strict=True)]))
                 for name, reference in references.items()
             },
             beats_own=float(wins[index]),
@@ -101,13 +100,8 @@ def rank_rates(scores: Mapping[float, FloatArray], references: Mapping[str, Floa
     ]
 
 
-def spearman(first: FloatArray, second: FloatArray) -> float:
-    """Spearman's rank correlation of two arrays (n,); 0 where either is constant: a constant ranks nothing."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (first, second)]
-    scale = float(np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1])))
-    return float(ranks[0] @ ranks[1]) / scale if scale else 0.0
+def _spearman(first: FloatArray, second: FloatArray) -> float:
+    return float(spearmans(first[None], second[None])[0])
 
 
 def choose_rate(rankings: Sequence[Ranking], losses: Mapping[float, float]) -> tuple[float, str]:

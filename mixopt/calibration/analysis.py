@@ -12,13 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from mixopt.calibration.agreement import FEWEST_MIXTURES, Ranking, choose_rate, rank_rates
+from mixopt.calibration.agreement import Ranking, choose_rate, rank_rates
 from mixopt.calibration.curves import fit_power_law
 from mixopt.calibration.design import CalibrationPlan
 from mixopt.calibration.noise import MetricNoise, seed_noise
 from mixopt.calibration.result import Calibration, MetricCurve, RateResult, Resources
 from mixopt.mixture import FloatArray
 from mixopt.objective import Objective, ObjectiveKind, fit_objective, rows_at
+from mixopt.ranking import FEWEST_MIXTURES
 from mixopt.recommendation import Measured
 from mixopt.record.contents import swarm_of
 from mixopt.surrogates.observations import mixture_groups

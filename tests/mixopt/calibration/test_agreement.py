@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixopt.calibration.agreement import Ranking, accuracy, agreement, choose_rate, rank_rates, spearman
+from mixopt.calibration.agreement import Ranking, accuracy, agreement, choose_rate, rank_rates
 
 scores = st.lists(st.integers(-3, 3).map(float), min_size=3, max_size=8)
 
@@ -26,15 +26,6 @@ def test_accuracy_is_the_share_of_pairs_in_the_same_order(first: list[float], se
         total += counts[i] * counts[j]
     measured = accuracy(agreement(np.array(first), second), counts[None])[0]
     assert measured == pytest.approx(alike / total) if total else np.isnan(measured)
-
-
-@given(scores, st.integers(0, 10**6))
-def test_spearman_is_scipys(first: list[float], seed: int) -> None:
-    from scipy.stats import spearmanr
-
-    second = np.random.default_rng(seed).normal(size=len(first))
-    expected = 0.0 if len(set(first)) == 1 else float(spearmanr(first, second).statistic)
-    assert spearman(np.array(first), second) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_rate_that_ranks_as_the_reference_has_accuracy_one_and_the_reverse_zero() -> None:
