@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixopt.calibration.design import calibration_identity
@@ -258,6 +258,9 @@ def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
     """Proposal of the strategy, and the objective it was made for; the proposal is recorded."""
     swarm = _with_calibration(search, history)
     proposal = search.strategy.propose(swarm)
+    more = len(swarm) - len(_swarm(search, history, search.factory.source, "search"))
+    if more:
+        proposal = replace(proposal, evidence={**proposal.evidence, "calibration_trials": more})
     objective = fit_objective(search.experiment.objective.kind, objective_weights(search.experiment), swarm, search.domains.natural())
     # A verdict on an earlier proposal says nothing about this one; it must not stand beside it if verification does not come to its end.
     history.save_document(search.search_id, "proposal", proposal.to_json(), outdates=["verification"])

@@ -27,7 +27,10 @@ def calibrate(
         float | None,
         typer.Option("--minutes", min=0, help="Leave out what would take longer: first the verification's size, last the sweep of rates."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would train and how long that would take.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what it would train and how long that would take; prepares the corpus where it has to."),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write what was found to this file.")] = None,
 ) -> None:
     """Measures which learning rate ranks mixtures, seed noise, what tokens bring, speed and memory; the search uses it and trains none of it again."""

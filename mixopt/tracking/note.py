@@ -252,6 +252,10 @@ def _evidence(findings: Findings) -> str:
     if findings.proposal is not None:
         evidence: Mapping[str, Any] = findings.proposal.evidence
         best = findings.proposal.best_measured
+        if evidence.get("calibration_trials"):
+            lines.append(
+                f"- {evidence['calibration_trials']} runs of its calibration, at mixtures and seeds that the search did not ask for"
+            )
         if "objective" in best:
             runs = f", mean of {best['runs']} runs" if best.get("runs", 1) > 1 else ""
             label = _cell(str(best.get("label") or best.get("trial_id", "")))

@@ -111,6 +111,7 @@ def test_it_says_what_it_found_and_the_search_trains_none_of_it_again(undisturbe
         copied = history.document(search_id, "calibration")
     assert proposal is not None
     assert proposal["evidence"]["trials"] > len(asked), "the calibration's repeats are in the noise of the search"
+    assert proposal["evidence"]["calibration_trials"] == proposal["evidence"]["trials"] - len(asked)
     assert copied is not None
     assert copied["origin"] == "calibrate"
     assert place.run("show", str(place.output)).output.count("killed") >= 1
