@@ -29,8 +29,8 @@ from workers.tokens.prepare import prepare
 MakeRunner = Callable[[Search], Runner]
 
 SWEEP = (1 / 100, 1 / 30, 1 / 10, 1 / 3, 1.0, 3.0)
-"""From the regime of tiny rates, in which 125M proxies ranked as a 1B model does (arXiv 2512.24503: 1e-5 to 1e-6, a hundredth and less of what such
-models are trained with), to above the size's own."""
+"""From the regime of tiny rates, in which 125M proxies are reported to rank as a 1B model does (arXiv 2512.24503: 1e-5 to 1e-6, where GPT-3's table 2.1,
+arXiv 2005.14165, gives 6e-4 to that size), to above the size's own."""
 
 
 @dataclass(frozen=True)
