@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import doctor, domains, jobs, main_job, names, planning, proxies, review
+from mixopt.commands import calibration, doctor, domains, jobs, main_job, names, planning, proxies, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ for command in (
     domains.domains,
     main_job.prepare,
     planning.plan,
+    calibration.calibrate,
     main_job.search,
     review.show,
     review.report,

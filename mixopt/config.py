@@ -6,6 +6,7 @@ that the schema documents the product.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +34,7 @@ Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan
 WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
 ByteCount = Annotated[float, BeforeValidator(parse_bytes), Field(gt=0, allow_inf_nan=False)]
 WholeByteCount = Annotated[int, BeforeValidator(parse_whole_bytes), Field(gt=0, lt=2**53)]
+Rate = Annotated[float | Literal["calibrated"] | None, BeforeValidator(lambda value: _check_rate(value))]
 TokenCount = Annotated[float | Literal["count"] | None, BeforeValidator(parse_token_count)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -45,6 +47,21 @@ def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
 
 # Switch Transformers' weight (arXiv 2101.03961, section 2.2): large enough to balance, small enough to leave the loss alone.
 AUXILIARY_LOSS = 0.01
+
+
+def _check_rate(value: Any) -> Any:
+    """Said in one sentence, instead of one per kind that it could be."""
+    if value is None or value == "calibrated":
+        return value
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"{value!r} is no rate; write a number above 0, as 0.003, or `calibrated`")
+    return rate
+
+
 # Far more than any published swarm has; a slip of the finger would have commands think for hours before the first trial.
 MOST_TRIALS = 10_000
 Kind = Literal["text", "completion"]
@@ -326,7 +343,11 @@ class ProxyConfig(Model):
     )
     window: int = Field(512, ge=64, description="Tokens per window.")
     tokens_per_step: WholeCount = Field(1024, description="Tokens per optimizer step and trial.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak rate; default: by size and parametrization.")
+    learning_rate: Rate = Field(
+        None,
+        description="Peak rate; default: by size and parametrization. `calibrated`: what `mixopt calibrate FILE` recommended for each size that it "
+        "swept; it has to be there before the search.",
+    )
     parametrization: Literal["standard", "mup"] = Field(
         "standard",
         description="How initial weights and rates follow the size: standard, or mup (maximal update), where one rate serves every size.",
@@ -379,6 +400,11 @@ class SearchConfig(Model):
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)
     max_attempts: int = Field(3, ge=1, description="How often a failed trial is tried before it is abandoned.")
+    stop_early: bool = Field(
+        False,
+        description="End the search before all its trials once even perfect knowledge would bring less than the noise of its seeds; looked at "
+        "after half, five eighths, three quarters and seven eighths of them.",
+    )
 
 
 class VerificationConfig(Model):

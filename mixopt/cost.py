@@ -269,6 +269,7 @@ class Plan:
     Attributes:
         search_id: None before `mixopt prepare`, because identity needs the documents' hashes.
         problems: what does not fit, worst first; `warnings`: what will make the answer weaker; `notes`: what the numbers rest on.
+        calibration: what one has found, or that there is none; empty before `mixopt prepare`.
     """
 
     name: str
@@ -287,6 +288,7 @@ class Plan:
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    calibration: str = ""
 
     @property
     def search(self) -> Stage:

@@ -24,12 +24,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from mixopt.errors import DataError
-from mixopt.record import contents, tables
+from mixopt.record import CALIBRATION_PREFIX, contents, tables
 from mixopt.swarm import Swarm, on_curve_rows
 from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest, trial_from_spec
 
 SearchState = Literal["running", "interrupted", "finished", "failed"]
-StageName = Literal["base", "search", "verification"]
+StageName = Literal["base", "search", "verification", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,13 @@ class History:
 
     def searches(self) -> list[SearchRecord]:
         """All searches, newest last."""
+        return [record for record in self._recorded() if not record.search_id.startswith(CALIBRATION_PREFIX)]
+
+    def calibrations(self) -> list[SearchRecord]:
+        """All calibrations, which are recorded as searches are, newest last."""
+        return [record for record in self._recorded() if record.search_id.startswith(CALIBRATION_PREFIX)]
+
+    def _recorded(self) -> list[SearchRecord]:
         query = sa.select(tables.searches).order_by(tables.searches.c.created, tables.searches.c.search_id)
         with self._read() as connection:
             return [_search_record(row) for row in connection.execute(query)]
@@ -310,7 +317,7 @@ class History:
     # Documents and mirrors
 
     def save_document(self, search_id: str, kind: str, body: Mapping[str, JsonValue], outdates: Sequence[str] = ()) -> None:
-        """Stores a JSON document of a search ("context", "proposal", "verification"), in place of an earlier one.
+        """Stores a JSON document of a search ("context", "proposal", "verification", "calibration"), in place of an earlier one.
 
         Numbers that are not finite are stored as null.
 

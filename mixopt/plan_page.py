@@ -35,6 +35,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     for warning in plan.warnings:
         _say(console, f"Note well: {warning}")
     _show_noise(plan.noise, console)
+    if plan.calibration:
+        _say(console, f"Calibration: {plan.calibration}")
     _show_advice(plan.advice, plan, console)
     for note in plan.notes:
         _say(console, note)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mixopt.calibration.resolution import resolvable_difference
 from mixopt.domains import DomainSet
 from mixopt.effects import domain_effects
 from mixopt.errors import DataError
@@ -32,6 +33,8 @@ from mixopt.swarm import Swarm
 # A requested mixture is feasible if it breaks no cap by more than a proxy of 1M tokens could express.
 MEASURED_FEASIBLE_WITHIN = 1e-6
 PROBES = 256
+# Mixtures and joint draws for the expected gain: its cost is the cube of the first, some milliseconds per metric.
+GAIN_CANDIDATES, GAIN_DRAWS = 192, 256
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,36 @@ class Measured:
         values = objective.difference(swarm.values(objective.metrics), np.array(objective.natural_losses))
         noise = measure_noise(values[:, None], mixture_groups(swarm))
         return cls(swarm, values, float(noise.std[0]), float(values.std(ddof=1)))
+
+
+def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
+    """Whether even perfect knowledge of the objective would gain less than the noise that so many seeds leave; False while that is not known.
+
+    The expected value of perfect information bounds what any number of further trials can bring, as far as the surrogate is right.
+    """
+    try:
+        objective = fit_objective(settings.objective_kind, settings.metrics, swarm, domains.natural())
+        measured = Measured.of(swarm, objective)
+        prediction = predict(surrogate, swarm, objective, space.domains, domains.natural().array(space.domains), settings.seed)
+    except DataError:
+        return False
+    optimum = _optimize(prediction, measured, space, domains, best_measured(measured, space), settings)
+    gain = expected_gain(prediction, space, optimum.weights, settings.seed)
+    return gain < measured.noise_std * float(np.sqrt(2 / settings.seeds))
+
+
+def expected_gain(prediction: Prediction, space: MixtureSpace, optimum: FloatArray, seed: int) -> float:
+    """How much lower the objective is expected to be at the best mixture than at the one predicted to be best, were every mixture's known.
+
+    The expected value of perfect information (Raiffa and Schlaifer, 1961): least expected objective minus expected least objective, over feasible mixtures
+    near `optimum` and all over the feasible set, by joint draws from the posterior. In units of the objective, at least 0.
+    """
+    far = space.sample(GAIN_CANDIDATES, np.random.default_rng([seed, 0xE1]))
+    steps = np.geomspace(0.02, 1.0, GAIN_CANDIDATES)[:, None]
+    candidates = np.concatenate([optimum[None], optimum + steps * (far - optimum)])  # between two feasible mixtures all are
+    draws = prediction.counted.posterior(prediction.points(candidates)).sample(GAIN_DRAWS, seed)
+    values = prediction.objective.difference(draws, np.array(prediction.objective.natural_losses))
+    return float(values.mean(axis=0).min() - values.min(axis=1).mean())
 
 
 def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Proposal:
@@ -114,6 +147,10 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
             f"sqrt(2 / {settings.seeds}), which {settings.seeds} runs of each mixture could not tell apart",
             "optimizer": {"method": optimum.method, "status": optimum.status},
             "baselines": _baselines(prediction, measured, space, domains),
+            "expected_gain": expected_gain(prediction, space, optimum.weights, settings.seed),
+            "expected_gain_meaning": "how much better the best mixture is expected to be than the one predicted to be best, were the objective of all "
+            "mixtures known: more trials of this size can bring no more than that",
+            "resolvable": {"objective": resolvable_difference(measured.noise_std, settings.seeds), "seeds": settings.seeds},
             "guard": _guard(prediction, optimum.weights, best, indistinct),
             "domain_effects": domain_effects(prediction, "natural", natural, units=space.units).to_json(),
             **_out_of_fold(prediction, objective, measured),

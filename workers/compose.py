@@ -269,7 +269,8 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     """Joins the pieces of a prepared experiment that `check_experiment` has passed.
 
     Raises:
-        ConfigError: two domains, or two held-out sets, hold the same documents; or the trial to begin with does not fit.
+        ConfigError: two domains, or two held-out sets, hold the same documents; the trial to begin with does not fit; or the calibrated rate is asked
+            for and was never measured.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     domains = domain_set(experiment, manifest)
@@ -289,6 +290,8 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         TrialFactory(domains, source, recipe, manifest.tokenizer_hash, ENGINE_VERSION, parents)
         for source, recipe, parents in zip(sources, recipes, inputs, strict=True)
     ]
+    if proxy.learning_rate == "calibrated":
+        factories = _at_calibrated_rates(experiment, factories)
     # Held-out sets of the verification are scored in full unless the file limits them; early points stay cheap.
     largest = max(
         [files.valid.tokens for files in manifest.domains.values()] + [target.file.tokens for target in manifest.targets.values()]
@@ -319,11 +322,38 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         seeds=proxy.seeds,
         pull=experiment.objective.pull,
         seed=experiment.search.seed,
+        stop_early=experiment.search.stop_early,
     )
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
     parts = (experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
     return Search(*parts, base=bases[0], verification_base=bases[1])
+
+
+def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactory]) -> list[TrialFactory]:
+    """The factories of search and verification at the rates that their calibrations recommend; the latter keeps its own where it was not swept.
+
+    Raises:
+        ConfigError: there is no calibration of the search's source that compared rates.
+    """
+    from mixopt.calibration.design import at_rate, calibration_identity
+    from mixopt.calibration.stored import load
+    from mixopt.history import History
+
+    location = record_location(experiment.output_dir)
+    found = None
+    if location.exists():
+        with History.open(location) as history:
+            found = [load(history, calibration_identity(factory)) for factory in factories]
+    if found is None or found[0] is None or not found[0].swept:
+        raise ConfigError(
+            "`proxy.learning_rate` is `calibrated`, but no calibration of this experiment has compared rates.",
+            "Run `mixopt calibrate FILE` first, or leave the rate out.",
+        )
+    return [
+        at_rate(factory, entry.rate) if entry is not None and entry.swept else factory
+        for factory, entry in zip(factories, found, strict=True)
+    ]
 
 
 def context(search: Search) -> dict[str, Any]:

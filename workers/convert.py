@@ -44,7 +44,8 @@ def recipe_for(proxy: ProxySettings, size: str, vocab_size: int) -> dict[str, Js
         near = difflib.get_close_matches(size, SIZES, n=1)
         remedy = f"Did you mean '{near[0]}'?" if near else f"Known sizes: {', '.join(SIZES)}."
         raise ConfigError(f"Unknown proxy size '{size}'.", remedy)
-    rate = proxy.learning_rate if proxy.learning_rate is not None else default_learning_rate(size, proxy.parametrization)
+    # `calibrated` is a word of the file, not a rate: whoever composes a search puts the number in its place.
+    rate = proxy.learning_rate if isinstance(proxy.learning_rate, float) else default_learning_rate(size, proxy.parametrization)
     recipe: dict[str, JsonValue] = {
         "vocab_size": vocab_size,
         "window": proxy.window,

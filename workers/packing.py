@@ -1,5 +1,7 @@
 """Groups trials into packs that train in one process: as many together as the pack has places, the others as places become free.
 
+The trials of a pack are equal in source and recipe but for the learning rate, which each member has for itself.
+
 Packing gains 1.35 to 2 times on a CPU at 128 tokens per step and 1.1 to 1.2 at 1,024 (docs/log.md, part 3); on a GPU it hides kernel launches
 and should gain far more. So a pack has few places on CPUs and many on GPUs.
 
@@ -15,12 +17,12 @@ Pure: the same trials in the same order give the same packs.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mixopt.cost import Shape
-from mixopt.trial import Trial
+from mixopt.trial import JsonValue, Trial
 from proxy_models.config import proxy_config
 from proxy_models.places import places_for
 from workers.convert import shape_of
@@ -36,7 +38,7 @@ that large gain nothing from a pack that needs more: it hides milliseconds of a 
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Trials of one shape for one process; at most `places` of them train at a time."""
+    """Trials equal in source and recipe, but for the learning rate, for one process; at most `places` of them train at a time."""
 
     trials: tuple[Trial, ...]
     places: int
@@ -66,7 +68,7 @@ def default_pack_size(tokens_per_step: int, device: Device = "cpu") -> int:
 def plan_packs(
     trials: Sequence[Trial], slots: int, pack_size: int | None = None, device: Device = "cpu", busy: int = 0
 ) -> list[PlannedPack]:
-    """Splits `trials` into packs of one shape each, so that `slots` processes finish at about the same time.
+    """Splits `trials` into packs of one source and shared recipe each, so that `slots` processes finish at about the same time.
 
     Args:
         slots: packs that can start now.
@@ -81,17 +83,22 @@ def plan_packs(
     """
     if slots < 1 or (pack_size is not None and pack_size < 1):
         raise ValueError(f"slots is {slots} and pack_size {pack_size}; both must be at least 1.")
-    shapes: dict[tuple[str, str], list[Trial]] = {}
+    alike: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
-        shapes.setdefault((trial.source.key, json.dumps(dict(trial.recipe), sort_keys=True)), []).append(trial)
+        alike.setdefault((trial.source.key, json.dumps(shared_recipe(trial.recipe), sort_keys=True)), []).append(trial)
     packs: list[PlannedPack] = []
-    for members in shapes.values():
+    for members in alike.values():
         limit = pack_size or pack_size_of(shape_of(members[0]), device)
         waiting = not busy and (slots == 1 or device == "cuda")
         count = min(len(members), slots) if waiting else _packs_without_waiting(len(members), slots, limit)
         packs.extend(PlannedPack(share, _places(len(share), limit, device)) for share in _split(members, count))
     # Stable, so equal costs keep the order in which trials were asked for.
     return sorted(packs, key=_size_for_ordering, reverse=True)
+
+
+def shared_recipe(recipe: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """What the members of a pack have in common: all of a recipe but the learning rate."""
+    return {name: value for name, value in recipe.items() if name != "learning_rate"}
 
 
 def _packs_without_waiting(trials: int, slots: int, limit: int) -> int:

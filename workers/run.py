@@ -9,9 +9,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mixopt.calibration.design import calibration_identity
+from mixopt.calibration.stored import with_repeats
 from mixopt.config import Experiment
 from mixopt.errors import RunError
 from mixopt.history import History, StageName, TrialRecord
@@ -25,6 +27,7 @@ from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Source, Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
 from workers.beginnings import forget_results_without_weights
+from workers.calibrate import calibrated_by_search, sentence_of
 from workers.compose import (
     EVALUATION_SHARE,
     Search,
@@ -142,6 +145,9 @@ def _walk(
         try:
             _train_base(search, search.base, history, runner, reporter, observers, stop)
             _train_search(search, history, runner, reporter, observers, stop)
+            calibration = calibrated_by_search(search, history)
+            if calibration is not None:
+                reporter.note(sentence_of(calibration, search.experiment.verification.seeds))
             with reporter.stage("Fitting surrogates", None, ""):
                 proposal, objective = _propose(search, history)
             verification = _verify(search, history, proposal, objective, runner, reporter, observers, stop)
@@ -180,6 +186,13 @@ class _TakenUp:
 
 def _swarm(search: Search, history: History, source: Source, stage: StageName) -> Swarm:
     return history.swarm(search.search_id, search.domains.names, search.metrics(source), stage, search.curve_metrics(source))
+
+
+def _with_calibration(search: Search, history: History) -> Swarm:
+    """The swarm of the search, and the repeats of its calibration that it has not asked for itself."""
+    source = search.factory.source
+    swarm = _swarm(search, history, source, "search")
+    return with_repeats(history, swarm, search.factory, search.metrics(source), calibration_identity(search.factory))
 
 
 def _recorded_answer(search: Search, history: History) -> tuple[Proposal, Verification | None] | None:
@@ -289,8 +302,11 @@ def _train_search(
 
 def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
     """Proposal of the strategy, and the objective it was made for; the proposal is recorded."""
-    swarm = _swarm(search, history, search.factory.source, "search")
+    swarm = _with_calibration(search, history)
     proposal = search.strategy.propose(swarm)
+    more = len(swarm) - len(_swarm(search, history, search.factory.source, "search"))
+    if more:
+        proposal = replace(proposal, evidence={**proposal.evidence, "calibration_trials": more})
     objective = fit_objective(search.experiment.objective.kind, objective_weights(search.experiment), swarm, search.domains.natural())
     # A verdict on an earlier proposal says nothing about this one; it must not stand beside it if verification does not come to its end.
     history.save_document(search.search_id, "proposal", proposal.to_json(), outdates=["verification"])

@@ -37,6 +37,7 @@ from workers.convert import (
 )
 from workers.failures import failure_of
 from workers.packing import Device
+from workers.peak_memory import PeakMemory
 from workers.trial_folder import TrialFolder, measured_at_end
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class PackJob:
     """All that a process needs to run a pack; plain data, so that it can cross to any machine that shares the store.
 
     Attributes:
-        trials: of one source and recipe.
+        trials: of one source and recipe, but for the learning rate.
         places: most of them that train together; None: all.
         files: content hash of a domain -> its token file.
         evaluations: what every trial is scored on.
@@ -118,6 +119,7 @@ class _Pack:
         self._remaining = {trial.trial_id: trial for trial in job.trials}
         self._held: dict[str, ExitStack] = {}
         self._results: list[TrialResult] = []
+        self._memory: PeakMemory | None = None  # of those that train together
 
     def run(self) -> list[TrialResult]:
         for trial_id, failure in self._control.failed().items():
@@ -269,6 +271,7 @@ class _Pack:
     def _train_together(self, trials: Sequence[Trial]) -> None:
         from proxy_models.train import train_pack
 
+        self._memory = PeakMemory(self._job.device, min(self._places, len(trials)))
         train_pack(
             proxy_of(trials[0]),
             settings_of(trials[0], self._job.checkpoint_seconds),
@@ -314,6 +317,8 @@ class _Pack:
         from proxy_models.train import finish
 
         folder, outcome = self._folders[trial.trial_id], outcome_of(result)
+        if self._memory is not None:
+            outcome = replace(outcome, diagnostics={**outcome.diagnostics, "memory": self._memory.to_json()})
         try:
             folder.write_outcome(trial.spec(), outcome)
             folder.log("finished", tokens=outcome.tokens)

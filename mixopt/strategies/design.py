@@ -63,15 +63,15 @@ def design_sequence(domains: DomainSet, seeds: int, seed: int) -> Iterator[Desig
         seed: of the search; other seeds give other draws and other training seeds.
     """
     anchors = [DesignPoint(label, mixture, SEEDS_PER_SEARCH * seed + repeat) for label, mixture, repeat in _anchors(domains, seeds)]
-    draws = _draws(domains, seed)
+    drawn = draws(domains, seed)
     yield from anchors[:5]
     for anchor in anchors[5:]:
-        yield from islice(draws, 2)
+        yield from islice(drawn, 2)
         yield anchor
-    yield from draws
+    yield from drawn
 
 
-def _draws(domains: DomainSet, seed: int) -> Iterator[DesignPoint]:
+def draws(domains: DomainSet, seed: int) -> Iterator[DesignPoint]:
     """Draws that differ from all before; endless. Small strengths draw the same single domain again and again, and once is enough."""
     kept: list[FloatArray] = []
     skipped = 0

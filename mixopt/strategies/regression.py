@@ -8,20 +8,26 @@ design does not react to results, so all trials can run at once, in any order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mixopt.domains import DomainSet
 from mixopt.mixture import Schedule
 from mixopt.objective import ObjectiveKind
 from mixopt.proposal import Proposal
-from mixopt.recommendation import Settings, recommend
+from mixopt.recommendation import Settings, nothing_to_gain, recommend
 from mixopt.space import MixtureSpace
 from mixopt.strategies.base import MakeTrial
 from mixopt.strategies.design import design_sequence
 from mixopt.surrogates.base import Surrogate
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
+
+STOP_AT = (1 / 2, 5 / 8, 3 / 4, 7 / 8)
+"""Shares of the trials after which a search that may stop early looks whether it should."""
+FEWEST_TO_STOP = 16
+"""Below, a surrogate does not know how little it knows."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class RegressionStrategy:
         seeds: repeats at the natural and the uniform mixture.
         pull: weight of KL(mixture || natural), in standard deviations of the objective over the swarm.
         seed: of the design and of everything random in the proposal.
+        stop_early: asks for no more once even perfect knowledge would gain less than noise; looked at with the first half, five eighths, three
+            quarters and seven eighths of the trials, each time with exactly these, so that the answer does not hang on their order of ending.
     """
 
     space: MixtureSpace
@@ -47,11 +55,15 @@ class RegressionStrategy:
     seeds: int
     pull: float
     seed: int
+    stop_early: bool = False
+    _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """The first `count` points of the design that are neither completed, pending nor abandoned; empty when the budget is met."""
         known = {*completed.trial_ids, *(trial.trial_id for trial in pending)}
         planned = self.plan({trial.trial_id for trial in abandoned})
+        if self.stop_early and self._is_enough(planned, completed):
+            return []
         return [trial for trial in planned if trial.trial_id not in known][: max(count, 0)]
 
     def plan(self, abandoned: frozenset[str] | set[str] = frozenset()) -> list[Trial]:
@@ -71,6 +83,24 @@ class RegressionStrategy:
                 planned.setdefault(trial.trial_id, trial)
         return list(planned.values())
 
+    def _is_enough(self, planned: Sequence[Trial], completed: Swarm) -> bool:
+        """Whether at some point of looking, with all trials up to it completed, no more of them could bring a gain that stands out of noise."""
+        finished = set(completed.trial_ids)
+        for share in STOP_AT:
+            first = [trial.trial_id for trial in planned[: math.ceil(share * self.trials)]]
+            if len(first) < FEWEST_TO_STOP or not finished.issuperset(first):
+                continue
+            part = completed.select(first)
+            digest = part.digest()
+            if digest not in self._judged:
+                self._judged[digest] = nothing_to_gain(part, self.space, self.domains, self.surrogate, self._settings())
+            if self._judged[digest]:
+                return True
+        return False
+
+    def _settings(self) -> Settings:
+        return Settings(self.metrics, self.objective_kind, self.seeds, self.pull, self.seed)
+
     def propose(self, completed: Swarm) -> Proposal:
         """The predicted optimum with its evidence, from the finished trials of the search's source.
 
@@ -78,5 +108,4 @@ class RegressionStrategy:
             DataError: fewer than 4 trials, none at the natural mixture, no repeats, or a metric of the objective was not measured.
         """
         source = self.make(Schedule.constant(self.domains.natural()), 0, "natural").source
-        settings = Settings(self.metrics, self.objective_kind, self.seeds, self.pull, self.seed)
-        return recommend(completed.at_source(source), self.space, self.domains, self.surrogate, settings)
+        return recommend(completed.at_source(source), self.space, self.domains, self.surrogate, self._settings())

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from mixopt.balance import Balance
+from mixopt.calibration.result import Calibration
+from mixopt.calibration.stored import load
 from mixopt.effects import DomainEffects
 from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
@@ -35,6 +37,7 @@ class Findings:
         trials: of both stages, in ask order.
         swarm: finished trials of the search itself, without verification.
         proposal, verification: None until there is one.
+        calibration: the one that the search keeps a copy of; None: it has none.
     """
 
     search: SearchRecord
@@ -43,6 +46,7 @@ class Findings:
     swarm: Swarm
     proposal: Proposal | None
     verification: Verification | None
+    calibration: Calibration | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -111,4 +115,5 @@ def read_findings(history: History, search_id: str) -> Findings:
         swarm=history.swarm(search_id, names, context["metrics"], "search", context.get("metrics_curve")),
         proposal=None if proposal is None else Proposal.from_json(proposal),
         verification=None if verification is None else Verification.from_json(verification),
+        calibration=load(history, search_id),
     )

@@ -260,6 +260,10 @@ def _evidence(findings: Findings) -> str:
     if findings.proposal is not None:
         evidence: Mapping[str, Any] = findings.proposal.evidence
         best = findings.proposal.best_measured
+        if evidence.get("calibration_trials"):
+            lines.append(
+                f"- {evidence['calibration_trials']} runs of its calibration, at mixtures and seeds that the search did not ask for"
+            )
         if "objective" in best:
             runs = f", mean of {best['runs']} runs" if best.get("runs", 1) > 1 else ""
             label = _cell(str(best.get("label") or best.get("trial_id", "")))
@@ -270,6 +274,12 @@ def _evidence(findings: Findings) -> str:
             lines.append(f"- rank correlation of predicted and measured, each mixture predicted without itself: {listed}")
         if evidence.get("surrogate"):
             lines.append(f"- surrogate: {_cell(_words(str(evidence['surrogate'])))}; pull toward natural: {evidence.get('pull', 0):g}")
+        gain, resolvable = evidence.get("expected_gain"), evidence.get("resolvable") or {}
+        if gain is not None and resolvable.get("objective") is not None:
+            lines.append(
+                f"- what more trials of this size can bring: {gain:.2g} {findings.objective_unit} at most, as far as the surrogate knows; "
+                f"{resolvable['seeds']} seeds of each mixture tell apart {resolvable['objective']:.2g}"
+            )
         guard = evidence.get("guard") or {}
         if guard.get("sentence"):
             lines.append(f"- {_cell(guard['sentence'])}")

@@ -60,7 +60,8 @@ DRIVER_POINTS = {
     "after an outcome is recorded": "driver-after-outcome:3",
     "before the first verification is recorded": f"driver-after-ask:{TRIALS // PACK + 1}",
     "in the middle of the verification": f"driver-before-outcome:{TRIALS + 2}",
-    "before the proposal is recorded": "driver-before-proposal:2",
+    "before its calibration is recorded": "driver-before-proposal:2",
+    "before the proposal is recorded": "driver-before-proposal:4",
 }
 
 

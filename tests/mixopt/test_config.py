@@ -61,6 +61,14 @@ def test_a_domain_of_pairs_reads_back_as_itself_and_is_of_one_kind(tmp_path: Pat
         parse_experiment(changed("domains.0", pairs | {"text_column": "body"}), tmp_path)
 
 
+@pytest.mark.parametrize(("given", "read"), [(None, None), (0.003, 0.003), ("3e-3", 0.003), (1, 1.0), ("calibrated", "calibrated")])
+def test_a_learning_rate_is_a_number_or_the_calibrated_one(given: Any, read: Any) -> None:
+    """`3e-3` is text to YAML, which wants a dot in it."""
+    experiment = parse_experiment(changed("proxy.learning_rate", given), Path("/"))
+    assert experiment.proxy.learning_rate == read
+    assert parse_experiment(yaml.safe_load(experiment.to_yaml()), Path("/")) == experiment
+
+
 def test_environment_variables_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORPUS", "/corpus")
     assert parse_experiment(changed("domains.0.path", "${CORPUS}/web.jsonl"), tmp_path).domains[0].path == ("/corpus/web.jsonl",)
@@ -92,6 +100,11 @@ def test_an_unknown_key_is_refused_with_the_nearest(path: str, key: str, nearest
         ("domains.0.name", "code", "Domain names repeat: code"),
         ("proxy.tokens_per_step", 1000, "not a multiple of window 512"),
         ("proxy.tokens", 2000, "fewer than 8 steps"),
+        ("proxy.learning_rate", "calibrate", "'calibrate' is no rate; write a number above 0, as 0.003, or `calibrated`"),
+        ("proxy.learning_rate", 0, "'proxy.learning_rate' is 0: 0 is no rate"),
+        ("proxy.learning_rate", float("inf"), "inf is no rate"),
+        ("proxy.learning_rate", True, "'proxy.learning_rate' is True: a yes or no, where it does not belong"),
+        ("search.stop_early", "soon", "'search.stop_early' is 'soon'"),
         ("verification.tokens", 2000, "`verification.tokens` is 2000, fewer than 8 steps of 1024"),
         ("targets.0.completion_column", None, "names only one of prompt_column and completion_column"),
         ("targets.0.text_column", "text", "names both text_column and prompt_column"),

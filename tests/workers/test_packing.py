@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -39,9 +40,18 @@ def test_every_trial_is_in_exactly_one_pack_of_its_shape_and_no_pack_is_too_larg
     packs = plan_packs(trials, slots, pack_size)
     assert sorted(t.trial_id for pack in packs for t in pack.trials) == sorted(t.trial_id for t in trials)
     for pack in packs:
-        assert len({(t.source.key, repr(sorted(t.recipe.items()))) for t in pack.trials}) == 1
+        assert len({(t.source.key, t.recipe["tokens_per_step"]) for t in pack.trials}) == 1
         assert 1 <= pack.places <= (pack_size or default_pack_size(pack.trials[0].recipe["tokens_per_step"]))
         assert pack.places == len(pack.trials) or slots == 1, "somebody waits while another slot could be free first"
+
+
+def test_members_of_a_pack_have_rates_of_their_own_and_everything_else_in_common() -> None:
+    """A sweep of learning rates is one pack; any other setting makes another."""
+    trials = [trial(number, rate=rate) for number, rate in enumerate((3e-5, 3e-4, 3e-3, 9e-3))]
+    (pack,) = plan_packs(trials, slots=1, pack_size=4)
+    assert pack.trials == tuple(trials)
+    other = dataclasses.replace(trial(9), recipe={**trial(9).recipe, "clip": 0.5})
+    assert len(plan_packs([*trials, other], slots=1, pack_size=8)) == 2
 
 
 @given(st.integers(1, 60), slot_counts, st.integers(1, 12))

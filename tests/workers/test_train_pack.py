@@ -33,8 +33,8 @@ def outcome(trial_id: str) -> Outcome:
     return Outcome(trial_id, {"content-a": (1.0,)}, (Measurement("key", 128, 2.0, 1.5), Measurement("key", 1024, 1.0, 0.7)), 1024, 1e6, 0.5)
 
 
-def make_trial(seed: int) -> Trial:
-    recipe = recipe_for(ProxySettings(window=64, tokens_per_step=128, tokens=1024), "nano", 512)
+def make_trial(seed: int, rate: float | None = None) -> Trial:
+    recipe = recipe_for(ProxySettings(window=64, tokens_per_step=128, tokens=1024, learning_rate=rate), "nano", 512)
     schedule = Schedule.constant(Mixture(("a",), (1.0,)))
     domains = (TrialDomain("a", "content-a", 1024),)
     identity = trial_identity(schedule, SOURCE, seed, recipe, domains, "tokenizer", "1")
@@ -96,6 +96,24 @@ def by_seed(job: PackJob, results: Sequence[TrialResult]) -> Mapping[int, TrialR
     seeds = {trial.trial_id: trial.seed for trial in job.trials}
     assert sorted(result.trial_id for result in results) == sorted(seeds)
     return {seeds[result.trial_id]: result for result in results}
+
+
+def test_members_of_a_sweep_train_as_they_would_alone_each_at_its_own_rate(job: PackJob, tmp_path: Path) -> None:
+    """One seed at several rates is one pack: what tells its members apart is the rate alone, and its record says what memory they took."""
+    rates = (3e-5, 3e-3, 9e-3)
+    sweep = dataclasses.replace(job, trials=tuple(make_trial(0, rate) for rate in rates))
+    together = {result.trial_id: result.outcome for result in run_pack(sweep)}
+    losses = []
+    for trial in sweep.trials:
+        alone = run_pack(dataclasses.replace(sweep, pack_id=trial.trial_id, store=tmp_path / "alone", trials=(trial,)))[0].outcome
+        mine = together[trial.trial_id]
+        assert alone is not None
+        assert mine is not None
+        assert [m.loss_nats for m in mine.measurements] == pytest.approx([m.loss_nats for m in alone.measurements], rel=1e-5)
+        assert (mine.diagnostics["memory"]["members"], alone.diagnostics["memory"]["members"]) == (3, 1)
+        losses.append(mine.measurements[-1].loss_nats)
+    assert losses[0] > losses[1], "a hundredth of the rate moves the loss less"
+    assert len(set(losses)) == len(rates)
 
 
 def test_an_error_is_narrowed_down_to_its_member(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:

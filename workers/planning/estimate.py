@@ -121,6 +121,7 @@ class Planner:
             problems=fits.problems(self._machine, memory, disk, stages),
             warnings=warnings,
             notes=tuple(self._notes),
+            calibration=self._calibration(),
         )
 
     # What is known
@@ -220,7 +221,7 @@ class Planner:
             pack_size=size,
             seconds_per_trial=cost.seconds(one) * (1 + share),
             seconds=packs.seconds,
-            pack_bytes=host_memory_bytes(config, shape.window, shape.tokens_per_step, size, device),
+            pack_bytes=host_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) + self._unforeseen_memory(one),
             speed=speed,
             device_bytes=pack_memory_bytes(config, shape.window, shape.tokens_per_step, size, device) if device == "cuda" else 0.0,
         )
@@ -242,6 +243,21 @@ class Planner:
     def _pack_size(self, trial: Trial) -> int:
         return self._experiment.ray.pack_size or pack_size_of(shape_of(trial), self._machine.device)
 
+    def _unforeseen_memory(self, trial: Trial) -> float:
+        """What a pack of the calibration took beyond its estimate; 0 where none was measured. Of a CPU's packs only."""
+        found = self._known.calibration
+        resources = None if found is None or self._machine.device == "cuda" else found.resources_of(trial.source)
+        return 0.0 if resources is None or resources.unforeseen_bytes is None else resources.unforeseen_bytes
+
+    def _calibration(self) -> str:
+        """What is calibrated, in a sentence or two."""
+        if not self._corpus.prepared:
+            return ""
+        found, check = self._known.calibration, self._experiment.verification
+        if found is None:
+            return "none yet; the search takes what its first trials show. `mixopt calibrate FILE` also compares learning rates, and costs some trials."
+        return f"{found.summary(check.seeds if check.enabled else self._experiment.proxy.seeds)}"
+
     def _packs(self, name: StageName, trials: Sequence[Trial], seconds_of: Seconds) -> PackSchedule:
         machine, pack_size = self._machine, self._experiment.ray.pack_size
         if name != "search":
@@ -252,8 +268,10 @@ class Planner:
 
     def _noise(self) -> NoiseKnown:
         known, experiment = self._known, self._experiment
-        if known.swarm is not None:
-            found = known_noise.from_swarm(known.swarm, list(objective_weights(experiment)), "this search")
+        if known.repeats is not None:
+            more = len(known.repeats) - (0 if known.swarm is None else len(known.swarm))
+            whose = "its calibration" if known.swarm is None else "this search and its calibration" if more else "this search"
+            found = known_noise.from_swarm(known.repeats, list(objective_weights(experiment)), whose)
             if found is not None:
                 return found
         if experiment.proxy.beginning.kind != "scratch":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mixopt.calibration.design import calibration_identity
+from mixopt.calibration.result import Calibration
+from mixopt.calibration.stored import load, with_repeats
 from mixopt.cost import NoiseKnown
 from mixopt.history import History, TrialRecord
 from mixopt.proposal import Proposal
@@ -26,6 +29,8 @@ class Known:
         here: trials of all searches that were trained on this machine (of a cluster: on any).
         proposal: the recorded one.
         noise: what other searches found; None: nothing that fits.
+        calibration: of the search's source; None: never calibrated.
+        repeats: the finished trials of the search and, after them, those of its calibration; what noise is known from.
     """
 
     trials: tuple[Trial, ...] = ()
@@ -35,6 +40,8 @@ class Known:
     here: tuple[TrialRecord, ...] = ()
     proposal: Proposal | None = None
     noise: NoiseKnown | None = None
+    calibration: Calibration | None = None
+    repeats: Swarm | None = None
 
 
 def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
@@ -50,22 +57,32 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
     source = search.factory.source
     with History.open(location) as history:
         searches = [found.search_id for found in history.searches()]
-        every = [record for search_id in searches for record in history.trials(search_id)]
+        calibrations = [found.search_id for found in history.calibrations()]
+        every = [record for search_id in (*searches, *calibrations) for record in history.trials(search_id)]
         here = every if anywhere else trained_here(search.store, every)
         finished = history.completed_trials()
         counted = objective_weights(search.experiment)
         metrics = {key: name for key, name in search.metrics(source).items() if name in counted}
         noise = from_other_searches(history, search.search_id, source, metrics, search.factory.recipe.get("beginning"))
-        if not prepared or search.search_id not in searches:
+        if not prepared:
             return Known(finished=finished, here=tuple(here), noise=noise)
+        calibration_id = calibration_identity(search.factory)
+        calibration = load(history, calibration_id)
+        names, scored = search.domains.names, search.metrics(source)
+        if search.search_id not in searches:
+            repeats = with_repeats(history, Swarm.empty(names), search.factory, scored, calibration_id)
+            return Known(finished=finished, here=tuple(here), noise=noise, calibration=calibration, repeats=repeats)
         records = history.trials(search.search_id, "search")
         body = history.document(search.search_id, "proposal")
+        swarm = history.swarm(search.search_id, names, scored)
         return Known(
             trials=tuple(record.trial for record in records if record.state is not TrialState.ABANDONED),
             abandoned=tuple(record.trial for record in records if record.state is TrialState.ABANDONED),
-            swarm=history.swarm(search.search_id, search.domains.names, search.metrics(source)),
+            swarm=swarm,
             finished=finished,
             here=tuple(here),
             proposal=None if body is None else Proposal.from_json(body),
             noise=noise,
+            calibration=calibration,
+            repeats=with_repeats(history, swarm, search.factory, scored, calibration_id),
         )

@@ -24,6 +24,7 @@ from mixopt.tracking.canvas import NARROW, WIDE
 from mixopt.tracking.figures import FIGURES, draw_figures
 from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.report.blocks import Drawing, Section
+from mixopt.tracking.report.calibration import calibration_sections
 from mixopt.tracking.report.experts import experts_section
 from mixopt.tracking.report.refit import with_effects
 from mixopt.tracking.report.runs import cost_section, curves_section, epochs_section, export_section, made_section, noise_section
@@ -94,6 +95,7 @@ def report_sections(findings: Findings, folder: Path | None = None) -> list[Sect
         curves_section(findings),
         noise_section(findings),
         experts_section(findings),
+        *calibration_sections(findings),
         cost_section(findings),
         export_section(findings, folder),
         made_section(findings),
