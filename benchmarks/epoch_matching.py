@@ -139,18 +139,29 @@ def plan(options: argparse.Namespace, experiment: Experiment) -> tuple[Setting, 
     tokens = {domain.name: domain.tokens for domain in experiment.domains}
     if options.scarce not in tokens:
         raise ValueError(f"--scarce {options.scarce} is no domain of {EXPERIMENT.name}: {', '.join(tokens)}.")
-    target_tokens = options.target_tokens or (1 << 20 if options.quick else 1 << 22)
-    unique_tokens = options.unique_tokens or (1 << 15 if options.quick else 1 << 16)
-    ratio = options.ratio or (4 if options.quick else 8)
-    seeds = tuple(range(1, 1 + (options.seeds or (1 if options.quick else 3))))
+    quick = options.quick
+    target_tokens = _chosen(options.target_tokens, 1 << 20 if quick else 1 << 22)
+    unique_tokens = _chosen(options.unique_tokens, 1 << 15 if quick else 1 << 16)
+    ratio = _chosen(options.ratio, 4 if quick else 8)
+    seeds = _chosen(options.seeds, 1 if quick else 3)
+    if min(target_tokens, unique_tokens, ratio, seeds, options.target_seeds, options.window) < 1:
+        raise ValueError("Tokens, ratio, seeds and window are at least 1.")
     rest = {name: float(count) for name, count in tokens.items() if name != options.scarce and isinstance(count, float)}
-    grid = QUICK_GRID if options.quick else GRID
+    grid = QUICK_GRID if quick else GRID
     setting = Setting(options.scarce, unique_tokens, target_tokens, rest, grid, options.size, options.window)
     proxy_tokens = target_tokens // ratio
-    arms = [Arm("matched", proxy_tokens, "matched", seeds), Arm("whole", proxy_tokens, "whole", seeds)]
-    if not options.quick:
-        arms.append(Arm("floored", proxy_tokens, "floored", seeds))
-    return setting, [*arms, Arm("target", target_tokens, "whole", tuple(range(1, 1 + options.target_seeds)))]
+    arms = [Arm("matched", proxy_tokens, "matched", _seeds(seeds)), Arm("whole", proxy_tokens, "whole", _seeds(seeds))]
+    if not quick:
+        arms.append(Arm("floored", proxy_tokens, "floored", _seeds(seeds)))
+    return setting, [*arms, Arm("target", target_tokens, "whole", _seeds(options.target_seeds))]
+
+
+def _chosen(given: int | None, default: int) -> int:
+    return default if given is None else given
+
+
+def _seeds(count: int) -> tuple[int, ...]:
+    return tuple(range(1, 1 + count))
 
 
 def _tokens(options: argparse.Namespace, experiment: Experiment) -> Manifest:
