@@ -113,6 +113,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a target run of 1M tokens, one seed, five weights: under five minutes")
     parser.add_argument("--scarce", default="code_python", help="the scarce domain")
+    parser.add_argument(
+        "--grid", nargs="+", type=float, help="weights of the scarce domain, at least 4; .02 .05 .1 .2 .3 .5 .8 unless given"
+    )
     parser.add_argument("--size", default="nano", help="of all proxies")
     parser.add_argument("--target-tokens", type=int, help="of the target run; 4,194,304, or 1,048,576 with --quick, unless given")
     parser.add_argument(
@@ -134,7 +137,7 @@ def plan(options: argparse.Namespace, experiment: Experiment) -> tuple[Setting, 
     """What is trained.
 
     Raises:
-        ValueError: the scarce domain is unknown, or a number is too small.
+        ValueError: the scarce domain is unknown, or a number is out of range.
     """
     tokens = {domain.name: domain.tokens for domain in experiment.domains}
     if options.scarce not in tokens:
@@ -147,7 +150,9 @@ def plan(options: argparse.Namespace, experiment: Experiment) -> tuple[Setting, 
     if min(target_tokens, unique_tokens, ratio, seeds, options.target_seeds, options.window) < 1:
         raise ValueError("Tokens, ratio, seeds and window are at least 1.")
     rest = {name: float(count) for name, count in tokens.items() if name != options.scarce and isinstance(count, float)}
-    grid = QUICK_GRID if quick else GRID
+    grid = tuple(sorted(set(options.grid or (QUICK_GRID if quick else GRID))))
+    if len(grid) < 4 or not (grid[0] > 0 and grid[-1] < 1):
+        raise ValueError(f"--grid is {grid}; it needs at least 4 weights between 0 and 1, both excluded.")
     setting = Setting(options.scarce, unique_tokens, target_tokens, rest, grid, options.size, options.window)
     proxy_tokens = target_tokens // ratio
     arms = [Arm("matched", proxy_tokens, "matched", _seeds(seeds)), Arm("whole", proxy_tokens, "whole", _seeds(seeds))]

@@ -106,7 +106,10 @@ def test_without_the_shared_folder_it_says_what_to_set(
     assert "MIXOPT_SHARED" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["--scarce", "nonsense"], "is no domain"), (["--seeds", "0"], "at least 1")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--scarce", "nonsense"], "is no domain"), (["--seeds", "0"], "at least 1"), (["--grid", ".1", "1"], "at least 4")],
+)
 def test_wrong_options_are_told_before_anything_is_prepared(
     arguments: list[str],
     said: str,
