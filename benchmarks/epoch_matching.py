@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 from repetition.optimum import Curve, fit_curve
-from repetition.runs import Arm, Run, Setting, train_arm
+from repetition.runs import Arm, Run, Setting, Sight, train_arm
 from rows_file import why_unwritable, write_rows
 
 from mixopt.config import Experiment
@@ -47,6 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "examples" / "shared-corpus.yaml"
 GRID = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 QUICK_GRID = (0.02, 0.1, 0.2, 0.4, 0.8)
+SIGHTS: tuple[Sight, ...] = ("matched", "whole", "floored")
 IMPORTANCES = (0.5, 0.3, 0.7)
 """Of the scarce domain in the objective; the first is the one that is printed."""
 
@@ -116,6 +117,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--grid", nargs="+", type=float, help="weights of the scarce domain, at least 4; .02 .05 .1 .2 .3 .5 .8 unless given"
     )
+    parser.add_argument(
+        "--arms", nargs="+", choices=SIGHTS, help="beside the target run; all, or matched and whole with --quick, unless given"
+    )
     parser.add_argument("--size", default="nano", help="of all proxies")
     parser.add_argument("--target-tokens", type=int, help="of the target run; 4,194,304, or 1,048,576 with --quick, unless given")
     parser.add_argument(
@@ -155,9 +159,8 @@ def plan(options: argparse.Namespace, experiment: Experiment) -> tuple[Setting, 
         raise ValueError(f"--grid is {grid}; it needs at least 4 weights between 0 and 1, both excluded.")
     setting = Setting(options.scarce, unique_tokens, target_tokens, rest, grid, options.size, options.window)
     proxy_tokens = target_tokens // ratio
-    arms = [Arm("matched", proxy_tokens, "matched", _seeds(seeds)), Arm("whole", proxy_tokens, "whole", _seeds(seeds))]
-    if not quick:
-        arms.append(Arm("floored", proxy_tokens, "floored", _seeds(seeds)))
+    sights = options.arms or (SIGHTS[:2] if quick else SIGHTS)
+    arms = [Arm(sight, proxy_tokens, sight, _seeds(seeds)) for sight in SIGHTS if sight in sights]
     return setting, [*arms, Arm("target", target_tokens, "whole", _seeds(options.target_seeds))]
 
 
