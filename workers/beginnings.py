@@ -13,24 +13,31 @@ has seen are not held back from the trials; where the target's second stage is o
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixopt.beginnings import BASE_LABEL, base_json
 from mixopt.config import BeginningConfig, Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.domains import DomainSet
-from mixopt.errors import ConfigError, DataError, MixoptError
+from mixopt.errors import ConfigError, DataError, MixoptError, RunError
 from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
+from mixopt.progress import Reporter
+from mixopt.runner import Runner
+from mixopt.search import SearchObserver, run_trials
 from mixopt.trial import Source, Trial, trial_from_spec
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import DENSE
 from workers.convert import recipe_for
 from workers.trial_folder import TrialFolder
+
+if TYPE_CHECKING:
+    from workers.compose import Search
 
 RECORD_NAME = "record.sqlite"
 
@@ -158,6 +165,50 @@ def forget_results_without_weights(store: Path, trials: Sequence[Trial]) -> list
             folder.result_path.unlink(missing_ok=True)
             lost.append(trial.trial_id)
     return lost
+
+
+def train_base(
+    search: Search,
+    base: Trial | None,
+    search_id: str,
+    history: History,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> None:
+    """The trial that others begin with, before any of them; once more where its weights are lost.
+
+    Args:
+        search_id: of the search, or of its calibration, in whose stage "base" it is recorded.
+
+    Raises:
+        RunError: it failed, and so would all that begin with it.
+    """
+    if base is None:
+        return
+    lost = forget_results_without_weights(search.store, [base])
+    if lost:
+        reporter.note(f"Base: trial {base.trial_id[:8]} of {base.source.key}, which the others begin with, is trained first.")
+    (record,) = run_trials(
+        history,
+        search_id,
+        "base",
+        runner,
+        [base],
+        metrics=search.metrics(base.source),
+        max_attempts=search.experiment.search.max_attempts,
+        observers=observers,
+        stop=stop,
+        anew=lost,
+    )
+    failed = forget_results_without_weights(search.store, [base])
+    if record.outcome is None or failed:
+        why = record.failure.message if record.failure is not None else "its weights are missing or damaged"
+        raise RunError(
+            f"Trial {base.trial_id[:8]}, which the others begin with, failed: {why}",
+            "Mend the cause and run the same command again; `mixopt show` has the details.",
+        )
 
 
 def _sizes(experiment: Experiment) -> dict[str, str]:

@@ -22,6 +22,7 @@ from mixopt.progress import Reporter, Silent
 from mixopt.runner import Runner
 from mixopt.search import SearchInterrupted, SearchObserver, run_trials
 from mixopt.trial import Source, Trial
+from workers.beginnings import train_base
 from workers.calibration_cost import Cost, Pricing, resources_of
 from workers.compose import Search, check_experiment, compose, objective_weights, record_location
 from workers.tokens.prepare import prepare
@@ -104,7 +105,7 @@ def calibrate(
         if dry_run:
             return Calibrated((), cost, 0, cost.reused)
         before = history.completed_trials()
-        _train(_with_longer(search, plans), history, plans, observers, stop, make_runner)
+        _train(_with_longer(search, plans), history, plans, reporter, observers, stop, make_runner)
         calibrations = tuple(_conclude(search, history, plan, pricing) for plan in plans)
         trained = {trial.trial_id for plan in plans for trial in plan.trials} & history.completed_trials() - before
     return Calibrated(calibrations, cost, len(trained), cost.trials - len(trained))
@@ -158,6 +159,7 @@ def _train(
     search: Search,
     history: History,
     plans: Sequence[CalibrationPlan],
+    reporter: Reporter,
     observers: Sequence[SearchObserver],
     stop: threading.Event | None,
     make_runner: MakeRunner | None,
@@ -170,7 +172,7 @@ def _train(
         history.add_trials(plan.calibration_id, plan.trials, "calibration")
     left = [plan for plan in plans if _left(search, history, plan)]
     if left:
-        _run(search, history, left, observers, stop, make_runner)
+        _run(search, history, left, reporter, observers, stop, make_runner)
     for plan in plans:
         history.set_search_state(plan.calibration_id, "finished")
 
@@ -179,6 +181,7 @@ def _run(
     search: Search,
     history: History,
     left: Sequence[CalibrationPlan],
+    reporter: Reporter,
     observers: Sequence[SearchObserver],
     stop: threading.Event | None,
     make_runner: MakeRunner | None,
@@ -188,6 +191,8 @@ def _run(
     runner = (make_runner or usual)(search)
     try:
         for plan in left:
+            for base in _bases(search, plan):
+                train_base(search, base, plan.calibration_id, history, runner, reporter, observers, stop)
             for trials in _by_evaluations(search, plan):
                 run_trials(
                     history,
@@ -207,6 +212,12 @@ def _run(
         raise SearchInterrupted("Calibration stopped.", "The same command goes on from here; nothing is trained twice.") from None
     finally:
         runner.close()
+
+
+def _bases(search: Search, plan: CalibrationPlan) -> list[Trial]:
+    """The trials that those of the plan begin with."""
+    wanted = {parent for trial in plan.trials for parent in trial.inputs}
+    return [base for base in (search.base, search.verification_base) if base is not None and base.trial_id in wanted]
 
 
 def _left(search: Search, history: History, plan: CalibrationPlan) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from mixopt.calibration.design import calibration_identity
 from mixopt.calibration.stored import with_repeats
 from mixopt.config import Experiment
-from mixopt.errors import RunError
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.objective import Objective, fit_objective
 from mixopt.progress import Reporter, Silent
@@ -26,7 +25,7 @@ from mixopt.swarm import Swarm
 from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Source, Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
-from workers.beginnings import forget_results_without_weights
+from workers.beginnings import train_base
 from workers.calibrate import calibrated_by_search, sentence_of
 from workers.compose import (
     EVALUATION_SHARE,
@@ -143,7 +142,7 @@ def _walk(
     if answer is None:
         runner = make_runner(search)
         try:
-            _train_base(search, search.base, history, runner, reporter, observers, stop)
+            train_base(search, search.base, search.search_id, history, runner, reporter, observers, stop)
             _train_search(search, history, runner, reporter, observers, stop)
             calibration = calibrated_by_search(search, history)
             if calibration is not None:
@@ -228,46 +227,6 @@ def _all_scored(search: Search, history: History, stage: StageName, trials: Sequ
     return all(trial.trial_id in ended for trial in trials)
 
 
-def _train_base(
-    search: Search,
-    base: Trial | None,
-    history: History,
-    runner: Runner,
-    reporter: Reporter,
-    observers: Sequence[SearchObserver],
-    stop: threading.Event | None,
-) -> None:
-    """The trial that others begin with, before any of them; once more where its weights are lost.
-
-    Raises:
-        RunError: it failed, and so would all that begin with it.
-    """
-    if base is None:
-        return
-    lost = forget_results_without_weights(search.store, [base])
-    if lost:
-        reporter.note(f"Base: trial {base.trial_id[:8]} of {base.source.key}, which the others begin with, is trained first.")
-    (record,) = run_trials(
-        history,
-        search.search_id,
-        "base",
-        runner,
-        [base],
-        metrics=search.metrics(base.source),
-        max_attempts=search.experiment.search.max_attempts,
-        observers=observers,
-        stop=stop,
-        anew=lost,
-    )
-    failed = forget_results_without_weights(search.store, [base])
-    if record.outcome is None or failed:
-        why = record.failure.message if record.failure is not None else "its weights are missing or damaged"
-        raise RunError(
-            f"Trial {base.trial_id[:8]}, which the others begin with, failed: {why}",
-            "Mend the cause and run the same command again; `mixopt show` has the details.",
-        )
-
-
 def _train_search(
     search: Search,
     history: History,
@@ -333,7 +292,7 @@ def _verify(
         return None
     source, names = search.verification_factory.source, search.domains.names
     trials = _verification_plan(search, proposal)
-    _train_base(search, search.verification_base, history, runner, reporter, observers, stop)
+    train_base(search, search.verification_base, search.search_id, history, runner, reporter, observers, stop)
     reporter.note(f"Verification: {len(trials)} runs of {source.key}.")
     run_trials(
         history,

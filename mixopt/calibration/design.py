@@ -141,8 +141,8 @@ def plan_calibration(
 
 
 def calibration_identity(factory: TrialFactory) -> str:
-    """What a calibration depends on: the source, the recipe without its rate, the tokenizer, the engine, and the domains with their tokens in the
-    target corpus, from which baselines, corners and repetition follow. Names are among them, because results name domains."""
+    """What a calibration depends on: the source, the recipe without its rate, the tokenizer, the engine, what trials begin with, and the domains with
+    their tokens in the target corpus, from which baselines, corners and repetition follow. Names are among them, because results name domains."""
     domains = factory.domains
     recipe = {name: value for name, value in factory.recipe.items() if name != "learning_rate"}
     units = domains.units
@@ -152,6 +152,7 @@ def calibration_identity(factory: TrialFactory) -> str:
             "recipe": recipe,
             "tokenizer": factory.tokenizer_hash,
             "engine": factory.engine_version,
+            **({"inputs": sorted(factory.inputs)} if factory.inputs else {}),
             "domains": sorted([d.name, d.content_hash, d.unique_target_tokens, d.target_tokens, d.max_epochs] for d in domains.domains),
             "budget_tokens": domains.budget_tokens,
             # Corners are of units: groups of given shares move as one.
