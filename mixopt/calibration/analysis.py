@@ -102,7 +102,7 @@ def _rates(plan: CalibrationPlan, finished: Finished, scoring: Scoring, objectiv
         for name, trials in plan.references
         if _complete(trials, finished)
     }
-    scores = {rate: _scores(values, objective) for rate, values in losses.items() if np.isfinite(values).all()}
+    scores = {rate: _scores(values, objective) for rate, values in losses.items() if values.size and np.isfinite(values).all()}
     rankings = _rankings(plan, scores, references)
     means = {rate: float((losses[rate] @ np.array(objective.weights)).mean()) for rate in scores}
     judged = {ranking.rate: ranking for ranking in rankings}
@@ -131,7 +131,8 @@ def _complete(trials: Sequence[Trial], finished: Finished) -> bool:
 
 def _losses(trials: Sequence[Trial], finished: Finished, scoring: Scoring, objective: Objective) -> FloatArray:
     """Losses at the end, bits per byte, shape (trials, metrics of the objective); NaN for a trial that did not end."""
-    return np.array([[_end(trial, finished, scoring).get(metric, np.nan) for metric in objective.metrics] for trial in trials])
+    ends = [_end(trial, finished, scoring) for trial in trials]
+    return np.array([[end.get(metric, np.nan) for metric in objective.metrics] for end in ends]).reshape(len(ends), len(objective.metrics))
 
 
 def _end(trial: Trial, finished: Finished, scoring: Scoring) -> dict[str, float]:

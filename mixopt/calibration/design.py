@@ -8,7 +8,7 @@ equal terms. The main trade-off: few mixtures, because every one is trained at e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from mixopt.domains import DomainSet
@@ -85,9 +85,7 @@ def title_of(source: Source) -> str:
 
 def at_rate(factory: TrialFactory, rate: float) -> TrialFactory:
     """The factory with another learning rate and nothing else changed."""
-    return TrialFactory(
-        factory.domains, factory.source, {**factory.recipe, "learning_rate": rate}, factory.tokenizer_hash, factory.engine_version
-    )
+    return replace(factory, recipe={**factory.recipe, "learning_rate": rate})
 
 
 def rates_of(own: float, factors: Sequence[float]) -> tuple[float, ...]:
@@ -132,8 +130,7 @@ def plan_calibration(
     references = []
     if extent.longer:
         source = Source(factory.source.evaluator, factory.source.size, factory.source.tokens * extent.longer)
-        longer = TrialFactory(domains, source, factory.recipe, factory.tokenizer_hash, factory.engine_version)
-        references.append((title_of(source), _made(longer, shifted)))
+        references.append((title_of(source), _made(replace(factory, source=source), shifted)))
     if extent.larger and larger is not None and larger.source not in {trials[0].source for _, trials in references}:
         references.append((title_of(larger.source), _made(larger, [_moved(point, seed, 0) for point in points])))
     repeats = _made(factory, list(repeated_points(domains, extent.seeds, repeats_from)))

@@ -80,3 +80,12 @@ def test_identity_is_of_what_a_calibration_depends_on(world: Any) -> None:
         replace(factory, domains=DomainSet(made.domains.domains, 6e9)),
     ]
     assert len({same, *map(calibration_identity, others)}) == 1 + len(others)
+
+
+def test_every_run_begins_with_what_the_searchs_trials_begin_with(world: Any) -> None:
+    """At other rates and lengths, too; and a calibration from scratch is another one."""
+    begun = replace(world().factory(), inputs=("base",))
+    plan = plan_calibration(begun, Extent((0.1, 1.0), draws=2, seeds=2, longer=4, larger=False), 0)
+    assert {trial.inputs for trial in plan.trials} == {("base",)}
+    assert {trial.source.tokens // begun.source.tokens for trial in plan.trials} == {1, 4}
+    assert calibration_identity(begun) != calibration_identity(world().factory())

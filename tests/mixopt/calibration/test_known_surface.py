@@ -83,6 +83,15 @@ def test_without_a_longer_run_nothing_judges_and_the_rate_stays(world: Any) -> N
     assert "nothing to judge" in found.reason
 
 
+def test_repeats_alone_say_what_the_noise_is(world: Any) -> None:
+    """As in a search whose draws have all been given up."""
+    made = world()
+    plan = made.plan(Extent((1.0,), draws=0, seeds=3, longer=0, larger=False))
+    found = analyse(replace(plan, rates=((plan.own_rate, ()),)), made.finished(plan.repeats), made.scoring(plan), origin="search")
+    assert (found.rate, found.mixtures, found.rates[0].loss) == (plan.own_rate, 0, None)
+    assert found.degrees_of_freedom == 8
+
+
 def test_seed_noise_is_what_it_is(world: Any) -> None:
     # 4 mixtures with 60 seeds: 236 degrees of freedom, so the estimate's own sigma is 4.6%; 4 of them allowed.
     found = calibrate(world, Extent((1.0,), draws=1, seeds=60, longer=0, larger=False), noise=0.01)
