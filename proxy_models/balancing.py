@@ -1,8 +1,8 @@
 """How evenly routers use their experts: a loss that asks for it, and counts that show whether they do.
 
 The other way to balance, a bias that no gradient trains, is in `moe`. Load in training is counted there too, in whole rows; what the routers do with
-held-out text, set by set, is watched here while it is scored, which is done anyway. The trade-off: the entropy of routers and the load by domain are
-those of the finished proxy on held-out text, not averages over training.
+held-out text and completions, set by set, is watched here while they are scored, which is done anyway. The trade-off: the entropy of routers and the load
+by domain are those of the finished proxy on held-out sets, not averages over training, and prompts do not count.
 
 Legend: K pack members, B rows of a batch, T predicted tokens of a row, N = B*T tokens of a member, L layers with routed experts, E experts, S experts
 chosen per token.

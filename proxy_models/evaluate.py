@@ -76,7 +76,7 @@ class Score:
 
     Attributes:
         on_curve: at the end, the same on the rows of the points before it, under their key; None where that is not wanted.
-        routed: what the routers did meanwhile; None for completions, for points before the end, and where there are no routers.
+        routed: what the routers did with the scored tokens; None for points before the end, and where there are no routers.
     """
 
     key: str
@@ -190,7 +190,7 @@ def evaluate(model: PackedProxy, evaluations: Sequence[EvaluationSet], which: Wh
     """Scores every member on every set; one list per member, in the order of `evaluations`. Losses of a diverged member are not finite."""
     per_set = []
     for evaluation in evaluations:
-        if which == "end" and evaluation.spec.kind == "text" and model.moe_layers:
+        if which == "end" and model.moe_layers:
             with RouterWatch(model) as watch:
                 scores = _evaluate_set(model, evaluation, which, watch)
             scores = [replace(score, routed=routed) for score, routed in zip(scores, watch.routed(), strict=True)]

@@ -49,7 +49,7 @@ class MemberRun:
         folder: where checkpoint and weights go.
         resumed: the checkpoint to start from, until the pack has taken its tensors.
         losses_nats, gradient_norms: one per step taken.
-        routed: key of a text set -> what the routers did with it, once it was measured at the end.
+        routed: key of a held-out set -> what the routers did with it, once it was measured at the end.
     """
 
     spec: MemberSpec

@@ -184,8 +184,8 @@ class MemberResult:
             largest share per layer in the last step; training_loss as (tokens, mean nats since the point before); steps; documents_per_window;
             compute: which library or path multiplied; balance, where there are routed experts: rows per layer and expert in the last step
             (last_step_rows) and over the last tenth of the steps (recent_rows, of recent_steps; fewer if an older version wrote the checkpoint it went on
-            from), and of the finished member on each text set (rows_by_set); entropy of the router's softmax per layer, mean over the tokens of these
-            sets, 1 if undecided (no layers without sets); experts_per_token: rows of a token.
+            from), and of the finished member on the scored tokens of each held-out set (rows_by_set); entropy of the router's softmax per layer, mean
+            over the tokens of these sets, 1 if undecided (no layers without sets); experts_per_token: rows of a token.
     """
 
     member_id: str

@@ -87,6 +87,8 @@ def test_a_search_over_pairs_and_text_ends_with_an_answer(searched: tuple[Path, 
             if tokens:
                 assert 0 < scored[name] <= tokens
                 assert (scored[name] == tokens) is (name == "text")
+        by_set = outcome.diagnostics["balance"]["rows_by_set"]
+        assert by_set.keys() == finished.search.metrics(finished.search.factory.source).keys(), "pairs have their experts, too"
     metrics = set(finished.search.metrics(finished.search.factory.source).values())
     assert metrics == {"valid/sums", "valid/echoes", "valid/text", "target/more-sums"}
 

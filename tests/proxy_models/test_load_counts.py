@@ -178,8 +178,8 @@ def test_what_is_kept_of_a_member_is_what_it_was(corpus: Path, tmp_path: Path) -
     assert not [name for name in load_checkpoint(tmp_path / "a" / WEIGHTS_NAME).tensors if "count" in name or "balance" in name]
 
 
-def by_hand(weights: Path, config: ProxyConfig, evaluation: EvaluationSet) -> tuple[list[list[int]], list[float]]:
-    """Rows per layer and expert, and mean normalized entropy per layer, row by row through the plain model."""
+def by_hand(weights: Path, config: ProxyConfig, evaluation: EvaluationSet) -> tuple[list[list[int]], list[float], int]:
+    """Rows per layer and expert, entropy in nats per layer and how many tokens it is summed over, row by row through the plain model."""
     plain = PlainProxy(config, load_checkpoint(weights).part("model"))
     rows, nats, tokens = [[0] * config.n_experts for _ in range(config.n_layers)], [0.0] * config.n_layers, 0
     for tokens_BS, counts_BT in evaluation.batches("end"):
@@ -187,29 +187,33 @@ def by_hand(weights: Path, config: ProxyConfig, evaluation: EvaluationSet) -> tu
             length = int(np.flatnonzero(counts_T)[-1]) + 1
             with torch.no_grad():
                 plain.loss(torch.from_numpy(tokens_S[None, : length + 1]))
-            tokens += length
-            for layer in range(config.n_layers):
-                for expert in plain.chosen[layer].flatten().tolist():
-                    rows[layer][expert] += 1
-                scores = plain.scores[layer].double()
-                nats[layer] -= float((scores * scores.log()).sum())
-    return rows, [value / tokens / math.log(config.n_experts) for value in nats]
+            for time in np.flatnonzero(counts_T[:length]).tolist():
+                tokens += 1
+                for layer in range(config.n_layers):
+                    for expert in plain.chosen[layer][0, time].tolist():
+                        rows[layer][expert] += 1
+                    scores = plain.scores[layer][0, time].double()
+                    nats[layer] -= float((scores * scores.log()).sum())
+    return rows, nats, tokens
 
 
 @pytest.mark.parametrize("step_type", ["cpu", "device"])
-def test_load_and_entropy_on_held_out_text_equal_a_count(corpus: Path, tmp_path: Path, step_type: str) -> None:
+def test_load_and_entropy_on_held_out_sets_equal_a_count(corpus: Path, tmp_path: Path, step_type: str) -> None:
+    """Of text every token, of pairs the completions: a domain of pairs has its experts, too."""
     outcomes = trained(corpus, tmp_path, "abc", places=2, step_type=STEP_TYPES[step_type])
-    evaluation = EvaluationSet(sets(corpus)[0], WINDOW)
+    text, pairs = (EvaluationSet(spec, WINDOW) for spec in sets(corpus))
     for name in "abc":
-        rows, entropy = by_hand(tmp_path / name / WEIGHTS_NAME, CONFIG, evaluation)
+        counts = {one.spec.key: by_hand(tmp_path / name / WEIGHTS_NAME, CONFIG, one) for one in (text, pairs)}
         counted = balance(outcomes[name])
-        assert counted["rows_by_set"] == {"t": rows}, "text alone, padding left out"
+        assert counted["rows_by_set"] == {key: rows for key, (rows, _, _) in counts.items()}, "padding and prompts left out"
+        assert [tokens for _, _, tokens in counts.values()] == [text.rows("end").lengths.sum(), 40 * 7]
+        totals = [sum(nats[layer] for _, nats, _ in counts.values()) for layer in range(2)]
+        entropy = [nats / sum(tokens for _, _, tokens in counts.values()) / math.log(8) for nats in totals]
         assert counted["entropy"] == pytest.approx(entropy, abs=1e-5)
         assert 0 < min(entropy) < max(entropy) < 1
-        (text, pairs) = score_weights(CONFIG, tmp_path / name / WEIGHTS_NAME, sets(corpus), WINDOW)
-        assert text.routed is not None
-        assert [list(rows_E) for rows_E in text.routed.rows_LE] == rows
-        assert pairs.routed is None
+        for score in score_weights(CONFIG, tmp_path / name / WEIGHTS_NAME, sets(corpus), WINDOW):
+            assert score.routed is not None
+            assert [list(rows_E) for rows_E in score.routed.rows_LE] == counts[score.key][0]
 
 
 def test_points_before_the_end_are_not_watched(corpus: Path) -> None:
