@@ -81,7 +81,7 @@ def export_proxy(
 
     Raises:
         ConfigError: `target` holds something else or cannot be made, or the comparison is asked for and transformers is not installed.
-        DataError: weights or tokenizer are missing, damaged or of another proxy.
+        DataError: weights or tokenizer are missing, damaged or of another proxy; or `target` holds this proxy, was to be compared, and has changed.
         RunError: loaded by transformers, its logits are others. Nothing is left behind then.
     """
     can_compare = find_spec("transformers") is not None
@@ -97,11 +97,14 @@ def export_proxy(
         "tokenizer": tokenizer.hash if tokenizer else None,
     }
     if _holds(target, facts):
-        return ExportedProxy(target, new=False, note="The folder holds this proxy already.")
+        note = "The folder holds this proxy already."
+        if verify:
+            note += " " + _compared_again(target, config, _state(config, weights_path), window)
+        return ExportedProxy(target, new=False, note=note)
     state = _state(config, weights_path)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    _empty_folder(temporary)
     try:
-        temporary.mkdir(parents=True)
         _write_model(temporary, config, state, window, tokenizer)
         compared = can_compare and verify is not False
         note = _compared(temporary, config, state, window) if compared else "Its logits have not been compared with the proxy's."
@@ -115,6 +118,15 @@ def export_proxy(
     if not can_compare and verify is None:
         note += f" That needs transformers: {INSTALL}"
     return ExportedProxy(target, new=True, note=note)
+
+
+def _empty_folder(path: Path) -> None:
+    """Raises ConfigError if there can be none."""
+    try:
+        shutil.rmtree(path, ignore_errors=True)  # of a killed process that had our number
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be written: {error.strerror}.", "Name another folder with --out.") from error
 
 
 def _holds(target: Path, facts: Mapping[str, Any]) -> bool:
@@ -217,4 +229,18 @@ def _compared(folder: Path, config: ProxyConfig, state: Mapping[str, Tensor], wi
     comparison = compare(folder, config, state, window)
     if not comparison.equal:
         raise RunError(f"The exported proxy is not the same model. {comparison.sentence}", "This is a fault of mixopt's; please report it.")
+    return comparison.sentence
+
+
+def _compared_again(folder: Path, config: ProxyConfig, state: Mapping[str, Tensor], window: int) -> str:
+    """Of a folder that was exported earlier; its files may have changed since."""
+    from workers.proxy_comparison import compare
+
+    remedy = "Remove that folder and export the proxy again."
+    try:
+        comparison = compare(folder, config, state, window)
+    except Exception as error:  # whatever transformers finds wrong with the files
+        raise DataError(f"{folder} cannot be loaded: {error}", remedy) from error
+    if not comparison.equal:
+        raise DataError(f"{folder} is no longer the proxy that was exported. {comparison.sentence}", remedy)
     return comparison.sentence

@@ -154,6 +154,27 @@ def test_the_same_again_changes_nothing_and_what_is_there_is_kept(export: Callab
     assert (tmp_path / "other" / "thesis.txt").read_text() == "years"
 
 
+@with_transformers
+def test_a_folder_that_is_there_is_compared_when_that_is_asked_for(export: Callable[..., Any]) -> None:
+    folder = export(verify=False).folder
+    again = export(verify=True)
+    assert not again.new
+    assert "differ from the proxy's by at most" in again.note
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(DataError, match=r"no longer the proxy.*Remove that folder"):
+        export(verify=True)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"cannot be loaded.*Remove that folder"):
+        export(verify=True)
+
+
+def test_a_place_that_cannot_be_written_is_told(export: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written.*--out"):
+        export(tmp_path / "file" / "proxy", verify=False)
+
+
 def test_without_its_tokenizer(export: Callable[..., Any], trained: tuple[Path, TrialRecord], tmp_path: Path) -> None:
     folder = export(with_tokenizer=False, verify=False).folder
     assert not {"tokenizer.json", "generation_config.json"} & {path.name for path in folder.iterdir()}
