@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from mixopt.history import TrialRecord
 from mixopt.terminal import quantity
+from mixopt.trial import Trial
 from proxy_models.config import ProxyConfig
 
 TEMPLATE = """---
@@ -19,8 +20,8 @@ tags: [mixopt, proxy]
 
 # {title}
 
-A proxy of {total} parameters ({active} active), trained by mixopt on {tokens} tokens to rank mixtures of training domains. It is small and briefly
-trained: good for comparing mixtures, not for writing text.
+A proxy of {total} parameters ({active} active), trained by mixopt on {tokens} tokens{beginning} to rank mixtures of training domains. It is small and
+briefly trained: good for comparing mixtures, not for writing text.
 
 ```python
 {loading}
@@ -31,7 +32,7 @@ It loads with the classes that transformers ships ({architecture}); no code come
 - Each document of its training text ends with the end token{end}; the first one of a window often begins within a document.
 - Windows had {window} tokens. Positions beyond were never seen.
 - The norm that follows the lookup of a token is folded into the table of the input, which is why input and output matrix are stored apart.
-{no_tokenizer}
+{scored}{no_tokenizer}
 ## Where it comes from
 
 | | |
@@ -77,11 +78,13 @@ def model_card(
         total=quantity(parameters.total),
         active=quantity(parameters.active),
         tokens=quantity(record.outcome.tokens if record.outcome else trial.source.tokens),
+        beginning=_beginning(trial),
         loading=loading,
         architecture="Ernie4_5_MoeForCausalLM" if config.n_experts else "LlamaForCausalLM",
         comparison=comparison,
         end=", which is also its token of beginning" if with_tokenizer else "",
         window=f"{int(trial.recipe['window']):,}",
+        scored=_scored(record),
         no_tokenizer="" if with_tokenizer else "- The tokenizer is not in this folder.\n",
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(record, mixture).items()),
         mixture="\n".join(_domains(record)),
@@ -98,14 +101,32 @@ def _facts(record: TrialRecord, mixture: str) -> dict[str, str]:
         "seed": str(trial.seed),
         "tokenizer": f"`{trial.tokenizer_hash}`",
         "engine": trial.engine_version,
-        **{name.replace("_", " "): _value(value) for name, value in sorted(trial.recipe.items())},
+        **{name.replace("_", " "): _value(value) for name, value in sorted(trial.recipe.items()) if name != "beginning"},
     }
-    if trial.inputs:
-        facts["begun from"] = ", ".join(f"`{key}`" for key in trial.inputs)
     if outcome is not None:
         facts |= {"training tokens": f"{outcome.tokens:,}", "training FLOPs": f"{outcome.flops:.3g}"}
         facts |= {"code": str(outcome.diagnostics["code_version"])} if "code_version" in outcome.diagnostics else {}
     return facts
+
+
+def _beginning(trial: Trial) -> str:
+    """Part of the first sentence; empty for a proxy from scratch, whose tokens are all it was ever trained on."""
+    described = trial.recipe.get("beginning")
+    if not described:
+        return ""
+    parents = ", ".join(f"`{key}`" for key in trial.inputs)
+    if described["kind"] == "upcycled":
+        drawn = f"{float(described['reinitialized']):.0%} of their hidden units drawn anew"
+        return f", after its experts were made of the dense layers of trial {parents} ({drawn}),"
+    return f", after those of trial {parents}, whose weights it began with,"
+
+
+def _scored(record: TrialRecord) -> str:
+    """A line on prompts, where there were some."""
+    scored = record.outcome.diagnostics.get("scored_tokens") if record.outcome else None
+    if record.outcome is None or scored is None or sum(scored.values()) == record.outcome.tokens:
+        return ""
+    return f"- Prompts were seen and not learned: the loss was taken on {sum(scored.values()):,} of {record.outcome.tokens:,} tokens.\n"
 
 
 def _value(value: object) -> str:

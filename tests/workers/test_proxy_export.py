@@ -31,7 +31,8 @@ from proxy_models.config import proxy_config
 from proxy_models.model import PackedProxy
 from proxy_models.token_store import TokenWriter
 from workers.control import DriverControl
-from workers.convert import recipe_for
+from workers.convert import proxy_of, recipe_for
+from workers.proxy_card import model_card
 from workers.proxy_comparison import Comparison, compare
 from workers.proxy_export import check_format, export_proxy
 from workers.train_pack import PackJob, run_pack
@@ -133,6 +134,36 @@ def test_the_code_on_the_card_runs_and_the_card_says_what_it_is(export: Callable
         assert words in card
     facts = json.loads((folder / "mixopt.json").read_text())
     assert (facts["trial"]["trial_id"], facts["outcome"]["tokens"]) == (trial.trial_id, 4096)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "says"),
+    [
+        ({"kind": "continued"}, " tokens, after those of trial `parent-id`, whose weights it began with, to rank"),
+        ({"kind": "upcycled", "reinitialized": 0.5}, "made of the dense layers of trial `parent-id` (50% of their hidden units drawn anew), to"),
+    ],
+)
+def test_the_card_says_what_a_proxy_began_with(trained: tuple[Path, TrialRecord], beginning: dict[str, Any], says: str) -> None:
+    record = trained[1]
+    card = _card(record)
+    assert "after" not in card.split("## Where")[0]
+    begun = replace(record.trial, recipe={**record.trial.recipe, "beginning": beginning}, inputs=("parent-id",))
+    card = _card(replace(record, trial=begun))
+    assert says in card
+    assert "{'kind'" not in card
+
+
+def test_the_card_says_what_was_scored_where_there_were_prompts(trained: tuple[Path, TrialRecord]) -> None:
+    record = trained[1]
+    assert record.outcome is not None
+    assert "Prompts" not in _card(record)
+    diagnostics = {**record.outcome.diagnostics, "scored_tokens": {"content-a": 1000, "content-b": 24}}
+    card = _card(replace(record, outcome=replace(record.outcome, diagnostics=diagnostics)))
+    assert "- Prompts were seen and not learned: the loss was taken on 1,024 of 4,096 tokens.\n" in card
+
+
+def _card(record: TrialRecord) -> str:
+    return model_card(record, proxy_of(record.trial), {"key": "valid/a"}, "natural", True, "Compared.")
 
 
 def test_the_same_again_changes_nothing_and_what_is_there_is_kept(export: Callable[..., Any], tmp_path: Path) -> None:
