@@ -140,7 +140,10 @@ def test_the_code_on_the_card_runs_and_the_card_says_what_it_is(export: Callable
     ("beginning", "says"),
     [
         ({"kind": "continued"}, " tokens, after those of trial `parent-id`, whose weights it began with, to rank"),
-        ({"kind": "upcycled", "reinitialized": 0.5}, "made of the dense layers of trial `parent-id` (50% of their hidden units drawn anew), to"),
+        (
+            {"kind": "upcycled", "reinitialized": 0.5},
+            "made of the dense layers of trial `parent-id` (50% of their hidden units drawn anew), to",
+        ),
     ],
 )
 def test_the_card_says_what_a_proxy_began_with(trained: tuple[Path, TrialRecord], beginning: dict[str, Any], says: str) -> None:
