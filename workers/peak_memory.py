@@ -19,14 +19,10 @@ RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Measures from its creation on.
+    """Measures from its creation on."""
 
-    Args:
-        members: that train together, for the record.
-    """
-
-    def __init__(self, device: Device, members: int) -> None:
-        self._device, self._members = device, members
+    def __init__(self, device: Device) -> None:
+        self._device, self._members = device, 0
         if device == "cuda":
             import torch
 
@@ -35,6 +31,10 @@ class PeakMemory:
             with suppress(OSError):
                 (PROC / "clear_refs").write_text(RESET_PEAK)
         self._before = self._read("VmRSS")
+
+    def trained_together(self, members: int) -> None:
+        """So many members have taken a step together: the most of them goes into the record."""
+        self._members = max(self._members, members)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: `peak_bytes` since the start and `before_bytes` at it, None where the machine does not say; `members`; `device`."""

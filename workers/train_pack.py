@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -120,6 +120,7 @@ class _Pack:
         self._held: dict[str, ExitStack] = {}
         self._results: list[TrialResult] = []
         self._memory: PeakMemory | None = None  # of those that train together
+        self._begun: set[str] = set()  # of these, the trials that have taken a step here
 
     def run(self) -> list[TrialResult]:
         for trial_id, failure in self._control.failed().items():
@@ -271,7 +272,7 @@ class _Pack:
     def _train_together(self, trials: Sequence[Trial]) -> None:
         from proxy_models.train import train_pack
 
-        self._memory = PeakMemory(self._job.device, min(self._places, len(trials)))
+        self._memory, self._begun = PeakMemory(self._job.device), set()
         train_pack(
             proxy_of(trials[0]),
             settings_of(trials[0], self._job.checkpoint_seconds),
@@ -279,7 +280,7 @@ class _Pack:
             [evaluation_of(evaluation) for evaluation in self._job.evaluations],
             {trial.trial_id: self._folders[trial.trial_id].path for trial in trials},
             device=self._job.device,
-            on_progress=self._progress_logger(),
+            on_progress=self._progress,
             should_stop=self._control.cancelled,
             places=self._places,
             admit=self._admit,
@@ -317,7 +318,7 @@ class _Pack:
         from proxy_models.train import finish
 
         folder, outcome = self._folders[trial.trial_id], outcome_of(result)
-        if self._memory is not None:
+        if self._memory is not None and trial.trial_id in self._begun:  # else an earlier process trained it, and did not come to store it
             outcome = replace(outcome, diagnostics={**outcome.diagnostics, "memory": self._memory.to_json()})
         try:
             folder.write_outcome(trial.spec(), outcome)
@@ -327,17 +328,14 @@ class _Pack:
             return self._failed(trial, error, outcome.tokens)
         return TrialResult(trial.trial_id, outcome=outcome)
 
-    def _progress_logger(self) -> Callable[[Mapping[str, int]], None]:
+    def _progress(self, tokens: Mapping[str, int]) -> None:
         """Reports progress, and logs at how many tokens each member took up training."""
-        begun: set[str] = set()
-
-        def report(tokens: Mapping[str, int]) -> None:
-            for trial_id in tokens.keys() - begun:
-                begun.add(trial_id)
-                self._folders[trial_id].log("training", tokens=tokens[trial_id])
-            self._control.report(tokens)
-
-        return report
+        for trial_id in tokens.keys() - self._begun:
+            self._begun.add(trial_id)
+            self._folders[trial_id].log("training", tokens=tokens[trial_id])
+        if self._memory is not None:
+            self._memory.trained_together(len(tokens))
+        self._control.report(tokens)
 
     def _failed(self, trial: Trial, error: Exception, tokens: int | None = None) -> TrialResult:
         folder = self._folders[trial.trial_id]

@@ -12,7 +12,9 @@ from workers.peak_memory import PROC, PeakMemory
 def test_what_is_taken_and_given_back_shows_in_the_peak() -> None:
     earlier = np.ones(20_000_000)  # 160 MB before the measurement, which must not count where the mark can be set back
     del earlier
-    memory = PeakMemory("cpu", 4)
+    memory = PeakMemory("cpu")
+    for members in (3, 4, 2):
+        memory.trained_together(members)
     taken = np.ones(10_000_000)
     del taken
     found = memory.to_json()

@@ -116,6 +116,23 @@ def test_members_of_a_sweep_train_as_they_would_alone_each_at_its_own_rate(job: 
     assert len(set(losses)) == len(rates)
 
 
+def test_the_memory_of_a_process_that_only_read_the_result_is_nobodys(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the end of training and storing what came of it: the next process finds the result, and has taken no memory for it."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    job = dataclasses.replace(job, trials=job.trials[:3], places=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialFolder, "write_outcome", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_pack(job)
+    outcomes = [result.outcome for result in run_pack(job)]
+    assert all(outcomes)
+    # Two had ended together; the third trained after them, alone, whatever the pack had places for.
+    assert [one.diagnostics.get("memory", {}).get("members") for one in outcomes if one is not None] == [None, None, 1]
+
+
 def test_an_error_is_narrowed_down_to_its_member(job: PackJob, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = use(monkeypatch, Engine(bad_seed=3))
     results = by_seed(job, run_pack(job))
