@@ -34,6 +34,7 @@ from proxy_models.hashed_order import hashed_order
 from proxy_models.model import PackedProxy
 from proxy_models.products import fast_products
 from proxy_models.token_store import TokenStore
+from proxy_models.windows import completion_lengths
 
 # Padded tokens per member and batch. Not a function of K, so that a member's losses do not depend on the size of its pack.
 BATCH_TOKENS = 4096
@@ -280,14 +281,8 @@ def _text_rows(store: TokenStore, window: int) -> Rows:
 
 
 def _completion_rows(store: TokenStore, window: int) -> Rows:
+    completion_lengths(store, window)  # raises
     lengths = _document_lengths(store)
-    completion = lengths - store.scored_from
-    if completion.max() > window:
-        worst = int(completion.argmax())
-        raise ValueError(
-            f"Completion {worst} of {store.path} has {int(completion[worst])} tokens, the window {window}; "
-            "completions are never cut: raise the window or leave that pair out."
-        )
     first = np.maximum(lengths - window, 0)
     scored = np.asarray(store.scored_from, dtype=np.int64)
     return Rows(np.arange(len(lengths)), first, scored, lengths, store.document_bytes.astype(np.float64))

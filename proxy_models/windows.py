@@ -74,6 +74,22 @@ def has_prompts(store: TokenStore) -> bool:
     return bool(store.scored_from.any())
 
 
+def completion_lengths(store: TokenStore, window: int) -> Int64Array:
+    """Tokens of every completion.
+
+    Raises:
+        ValueError: one is longer than a window.
+    """
+    lengths = np.diff(np.asarray(store.document_ends, dtype=np.int64), prepend=0) - np.asarray(store.scored_from, dtype=np.int64)
+    if lengths.max() > window:
+        worst = int(lengths.argmax())
+        raise ValueError(
+            f"Completion {worst} of {store.path} has {int(lengths[worst])} tokens, the window {window}; "
+            "completions are never cut: raise the window or leave that pair out."
+        )
+    return lengths
+
+
 class TextWindows:
     """Slices of a stream of text. Attributes and methods as of `Windows`."""
 
@@ -110,14 +126,7 @@ class PairWindows:
         self.vocab_size, self.dtype = store.info.vocab_size, store.tokens.dtype
         self._window, self._tokens = window, store.tokens
         ends = np.asarray(store.document_ends, dtype=np.int64)
-        lengths = np.diff(ends, prepend=0)
-        completions = lengths - store.scored_from
-        if completions.max() > window:
-            worst = int(completions.argmax())
-            raise ValueError(
-                f"Completion {worst} of {store.path} has {int(completions[worst])} tokens, the window {window}; "
-                "completions are never cut: raise the window or leave that pair out."
-            )
+        lengths, completions = np.diff(ends, prepend=0), completion_lengths(store, window)
         self._end_id = int(store.tokens[ends[0] - 1])
         sizes = np.minimum(lengths, window)
         # Among pairs of one length the order looks random, so that a window does not hold neighbours of the file.
