@@ -80,7 +80,7 @@ def completion_lengths(store: TokenStore, window: int) -> Int64Array:
     Raises:
         ValueError: one is longer than a window.
     """
-    lengths = np.diff(np.asarray(store.document_ends, dtype=np.int64), prepend=0) - np.asarray(store.scored_from, dtype=np.int64)
+    lengths = np.asarray(np.diff(store.document_ends, prepend=0) - store.scored_from, dtype=np.int64)
     if lengths.max() > window:
         worst = int(lengths.argmax())
         raise ValueError(
