@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mixopt.balance import Balance
 from mixopt.history import TrialRecord
 from mixopt.terminal import quantity
 from mixopt.trial import Trial
@@ -32,7 +33,7 @@ It loads with the classes that transformers ships ({architecture}); no code come
 - Each document of its training text ends with the end token{end}; the first one of a window often begins within a document.
 - Windows had {window} tokens. Positions beyond were never seen.
 - The norm that follows the lookup of a token is folded into the table of the input, which is why input and output matrix are stored apart.
-{scored}{no_tokenizer}
+{collapsed}{scored}{no_tokenizer}
 ## Where it comes from
 
 | | |
@@ -84,6 +85,7 @@ def model_card(
         comparison=comparison,
         end=", which is also its token of beginning" if with_tokenizer else "",
         window=f"{int(trial.recipe['window']):,}",
+        collapsed=_collapsed(record),
         scored=_scored(record),
         no_tokenizer="" if with_tokenizer else "- The tokenizer is not in this folder.\n",
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(record, mixture).items()),
@@ -119,6 +121,14 @@ def _beginning(trial: Trial) -> str:
         drawn = f"{float(described['reinitialized']):.0%} of their hidden units drawn anew"
         return f", after its experts were made of the dense layers of trial {parents} ({drawn}),"
     return f", after those of trial {parents}, whose weights it began with,"
+
+
+def _collapsed(record: TrialRecord) -> str:
+    """A line on its router, where that has collapsed."""
+    balance = Balance.of(record.outcome.diagnostics) if record.outcome else None
+    if balance is None or not balance.collapse:
+        return ""
+    return f"- Its router has collapsed ({balance.collapse}): it is in effect a smaller proxy than its name says.\n"
 
 
 def _scored(record: TrialRecord) -> str:

@@ -165,6 +165,16 @@ def test_the_card_says_what_was_scored_where_there_were_prompts(trained: tuple[P
     assert "- Prompts were seen and not learned: the loss was taken on 1,024 of 4,096 tokens.\n" in card
 
 
+def test_the_card_says_that_the_router_has_collapsed(trained: tuple[Path, TrialRecord]) -> None:
+    record = trained[1]
+    assert record.outcome is not None
+    diagnostics = record.outcome.diagnostics
+    even, fallen = ({"balance": {**diagnostics["balance"], "recent_rows": [rows]}} for rows in ([100] * 8, [400, 400, 0, 0, 0, 0, 0, 0]))
+    cards = [_card(replace(record, outcome=replace(record.outcome, diagnostics={**diagnostics, **rows}))) for rows in (even, fallen)]
+    assert "router" not in cards[0]
+    assert "- Its router has collapsed (layer 1: 6 of 8 experts dead, one expert sees 100% of the tokens)" in cards[1]
+
+
 def _card(record: TrialRecord) -> str:
     return model_card(record, proxy_of(record.trial), {"key": "valid/a"}, "natural", True, "Compared.")
 
