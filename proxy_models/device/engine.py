@@ -70,6 +70,7 @@ class Engine:
         results_3K: losses in nats, gradient norms and whether the step was taken, of the step that ran last; float32.
         dropped_K: rows that expert products of fixed capacity dropped since the member came.
         issued: steps so far.
+        kinds: of steps that were issued: whether they were told what is scored.
         uncaptured: why steps are not replayed from a graph; None if they are, or before the first step.
     """
 
@@ -93,6 +94,7 @@ class Engine:
         targets = (self._tokens_KBS, self._scored_KBT, self._controls_2K)
         self._staging = [_Staging(*targets) for _ in range(IN_FLIGHT if device.type == "cuda" else 1)]
         self.issued = 0
+        self.kinds: set[bool] = set()
         # Whether it is told what is scored -> the step as it is run: of a graph, or the function itself.
         self._steps: dict[bool, Callable[[], None]] = {}
         self._captured: set[bool] = set()
@@ -138,6 +140,7 @@ class Engine:
         staging.send(tokens_KBS, scored_KBT, torch.tensor([rate_K, [float(flag) for flag in active_K]]))
         self._steps[masked]()
         self.issued += 1
+        self.kinds.add(masked)
 
     def run(self) -> None:
         """The step itself, from buffers to buffers: what is captured. Nothing in here may wait for the device or depend on values."""

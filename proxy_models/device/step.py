@@ -97,7 +97,7 @@ class DeviceStep(PackStep):
             self._engine.step(tokens_KBS, rate_K, list(active_K), scored_KBT)
         except torch.OutOfMemoryError:
             # Only the first step of a kind allocates; what idle engines hold may be what it lacks.
-            if self._engine.issued or not ENGINES.drop_idle():
+            if (scored_KBT is not None) in self._engine.kinds or not ENGINES.drop_idle():
                 raise
             self._engine.step(tokens_KBS, rate_K, list(active_K), scored_KBT)
         self._ring_R3K[self._pending].copy_(self._engine.results_3K)

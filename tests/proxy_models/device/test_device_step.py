@@ -216,6 +216,30 @@ def test_memory_held_by_idle_engines_is_given_up_for_a_step(
         scene.train([scene.member(name, seed) for seed, name in enumerate("defg")], tmp_path, step_type=EveryFive)
 
 
+def test_memory_held_by_idle_engines_is_given_up_for_the_first_step_of_a_kind(
+    engines: EnginePool, capturing: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place is taken by somebody who has prompts after others have trained: that step allocates, too."""
+    step = EveryFive(CONFIG, SETTINGS, [0, 1], [1e-3] * 2, "cpu")
+    tokens, scored = torch.ones(2, 2, WINDOW + 1, dtype=torch.int64), torch.ones(2, 2, WINDOW, dtype=torch.bool)
+    step.step(tokens, [1.0] * 2, [True] * 2)
+    step.select([0])  # into an engine of one place; that of two is idle
+    capture = device_engine.capture
+    step.step(tokens[:1], [1.0], [True])
+    assert len(engines.idle()) == 1
+
+    def crowded(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        if engines.idle():
+            raise torch.OutOfMemoryError("full")
+        return capture(run, device)
+
+    monkeypatch.setattr(device_engine, "capture", crowded)
+    step.step(tokens[:1], [1.0], [True], scored[:1])
+    assert engines.idle() == []
+    assert capturing == [2, 1, 1]
+    assert [report.stepped_K for report in step.reports(wait=True)] == [[True], [True]]
+
+
 def test_which_step_a_device_gets() -> None:
     assert step_type_for("cpu") is PackStep
     assert step_type_for(torch.device("cuda", 1)) is DeviceStep
