@@ -159,7 +159,8 @@ def _metric_names(history: History, search: SearchRecord) -> dict[str, str]:
     names: dict[str, str] = {}
     for record in [*(other for other in history.searches() if other.search_id != search.search_id), search]:
         context = history.document(record.search_id, "context") or {}
-        names |= {**(context.get("metrics_verification") or {}), **(context.get("metrics") or {})}
+        for trials in ("metrics_base", "metrics_verification", "metrics"):
+            names |= context.get(trials) or {}
     return names
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from typer.testing import CliRunner
@@ -53,6 +54,19 @@ def test_sizes_may_be_named_and_help_is_there() -> None:
     assert "4,096 entries" in runner.invoke(app, ["proxies", "sizes", "--vocab", "4096"]).output
     assert "export" in runner.invoke(app, ["proxies", "--help"]).output
     assert runner.invoke(app, ["proxies", "--nonsense"]).exit_code == 2
+
+
+def test_losses_of_the_base_that_trials_begin_with_have_names_too() -> None:
+    from mixopt.commands.proxies import _metric_names
+
+    contexts = {
+        "other": {"metrics": {"a": "valid/old", "e": "valid/else"}},
+        "this": {"metrics": {"a": "valid/a"}, "metrics_verification": {"b": "valid/a"}, "metrics_base": {"c": "valid/a"}},
+    }
+    searches = [SimpleNamespace(search_id=name) for name in contexts]
+    history: Any = SimpleNamespace(searches=lambda: searches, document=lambda search_id, _: contexts[search_id])
+    this: Any = searches[1]
+    assert _metric_names(history, this) == {"a": "valid/a", "b": "valid/a", "c": "valid/a", "e": "valid/else"}
 
 
 def test_a_trained_proxy_is_exported_by_name_id_and_folder(undisturbed: Any, tmp_path: Path) -> None:
