@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mixopt.calibration.stored import load
-from mixopt.config import Experiment
+from mixopt.config import BaseConfig, BeginningConfig, Experiment
 from mixopt.errors import ConfigError
 from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
@@ -22,6 +22,7 @@ from mixopt.progress import Silent
 from mixopt.runner import Capacity, Completed, Failed, Started, TrialEvent
 from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
+from workers import beginnings
 from workers.calibrate import LEVELS, QUICK, Calibrated, calibrate, calibrated_by_search, plans_at
 from workers.compose import Search, compose, record_location
 from workers.tokens.prepare import prepare
@@ -221,6 +222,37 @@ def test_what_takes_too_long_is_left_out_least_needed_first(run: Callable[..., C
         run(dry_run=True, minutes=0.999 * costs[-1].seconds / 60)
     with History.open(record_location(Path(experiment.output))) as history:
         assert history.calibrations() == []
+
+
+def begun(experiment: Experiment) -> Experiment:
+    """The same, with trials that go on from a base of 512 steps."""
+    beginning = BeginningConfig(kind="continued", base=BaseConfig(tokens=512 * STEP))
+    return experiment.model_copy(update={"proxy": experiment.proxy.model_copy(update={"beginning": beginning})})
+
+
+def test_the_base_is_trained_before_all_that_begin_with_it(
+    run: Callable[..., Calibrated], experiment: Experiment, laws: list[Law], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = begun(experiment)
+    search = compose(changed, prepare(changed, Silent()))
+    assert search.base is not None
+    assert search.verification_base is not None
+    monkeypatch.setattr(beginnings, "forget_results_without_weights", lambda store, trials: [])  # this runner writes none
+    done = run(changed, quick=True)
+    assert laws[0].trained[0] == search.base.trial_id
+    assert done.calibrations[0].rate == RANKS_AT
+    with History.open(record_location(search.store)) as history:
+        trials = [record.trial for record in history.trials(done.calibrations[0].calibration_id, "calibration")]
+    assert {trial.inputs for trial in trials} == {(search.base.trial_id,)}, "at every rate, and in the longer run"
+    assert len(laws[0].trained) == 1 + done.trained
+
+
+def test_the_cost_contains_the_base(run: Callable[..., Calibrated], experiment: Experiment) -> None:
+    scratch, cost = (run(file, dry_run=True, quick=True).cost for file in (experiment, begun(experiment)))
+    assert cost.trials == scratch.trials
+    assert cost.seconds > 2 * scratch.seconds, "the base alone has 512 steps, a trial 16"
+    assert "and trained/nano/65536 first, to begin with," in cost.sentence
+    assert "begin" not in scratch.sentence
 
 
 def test_memory_and_speed_are_compared_with_what_was_expected(run: Callable[..., Calibrated]) -> None:
