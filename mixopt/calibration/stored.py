@@ -55,7 +55,7 @@ def with_repeats(history: History, swarm: Swarm, factory: TrialFactory, metrics:
     more = []
     for record in history.trials(calibration_id):
         trial, outcome = record.trial, record.outcome
-        alike = trial.source == factory.source and dict(trial.recipe) == dict(factory.recipe)
+        alike = (trial.source, dict(trial.recipe), trial.inputs) == (factory.source, dict(factory.recipe), factory.inputs)
         if outcome is None or not alike or trial.trial_id in known:
             continue
         if wanted <= {m.evaluation_key for m in outcome.measurements if m.tokens == outcome.tokens}:

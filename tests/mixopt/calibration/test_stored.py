@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,13 @@ def test_runs_that_lack_a_metric_stay_out(filled: Any) -> None:
     swarm = Swarm.empty(made.domains.names)
     assert len(with_repeats(history, swarm, plan.factory, {**METRICS, "key-c": "target/c"}, plan.calibration_id)) == 0
     assert with_repeats(history, swarm, plan.factory, METRICS, "calibration-of-nobody") is swarm
+
+
+def test_runs_that_begin_with_another_trial_are_no_repeats(filled: Any) -> None:
+    """A base may itself go on from another, at the same source and by the same recipe."""
+    history, plan, _ = filled
+    swarm = history.swarm("5ea7c4", plan.factory.domains.names, METRICS)
+    more = with_repeats(history, swarm, plan.factory, METRICS, plan.calibration_id)
+    assert len(more) > len(swarm)
+    begun = replace(plan.factory, inputs=("other",))
+    assert len(with_repeats(history, swarm, begun, METRICS, plan.calibration_id)) == len(swarm)
