@@ -305,6 +305,19 @@ def test_the_calibrated_rate_enters_the_trials_of_a_search_that_asks_for_it(run:
     assert compose(numbered, manifest).search_id == search.search_id
 
 
+def test_in_mup_the_calibrated_rate_is_that_of_the_verification_too_where_it_was_not_swept(
+    run: Callable[..., Calibrated], experiment: Experiment
+) -> None:
+    changed = experiment.proxy.model_copy(update={"learning_rate": "calibrated", "parametrization": "mup"})
+    asking = experiment.model_copy(update={"proxy": changed})
+    run(asking, quick=True)
+    search = compose(asking, prepare(experiment, Silent()))
+    numbered = experiment.model_copy(update={"proxy": changed.model_copy(update={"learning_rate": RANKS_AT})})
+    expected = compose(numbered, prepare(experiment, Silent()))
+    assert search.factory.recipe["learning_rate"] == RANKS_AT
+    assert (search.factory, search.verification_factory) == (expected.factory, expected.verification_factory)
+
+
 def test_dataclasses_of_levels_hold_the_own_rate() -> None:
     for level in LEVELS:
         for extent in filter(None, (level.search, level.verification)):
