@@ -32,6 +32,7 @@ from proxy_models.model import PackedProxy
 from proxy_models.token_store import TokenWriter
 from workers.control import DriverControl
 from workers.convert import recipe_for
+from workers.proxy_card import model_card
 from workers.proxy_comparison import Comparison, compare
 from workers.proxy_export import check_format, export_proxy
 from workers.train_pack import PackJob, run_pack
@@ -110,6 +111,14 @@ def test_the_folder_loads_as_it_is_and_writes_and_reads_as_the_proxy(export: Cal
     ids_BT = torch.tensor([own.encode_batch([TEXTS[5]])[0]])
     with torch.no_grad():
         assert float((model(ids_BT).logits - pack.logits(ids_BT[None])[0]).abs().max()) < 1e-4
+
+
+def test_the_card_says_what_the_proxy_began_with(trained: tuple[Path, TrialRecord]) -> None:
+    beginning = {"kind": "upcycled", "reinitialized": 0.5}
+    trial = replace(trained[1].trial, recipe={**trained[1].trial.recipe, "beginning": beginning}, inputs=("1a2b3c4d",))
+    card = model_card(replace(trained[1], trial=trial), proxy_config("nano", 512), {}, "natural", with_tokenizer=False, comparison="")
+    assert "| beginning | upcycled, reinitialized 0.5 |" in card
+    assert "| begun from | `1a2b3c4d` |" in card
 
 
 @with_transformers

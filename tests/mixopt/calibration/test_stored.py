@@ -12,6 +12,7 @@ import pytest
 from mixopt.calibration.analysis import analyse
 from mixopt.calibration.design import Extent, plan_calibration
 from mixopt.calibration.stored import KIND, finished_trials, keep_copy, load, save, with_repeats
+from mixopt.commands.proxies import _meant
 from mixopt.history import History
 from mixopt.objective import find_noise
 from mixopt.swarm import Swarm
@@ -87,3 +88,13 @@ def test_runs_that_begin_with_another_trial_are_no_repeats(filled: Any) -> None:
     assert len(more) > len(swarm)
     begun = replace(plan.factory, inputs=("other",))
     assert len(with_repeats(history, swarm, begun, METRICS, plan.calibration_id)) == len(swarm)
+
+
+def test_its_trials_are_exported_by_their_ids_too(filled: Any) -> None:
+    history, plan, _ = filled
+    (search,) = history.searches()
+    swept = dict(plan.rates)[3e-4][0]
+    found, _ = _meant(history, search, swept.trial_id[:10])
+    assert found.trial == swept
+    named, _ = _meant(history, search, "natural")
+    assert named.trial.recipe == plan.factory.recipe, "a name is of the search's own mixtures"
