@@ -13,7 +13,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel
 
 from mixopt.config import DomainConfig, Experiment, GroupConfig, ProxyConfig, without_login
 from mixopt.errors import ConfigError, MixoptError, RunError
@@ -67,14 +70,9 @@ def job_key(experiment: Experiment) -> str:
         del body[section]
     for key in ("trials", "batch", "max_attempts", "stop_early"):
         del body["search"][key]
-    for section, model, later in (
-        (body["proxy"], ProxyConfig, LATER_OF_PROXY),
-        *((one, DomainConfig, LATER_OF_DOMAIN) for one in body["domains"]),
-    ):
-        defaults = json.loads(model.model_construct().model_dump_json(include=set(later)))
-        for key in later:
-            if section[key] == defaults[key]:
-                del section[key]
+    _leave_out_defaults(body["proxy"], ProxyConfig, LATER_OF_PROXY)
+    for domain in body["domains"]:
+        _leave_out_defaults(domain, DomainConfig, LATER_OF_DOMAIN)
     body["objective"]["over"] = experiment.objective_over
     body["domains"] = sorted(
         ({k: v for k, v in domain.items() if k != "group"} for domain in body["domains"]), key=lambda d: str(d["name"])
@@ -82,6 +80,14 @@ def job_key(experiment: Experiment) -> str:
     body["rules"] = _rules(experiment)
     body["targets"] = sorted(json.dumps({k: v for k, v in target.items() if k != "name"}, sort_keys=True) for target in body["targets"])
     return content_digest([body, versions()["engine"]])[:KEY_DIGITS]
+
+
+def _leave_out_defaults(section: dict[str, Any], model: type[BaseModel], names: Sequence[str]) -> None:
+    """Takes these fields out of a dumped section where they have their defaults."""
+    defaults = model.model_construct().model_dump(mode="json", include=set(names))
+    for name in names:
+        if section[name] == defaults[name]:
+            del section[name]
 
 
 def _rules(experiment: Experiment) -> list[object]:
