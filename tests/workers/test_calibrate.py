@@ -25,6 +25,7 @@ from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
 from workers import beginnings
 from workers.calibrate import LEVELS, QUICK, Calibrated, calibrate, calibrated_by_search, plans_at
 from workers.compose import Search, compose, record_location
+from workers.run import _knowing_calibration
 from workers.tokens.prepare import prepare
 from workers.trial_folder import TrialFolder
 
@@ -303,6 +304,18 @@ def test_the_calibrated_rate_enters_the_trials_of_a_search_that_asks_for_it(run:
     assert compose(experiment, manifest).search_id == plain.search_id, "a search that does not ask keeps its rate and its identity"
     numbered = experiment.model_copy(update={"proxy": experiment.proxy.model_copy(update={"learning_rate": RANKS_AT})})
     assert compose(numbered, manifest).search_id == search.search_id
+
+
+def test_the_stopping_rule_of_a_search_knows_the_runs_of_its_calibration(run: Callable[..., Calibrated], experiment: Experiment) -> None:
+    search = compose(experiment, prepare(experiment, Silent()))
+    with History.open(record_location(search.store)) as history:
+        assert _knowing_calibration(search, history).strategy is search.strategy, "there is none yet"
+    run(quick=True)
+    (plan,) = plans_at(search, QUICK)
+    own = {trial.trial_id for trial in plan.at(search.factory.source) if trial.recipe == search.factory.recipe}
+    with History.open(record_location(search.store)) as history:
+        informed: Any = _knowing_calibration(search, history).strategy
+    assert set(informed.calibration.trial_ids) == own
 
 
 def test_in_mup_the_calibrated_rate_is_that_of_the_verification_too_where_it_was_not_swept(
