@@ -6,8 +6,8 @@ The same mixtures (natural, uniform, UniMax, two corners, then draws of a search
 1.5M, small on 1M, and nano with one thing changed: a tenth and a hundredth of the rate, a constant rate, no epoch matching, a quarter of the tokens.
 Earlier points of nano's curves are compared too. On a GPU: 48 mixtures at every size up to medium.
 
-Losses are bits per byte on the corpus's 11 targets and 14 held-out sets, each arm's on the subset that a search would score. The table gives Spearman's
-correlation and the share of pairs ordered alike (pairwise decision accuracy), with 90% intervals over mixtures, next to the ceiling: the mean
+Every proxy is trained from scratch at its size's rate, whatever the experiment file says. Losses are bits per byte on the corpus's 11 targets and
+14 held-out sets, each arm's on the subset that a search would score. The table gives Spearman's correlation and the share of pairs ordered alike (pairwise decision accuracy), with 90% intervals over mixtures, next to the ceiling: the mean
 of both if the two arms ranked the noise-free mixtures identically, given each arm's noise over seeds (two seeds at natural, uniform and the corners).
 noise, signal: standard deviations of the arm over seeds, and over mixtures without the noise's share.
 
@@ -28,6 +28,7 @@ from rows_file import why_unwritable, write_rows
 from transfer.arms import Arm, arms, trials_of
 from transfer.table import Measured, Row, compare, measured_of, print_rows
 
+from mixopt.config import BeginningConfig
 from mixopt.experiment_file import load_experiment
 from mixopt.runner import Completed, Failed, Runner
 from mixopt.trial import Outcome, Trial
@@ -95,7 +96,7 @@ class Study:
             experiment = experiment.model_copy(update={"output": str(options.output.resolve())})
         manifest = prepare(experiment)
         domains = domain_set(experiment, manifest)
-        own = experiment.proxy.model_copy(update={"learning_rate": None})
+        own = experiment.proxy.model_copy(update={"learning_rate": None, "beginning": BeginningConfig()})
         self.trials: dict[Arm, list[Trial]] = {
             arm: trials_of(arm, domains, recipe_for(own, arm.size, manifest.vocab_size), manifest.tokenizer_hash, ENGINE_VERSION)
             for arm in planned

@@ -284,7 +284,7 @@ class BaseConfig(Model):
         "`budget_tokens` times the base's tokens over a trial's.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of its initial weights and its data order.")
-    learning_rate: float | None = Field(None, gt=0, description="Its peak rate; default: by size (not `proxy.learning_rate`).")
+    learning_rate: float | None = Field(None, gt=0, description="Its peak rate, as `proxy.learning_rate` is a trial's; default: by size.")
 
     @field_validator("trial")
     @classmethod
@@ -345,8 +345,8 @@ class ProxyConfig(Model):
     tokens_per_step: WholeCount = Field(1024, description="Tokens per optimizer step and trial.")
     learning_rate: Rate = Field(
         None,
-        description="Peak rate; default: by size and parametrization. `calibrated`: what `mixopt calibrate FILE` recommended for each size that it "
-        "swept; it has to be there before the search.",
+        description="Peak rate of trials of `size`, in muP of the verification too; default: by size and parametrization. `calibrated`: what "
+        "`mixopt calibrate FILE` recommended for each size that it swept; it has to be there before the search.",
     )
     parametrization: Literal["standard", "mup"] = Field(
         "standard",

@@ -95,13 +95,10 @@ def base_trial(experiment: Experiment, manifest: Manifest, domains: DomainSet, s
     budget_tokens = base.budget_tokens or domains.budget_tokens * wanted / proxy.tokens
     steps = max(8, round(wanted * source.tokens / proxy.tokens) // proxy.tokens_per_step)
     tokens = wanted if source.tokens == proxy.tokens else steps * proxy.tokens_per_step
-    recipe = recipe_for(
-        proxy.model_copy(
-            update={"learning_rate": base.learning_rate if source.size == proxy.size else None, "beginning": BeginningConfig()}
-        ),
-        size,
-        manifest.vocab_size,
-    )
+    # Chosen for the size of the search, as `proxy.learning_rate` is; in muP rates carry over.
+    rate = base.learning_rate if source.size == proxy.size or proxy.parametrization == "mup" else None
+    settings = proxy.model_copy(update={"learning_rate": rate, "beginning": BeginningConfig()})
+    recipe = recipe_for(settings, size, manifest.vocab_size)
     stage = DomainSet(domains.domains, budget_tokens, domains.rules)
     factory = TrialFactory(stage, Source("trained", size, tokens), recipe, manifest.tokenizer_hash, ENGINE_VERSION)
     return factory.make(Schedule.constant(_mixture(stage, base.mixture)), base.seed, BASE_LABEL)
@@ -237,7 +234,8 @@ def _named(experiment: Experiment, manifest: Manifest, source: Source, size: str
             f"`proxy.beginning.base.trial` {trial.trial_id[:8]} was trained with another tokenizer.",
             "Keep the tokenizer (`tokenizer.path` takes its file), or leave `trial` out, and a base is trained first.",
         )
-    return replace(trial, label=trial.label or BASE_LABEL)
+    # Another search may have asked for it as `natural`, say: here that is the name of a mixture that trials go on with.
+    return replace(trial, label=BASE_LABEL)
 
 
 def _mixture(domains: DomainSet, mixture: str | dict[str, float]) -> Mixture:

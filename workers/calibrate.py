@@ -23,7 +23,7 @@ from mixopt.runner import Runner
 from mixopt.search import SearchInterrupted, SearchObserver, run_trials
 from mixopt.trial import Source, Trial
 from workers.beginnings import train_base
-from workers.calibration_cost import Cost, Pricing, resources_of
+from workers.calibration_cost import Cost, Pricing, bases_of, resources_of
 from workers.compose import Search, check_experiment, compose, objective_weights, record_location
 from workers.tokens.prepare import prepare
 
@@ -191,7 +191,7 @@ def _run(
     runner = (make_runner or usual)(search)
     try:
         for plan in left:
-            for base in _bases(search, plan):
+            for base in bases_of(search, plan.trials):
                 train_base(search, base, plan.calibration_id, history, runner, reporter, observers, stop)
             for trials in _by_evaluations(search, plan):
                 run_trials(
@@ -212,12 +212,6 @@ def _run(
         raise SearchInterrupted("Calibration stopped.", "The same command goes on from here; nothing is trained twice.") from None
     finally:
         runner.close()
-
-
-def _bases(search: Search, plan: CalibrationPlan) -> list[Trial]:
-    """The trials that those of the plan begin with."""
-    wanted = {parent for trial in plan.trials for parent in trial.inputs}
-    return [base for base in (search.base, search.verification_base) if base is not None and base.trial_id in wanted]
 
 
 def _left(search: Search, history: History, plan: CalibrationPlan) -> bool:

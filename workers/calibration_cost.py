@@ -25,7 +25,7 @@ from workers.trial_folder import TrialFolder
 
 @dataclass(frozen=True)
 class Cost:
-    """What a calibration takes, before it runs; `reused` of its trials are trained."""
+    """What a calibration takes, before it runs; `reused` of its trials are trained. Seconds contain the base, which is none of its trials."""
 
     trials: int
     reused: int
@@ -68,7 +68,7 @@ class Pricing:
     def share(self, trial: Trial) -> float:
         """Cost of measuring; a longer run is scored on as much as the shorter one, and that is less of its training."""
         factory = self.search.factory
-        if trial.source.key not in self.shares and trial.source.size == factory.source.size:
+        if trial.source.key not in self.shares and trial.source.size == factory.source.size and trial.inputs == factory.inputs:
             return self.shares[factory.source.key] * factory.source.tokens / trial.source.tokens
         return self.shares.get(trial.source.key, EVALUATION_SHARE)
 
@@ -87,17 +87,32 @@ class Pricing:
         left = {key: trial for key, trial in trials.items() if TrialFolder(self.search.store, key).read_outcome() is None}
         reused = len(trials) - len(left)
         machine, pack_size = self.machine, self.search.experiment.ray.pack_size
-        seconds = 0.0
+        bases = [
+            base
+            for base in bases_of(self.search, list(left.values()))
+            if TrialFolder(self.search.store, base.trial_id).read_outcome() is None
+        ]
+        seconds = sum(self.seconds(base) for base in bases)  # alone, before all that begin with it
         for plan in plans:  # one after the other; what two share is trained by the first
             mine = [left.pop(trial.trial_id) for trial in plan.trials if trial.trial_id in left]
             seconds += schedule_together(mine, self.seconds, machine.slots, pack_size, machine.device).seconds if mine else 0.0
-        assumed = [trial for trial in trials.values() if self.speed(trial).origin == "assumed"]
+        assumed = [trial for trial in (*trials.values(), *bases) if self.speed(trial).origin == "assumed"]
         basis = "at an assumed speed, since nothing was measured here" if assumed else "at the speed of trials in the record"
         sentence = (
-            f"Calibrating {title}: {len(trials)} trials, {reused} of them in the record, "
+            f"Calibrating {title}: {len(trials)} trials, {reused} of them in the record, {_and_bases(bases)}"
             f"about {minutes(seconds)} on {machine.slots} slot{'s' * (machine.slots != 1)} ({basis})."
         )
         return Cost(len(trials), reused, seconds, sentence)
+
+
+def _and_bases(bases: Sequence[Trial]) -> str:
+    return f"and {' and '.join(base.source.key for base in bases)} first, to begin with, " if bases else ""
+
+
+def bases_of(search: Search, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that these begin with."""
+    wanted = {parent for trial in trials for parent in trial.inputs}
+    return [base for base in (search.base, search.verification_base) if base is not None and base.trial_id in wanted]
 
 
 def minutes(seconds: float) -> str:

@@ -331,7 +331,8 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
 
 
 def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactory]) -> list[TrialFactory]:
-    """The factories of search and verification at the rates that their calibrations recommend; the latter keeps its own where it was not swept.
+    """The factories of search and verification at the rates that their calibrations recommend. Where the latter was not swept it keeps its own, but
+    in muP, where rates carry over, it has that of the search.
 
     Raises:
         ConfigError: there is no calibration of the search's source that compared rates.
@@ -350,10 +351,9 @@ def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactor
             "`proxy.learning_rate` is `calibrated`, but no calibration of this experiment has compared rates.",
             "Run `mixopt calibrate FILE` first, or leave the rate out.",
         )
-    return [
-        at_rate(factory, entry.rate) if entry is not None and entry.swept else factory
-        for factory, entry in zip(factories, found, strict=True)
-    ]
+    carried = found[0].rate if experiment.proxy.parametrization == "mup" else None
+    rates = [entry.rate if entry is not None and entry.swept else carried for entry in found]
+    return [factory if rate is None else at_rate(factory, rate) for factory, rate in zip(factories, rates, strict=True)]
 
 
 def context(search: Search) -> dict[str, Any]:

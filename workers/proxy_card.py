@@ -140,6 +140,8 @@ def _scored(record: TrialRecord) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(_value(entry) if name == "kind" else f"{name} {_value(entry)}" for name, entry in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixopt.calibration.design import calibration_identity
-from mixopt.calibration.stored import with_repeats
+from mixopt.calibration.stored import calibration_runs, with_repeats
 from mixopt.config import Experiment
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.objective import Objective, fit_objective
@@ -21,6 +21,7 @@ from mixopt.progress import Reporter, Silent
 from mixopt.proposal import Proposal
 from mixopt.runner import Runner, Started, TrialEvent
 from mixopt.search import SearchInterrupted, SearchObserver, run_search, run_trials
+from mixopt.strategies import knowing
 from mixopt.swarm import Swarm
 from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Source, Trial, TrialState
@@ -138,7 +139,10 @@ def _walk(
         history.retry_abandoned(search.search_id)
     before, work = history.completed_trials(), _TakenUp()
     observers = (*observers, work)
-    answer = _recorded_answer(search, history)
+    informed = _knowing_calibration(search, history)
+    # What is measured after a search has ended early is no reason to begin anew.
+    answer = _recorded_answer(informed, history) or _recorded_answer(search, history)
+    search = informed
     if answer is None:
         runner = make_runner(search)
         try:
@@ -164,6 +168,13 @@ def _walk(
     finished = {record.trial.trial_id for record in history.trials(search.search_id) if record.outcome is not None}
     trained = len(finished & work.trial_ids - before)
     return Finished(search, proposal, verification, trained, len(finished) - trained)
+
+
+def _knowing_calibration(search: Search, history: History) -> Search:
+    """The search, whose rule of stopping early knows the runs of its calibration."""
+    factory = search.factory
+    runs = calibration_runs(history, factory, search.metrics(factory.source), calibration_identity(factory))
+    return replace(search, strategy=knowing(search.strategy, runs))
 
 
 class _TakenUp:

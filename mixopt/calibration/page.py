@@ -10,6 +10,7 @@ from mixopt.calibration.design import title_of
 from mixopt.calibration.result import Calibration, MetricCurve, RateResult, Resources
 from mixopt.plan_page import size as bytes_of
 from mixopt.terminal import quantity, rows_table
+from mixopt.tracking.findings import short_metric
 
 NAMED = ("natural", "uniform", "UniMax")
 UNEQUAL_AT = 0.05
@@ -30,12 +31,6 @@ def show_calibration(calibration: Calibration, console: Console) -> None:
         _say(console, curves_explained(calibration))
     if calibration.resources:
         console.print(rows_table("Speed and memory", RESOURCE_HEAD, resource_rows(calibration.resources)))
-
-
-def metric_name(metric: str) -> str:
-    """A metric as the tables call it: a target by its own name, held-out text of a domain as "text of web"."""
-    kind, _, name = metric.partition("/")
-    return name if kind == "target" else f"text of {name}" if kind == "valid" else metric
 
 
 # Rates
@@ -87,7 +82,7 @@ def noise_rows(calibration: Calibration) -> list[list[str]]:
     """A row per metric; metrics that mixtures move by less than a seed does are marked."""
     return [
         [
-            f"{metric_name(row.metric)}{'' if row.above_noise else ' (noise)'}",
+            f"{short_metric(row.metric)}{'' if row.above_noise else ' (noise)'}",
             f"{row.std:.4f}",
             f"{row.low:.3f} to {row.high:.3f}",
             f"{row.spread:.4f}",
@@ -106,7 +101,7 @@ def _repeated(calibration: Calibration) -> dict[str, int]:
 def noise_explained(calibration: Calibration) -> list[str]:
     """How surely it is known, whether it depends on the mixture, and what it means for differences."""
     asked = [row for row in calibration.noise if row.unequal is not None]
-    unequal = [metric_name(row.metric) for row in asked if row.unequal is not None and row.unequal < UNEQUAL_AT]
+    unequal = [short_metric(row.metric) for row in asked if row.unequal is not None and row.unequal < UNEQUAL_AT]
     sentences = [
         f"A seed: pooled over mixtures, {calibration.degrees_of_freedom} degrees of freedom. Mixtures: what they do, the noise's share removed. On the right: "
         "seeds of one mixture, their number in brackets."
@@ -123,7 +118,7 @@ def noise_explained(calibration: Calibration) -> list[str]:
         f"(paired seeds, 5%, four times out of five): {smallest} seeds of each mixture."
     )
     if calibration.screened:
-        sentences.append(f"Left out of the objective, as noise at this size: {', '.join(map(metric_name, calibration.screened))}.")
+        sentences.append(f"Left out of the objective, as noise at this size: {', '.join(map(short_metric, calibration.screened))}.")
     return sentences
 
 
@@ -147,9 +142,9 @@ def _curve_row(calibration: Calibration, curve: MetricCurve, longer: bool) -> li
     ends = [f"{curve.end:.4f}", *([f"{curve.longer_end:.4f}" if curve.longer_end is not None else ""] if longer else [])]
     law, tokens = curve.law, calibration.source.tokens
     if law is None:
-        return [metric_name(curve.metric), *ends, "", "", "", ""]
+        return [short_metric(curve.metric), *ends, "", "", "", ""]
     gains = [f"\N{MINUS SIGN}{law.gain(tokens, times):.4f}" for times in (2, 10)]
-    return [metric_name(curve.metric), *ends, f"{law.exponent:.2f}", *gains, f"{law.points}"]
+    return [short_metric(curve.metric), *ends, f"{law.exponent:.2f}", *gains, f"{law.points}"]
 
 
 def curves_explained(calibration: Calibration) -> str:

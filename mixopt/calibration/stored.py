@@ -42,6 +42,11 @@ def finished_trials(history: History, calibration_id: str) -> dict[str, Outcome]
     return {record.trial.trial_id: record.outcome for record in history.trials(calibration_id) if record.outcome is not None}
 
 
+def calibration_runs(history: History, factory: TrialFactory, metrics: Mapping[str, str], calibration_id: str) -> Swarm:
+    """The finished runs of a calibration that are trials like the search's but for mixture and seed; those that the search has, too."""
+    return with_repeats(history, Swarm.empty(factory.domains.names), factory, metrics, calibration_id)
+
+
 def with_repeats(history: History, swarm: Swarm, factory: TrialFactory, metrics: Mapping[str, str], calibration_id: str) -> Swarm:
     """The swarm of a search and, after its own trials, those of its calibration that are the same but for mixture and seed.
 
@@ -55,7 +60,7 @@ def with_repeats(history: History, swarm: Swarm, factory: TrialFactory, metrics:
     more = []
     for record in history.trials(calibration_id):
         trial, outcome = record.trial, record.outcome
-        alike = trial.source == factory.source and dict(trial.recipe) == dict(factory.recipe)
+        alike = (trial.source, dict(trial.recipe), trial.inputs) == (factory.source, dict(factory.recipe), factory.inputs)
         if outcome is None or not alike or trial.trial_id in known:
             continue
         if wanted <= {m.evaluation_key for m in outcome.measurements if m.tokens == outcome.tokens}:

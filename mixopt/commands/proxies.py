@@ -145,10 +145,10 @@ def _where(trial: str, place: Path) -> tuple[Path, str]:
 
 
 def _meant(history: History, search: SearchRecord, name: str) -> tuple[TrialRecord, str | None]:
-    """The trial that is meant, and which one the proposal calls the best; ids may be of any search, mixtures are this one's."""
+    """The trial that is meant, and which one the proposal calls the best; ids may be of any search or calibration, mixtures are this one's."""
     from mixopt.trial_names import find_trial
 
-    others = [record for record in history.searches() if record.search_id != search.search_id]
+    others = [record for record in (*history.calibrations(), *history.searches()) if record.search_id != search.search_id]
     by_id = [record for other in reversed(others) for record in history.trials(other.search_id)]
     best = ((history.document(search.search_id, "proposal") or {}).get("best_measured") or {}).get("trial_id")
     return find_trial(name, history.trials(search.search_id), best, by_id), best

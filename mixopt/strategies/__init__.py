@@ -8,10 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 from mixopt.errors import ConfigError
 from mixopt.strategies.base import Strategy
+from mixopt.swarm import Swarm
 
 # name -> module and class. Every class takes the keyword arguments of `RegressionStrategy`.
 _MODULES = {"regression": ("mixopt.strategies.regression", "RegressionStrategy")}
@@ -33,3 +35,8 @@ def get_strategy(name: str) -> Callable[..., Strategy]:
         raise ConfigError(f"There is no strategy '{name}'.", f"Did you mean '{nearest[0]}'? Known: {', '.join(strategy_names())}.")
     module, class_name = _MODULES[name]
     return cast(Callable[..., Strategy], getattr(importlib.import_module(module), class_name))
+
+
+def knowing(strategy: Strategy, calibration: Swarm) -> Strategy:
+    """The strategy, which judges whether to stop early with these finished runs of the search's calibration, too."""
+    return cast(Strategy, replace(cast(Any, strategy), calibration=calibration)) if len(calibration) else strategy

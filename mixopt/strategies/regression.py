@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import polars as pl
+
 from mixopt.domains import DomainSet
 from mixopt.mixture import Schedule
 from mixopt.objective import ObjectiveKind
@@ -43,6 +45,7 @@ class RegressionStrategy:
         seed: of the design and of everything random in the proposal.
         stop_early: asks for no more once even perfect knowledge would gain less than noise; looked at with the first half, five eighths, three
             quarters and seven eighths of the trials, each time with exactly these, so that the answer does not hang on their order of ending.
+        calibration: finished runs of the search's calibration, whose repeats sharpen the noise that is looked at; None: there are none.
     """
 
     space: MixtureSpace
@@ -56,6 +59,7 @@ class RegressionStrategy:
     pull: float
     seed: int
     stop_early: bool = False
+    calibration: Swarm | None = None
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
@@ -90,13 +94,21 @@ class RegressionStrategy:
             first = [trial.trial_id for trial in planned[: math.ceil(share * self.trials)]]
             if len(first) < FEWEST_TO_STOP or not finished.issuperset(first):
                 continue
-            part = completed.select(first)
+            part = self._with_calibration(completed.select(first))
             digest = part.digest()
             if digest not in self._judged:
                 self._judged[digest] = nothing_to_gain(part, self.space, self.domains, self.surrogate, self._settings())
             if self._judged[digest]:
                 return True
         return False
+
+    def _with_calibration(self, part: Swarm) -> Swarm:
+        """The trials looked at, and the calibration's that are none of the search."""
+        if self.calibration is None:
+            return part
+        known = set(part.trial_ids)
+        more = self.calibration.select([trial_id for trial_id in self.calibration.trial_ids if trial_id not in known])
+        return Swarm(part.domains, pl.concat([part.table, more.table]))
 
     def _settings(self) -> Settings:
         return Settings(self.metrics, self.objective_kind, self.seeds, self.pull, self.seed)

@@ -14,7 +14,7 @@ from mixopt.objective import fit_objective
 from mixopt.prediction import predict
 from mixopt.recommendation import expected_gain
 from mixopt.space import MixtureSpace
-from mixopt.strategies import get_strategy
+from mixopt.strategies import get_strategy, knowing
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import SCHEMA, Swarm
 from mixopt.trial import Source, Trial
@@ -71,6 +71,22 @@ def test_a_smooth_search_stops_at_half_and_a_bumpy_one_goes_on() -> None:
 def test_nothing_stops_unasked() -> None:
     plan = strategy().plan()
     assert strategy().ask(4, run(plan[:16], 0.0), [], []) == plan[16:20]
+
+
+def test_repeats_of_the_calibration_count_and_are_not_taken_for_trials_of_the_search() -> None:
+    """Seeds of one mixture that agree exactly say that noise is small: then there is more to gain than noise."""
+    searching = strategy(stop_early=True)
+    plan = searching.plan()
+    done = run(plan[:16], 0.0)
+    assert searching.ask(4, done, [], []) == []
+    again = [FACTORY.make(plan[20].schedule, 900 + seed, "corner") for seed in range(400)]
+    quiet = run(again, 0.0)
+    first = quiet.table["bits_per_byte"][0]
+    exact = Swarm(DOMAINS.names, quiet.table.with_columns(bits_per_byte=pl.lit(first), loss_nats=pl.lit(first)))
+    assert knowing(searching, exact).ask(4, done, [], []) == plan[16:20]
+    ahead = knowing(searching, run(plan[:20], 0.0))
+    assert ahead.ask(1, run(plan[:3], 0.0), [], []) == [plan[3]], "what the calibration has trained is asked for nevertheless"
+    assert knowing(searching, Swarm.empty(DOMAINS.names)) is searching
 
 
 @pytest.mark.parametrize("more", [0, 3, 9])

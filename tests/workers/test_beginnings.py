@@ -152,6 +152,15 @@ def test_the_rate_of_the_second_stage_is_not_the_bases(tmp_path: Path) -> None:
     assert (search.base.recipe["learning_rate"], search.factory.recipe["learning_rate"]) == (3e-3, 1e-4)
 
 
+def test_a_bases_rate_carries_over_to_the_verification_in_mup_alone(tmp_path: Path) -> None:
+    beginning = {"kind": "continued", "base": {"tokens": 819_200, "learning_rate": 2e-3}}
+    for parametrization, larger in (("standard", 1.5e-3), ("mup", 2e-3)):
+        search = composed(
+            tmp_path, beginning, proxy={"parametrization": parametrization, "tokens": 204_800, "window": 64, "beginning": beginning}
+        )
+        assert [base.recipe["learning_rate"] for base in search.bases] == [2e-3, larger]
+
+
 def test_a_dense_size_cannot_be_upcycled(tmp_path: Path) -> None:
     search = composed(tmp_path, CONTINUED)
     raw = search.experiment.model_dump(mode="json")
@@ -258,11 +267,12 @@ def test_a_base_that_is_named_has_to_fit(tmp_path: Path) -> None:
     store.path.mkdir(parents=True)
     with History.open(tmp_path / "record.sqlite") as history:
         history.add_search("s", "search", "")
-        history.add_trials("s", [search.base], "base")
+        history.add_trials("s", [dataclasses.replace(search.base, label="natural")], "search")
     named = {"kind": "continued", "base": {"trial": search.base.trial_id[:8]}}
     same = composed(tmp_path, named, verification={"size": "nano"})
     assert (same.search_id, natural(same).trial_id) == (search.search_id, natural(search).trial_id)
     assert same.bases == (search.base,), "verification of the same size begins with it, too"
+    assert [base.label for base in same.bases] == ["base"], "whatever the search called it that trained it"
     check_base(same.experiment)
     with pytest.raises(ConfigError, match=r"`verification\.size` begin with one of 'micro'"):
         composed(tmp_path, named)

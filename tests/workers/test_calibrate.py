@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mixopt.calibration.stored import load
-from mixopt.config import Experiment
+from mixopt.config import BaseConfig, BeginningConfig, Experiment
 from mixopt.errors import ConfigError
 from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
@@ -22,8 +22,10 @@ from mixopt.progress import Silent
 from mixopt.runner import Capacity, Completed, Failed, Started, TrialEvent
 from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
+from workers import beginnings
 from workers.calibrate import LEVELS, QUICK, Calibrated, calibrate, calibrated_by_search, plans_at
 from workers.compose import Search, compose, record_location
+from workers.run import _knowing_calibration
 from workers.tokens.prepare import prepare
 from workers.trial_folder import TrialFolder
 
@@ -223,6 +225,37 @@ def test_what_takes_too_long_is_left_out_least_needed_first(run: Callable[..., C
         assert history.calibrations() == []
 
 
+def begun(experiment: Experiment) -> Experiment:
+    """The same, with trials that go on from a base of 512 steps."""
+    beginning = BeginningConfig(kind="continued", base=BaseConfig(tokens=512 * STEP))
+    return experiment.model_copy(update={"proxy": experiment.proxy.model_copy(update={"beginning": beginning})})
+
+
+def test_the_base_is_trained_before_all_that_begin_with_it(
+    run: Callable[..., Calibrated], experiment: Experiment, laws: list[Law], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = begun(experiment)
+    search = compose(changed, prepare(changed, Silent()))
+    assert search.base is not None
+    assert search.verification_base is not None
+    monkeypatch.setattr(beginnings, "forget_results_without_weights", lambda store, trials: [])  # this runner writes none
+    done = run(changed, quick=True)
+    assert laws[0].trained[0] == search.base.trial_id
+    assert done.calibrations[0].rate == RANKS_AT
+    with History.open(record_location(search.store)) as history:
+        trials = [record.trial for record in history.trials(done.calibrations[0].calibration_id, "calibration")]
+    assert {trial.inputs for trial in trials} == {(search.base.trial_id,)}, "at every rate, and in the longer run"
+    assert len(laws[0].trained) == 1 + done.trained
+
+
+def test_the_cost_contains_the_base(run: Callable[..., Calibrated], experiment: Experiment) -> None:
+    scratch, cost = (run(file, dry_run=True, quick=True).cost for file in (experiment, begun(experiment)))
+    assert cost.trials == scratch.trials
+    assert cost.seconds > 2 * scratch.seconds, "the base alone has 512 steps, a trial 16"
+    assert "and trained/nano/65536 first, to begin with," in cost.sentence
+    assert "begin" not in scratch.sentence
+
+
 def test_memory_and_speed_are_compared_with_what_was_expected(run: Callable[..., Calibrated]) -> None:
     (found,) = run(quick=True).calibrations
     entry = found.resources_of(found.source)
@@ -271,6 +304,31 @@ def test_the_calibrated_rate_enters_the_trials_of_a_search_that_asks_for_it(run:
     assert compose(experiment, manifest).search_id == plain.search_id, "a search that does not ask keeps its rate and its identity"
     numbered = experiment.model_copy(update={"proxy": experiment.proxy.model_copy(update={"learning_rate": RANKS_AT})})
     assert compose(numbered, manifest).search_id == search.search_id
+
+
+def test_the_stopping_rule_of_a_search_knows_the_runs_of_its_calibration(run: Callable[..., Calibrated], experiment: Experiment) -> None:
+    search = compose(experiment, prepare(experiment, Silent()))
+    with History.open(record_location(search.store)) as history:
+        assert _knowing_calibration(search, history).strategy is search.strategy, "there is none yet"
+    run(quick=True)
+    (plan,) = plans_at(search, QUICK)
+    own = {trial.trial_id for trial in plan.at(search.factory.source) if trial.recipe == search.factory.recipe}
+    with History.open(record_location(search.store)) as history:
+        informed: Any = _knowing_calibration(search, history).strategy
+    assert set(informed.calibration.trial_ids) == own
+
+
+def test_in_mup_the_calibrated_rate_is_that_of_the_verification_too_where_it_was_not_swept(
+    run: Callable[..., Calibrated], experiment: Experiment
+) -> None:
+    changed = experiment.proxy.model_copy(update={"learning_rate": "calibrated", "parametrization": "mup"})
+    asking = experiment.model_copy(update={"proxy": changed})
+    run(asking, quick=True)
+    search = compose(asking, prepare(experiment, Silent()))
+    numbered = experiment.model_copy(update={"proxy": changed.model_copy(update={"learning_rate": RANKS_AT})})
+    expected = compose(numbered, prepare(experiment, Silent()))
+    assert search.factory.recipe["learning_rate"] == RANKS_AT
+    assert (search.factory, search.verification_factory) == (expected.factory, expected.verification_factory)
 
 
 def test_dataclasses_of_levels_hold_the_own_rate() -> None:

@@ -13,9 +13,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
-from mixopt.config import Experiment, GroupConfig, without_login
+from pydantic import BaseModel
+
+from mixopt.config import DomainConfig, Experiment, GroupConfig, ProxyConfig, without_login
 from mixopt.errors import ConfigError, MixoptError, RunError
 from mixopt.groups.rules import ancestors
 from mixopt.progress import Reporter
@@ -34,6 +37,10 @@ CHECK_SECONDS = 180.0
 """How long the check may take, the start of its worker on a loaded head included."""
 RACES = 5
 """How often another submission may take the id that was free a moment ago."""
+
+LATER_OF_PROXY = ("parametrization", "beginning", "balancing", "auxiliary_loss")
+LATER_OF_DOMAIN = ("prompt_column", "completion_column")
+"""What a file could not say once: at the default it stays out of the key, so that a file finds the job that an earlier version submitted."""
 
 SHARED = "A job reads the paths of its file on the cluster: put data and `output` on a file system that every node mounts."
 
@@ -61,10 +68,11 @@ def job_key(experiment: Experiment) -> str:
     body = experiment.model_dump(mode="json")
     for section in ("name", "levels", "groups", "verification", "tracking", "ray"):
         del body[section]
-    for key in ("trials", "batch", "max_attempts"):
+    for key in ("trials", "batch", "max_attempts", "stop_early"):
         del body["search"][key]
-    if experiment.proxy.beginning.kind == "scratch":
-        del body["proxy"]["beginning"]  # as before there was a choice
+    _leave_out_defaults(body["proxy"], ProxyConfig, LATER_OF_PROXY)
+    for domain in body["domains"]:
+        _leave_out_defaults(domain, DomainConfig, LATER_OF_DOMAIN)
     body["objective"]["over"] = experiment.objective_over
     body["domains"] = sorted(
         ({k: v for k, v in domain.items() if k != "group"} for domain in body["domains"]), key=lambda d: str(d["name"])
@@ -72,6 +80,14 @@ def job_key(experiment: Experiment) -> str:
     body["rules"] = _rules(experiment)
     body["targets"] = sorted(json.dumps({k: v for k, v in target.items() if k != "name"}, sort_keys=True) for target in body["targets"])
     return content_digest([body, versions()["engine"]])[:KEY_DIGITS]
+
+
+def _leave_out_defaults(section: dict[str, Any], model: type[BaseModel], names: Sequence[str]) -> None:
+    """Takes these fields out of a dumped section where they have their defaults."""
+    defaults = model.model_construct().model_dump(mode="json", include=set(names))
+    for name in names:
+        if section[name] == defaults[name]:
+            del section[name]
 
 
 def _rules(experiment: Experiment) -> list[object]:

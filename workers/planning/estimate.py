@@ -19,6 +19,7 @@ from mixopt.factory import TrialFactory
 from mixopt.mixture import Schedule
 from mixopt.progress import Reporter, Silent
 from mixopt.runner import Evaluation
+from mixopt.strategies import knowing
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
 from mixopt.verification import plan_verification
@@ -139,7 +140,11 @@ class Planner:
         swarm = known.swarm if known.swarm is not None else Swarm.empty(names)
         finished = set(swarm.trial_ids)
         pending = [trial for trial in known.trials if trial.trial_id not in finished]
-        asked = self._search.strategy.ask(self._experiment.search.trials, swarm, pending, known.abandoned)
+        plain, count = self._search.strategy, self._experiment.search.trials
+        informed = plain if known.calibration_runs is None else knowing(plain, known.calibration_runs)
+        asked = informed.ask(count, swarm, pending, known.abandoned)
+        if known.proposal is not None and asked and not plain.ask(count, swarm, pending, known.abandoned):
+            asked = []  # it has ended without the calibration, and stays so
         return [*known.trials, *asked]
 
     def _planned_verification(self) -> tuple[list[Trial], bool]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mixopt.calibration.design import calibration_identity
 from mixopt.calibration.result import Calibration
-from mixopt.calibration.stored import load, with_repeats
+from mixopt.calibration.stored import calibration_runs, load, with_repeats
 from mixopt.cost import NoiseKnown
 from mixopt.history import History, TrialRecord
 from mixopt.proposal import Proposal
@@ -30,6 +30,7 @@ class Known:
         proposal: the recorded one.
         noise: what other searches found; None: nothing that fits.
         calibration: of the search's source; None: never calibrated.
+        calibration_runs: finished runs of its calibration at the rate of the search; what its stopping rule knows beside.
         repeats: the finished trials of the search and, after them, those of its calibration; what noise is known from.
     """
 
@@ -41,6 +42,7 @@ class Known:
     proposal: Proposal | None = None
     noise: NoiseKnown | None = None
     calibration: Calibration | None = None
+    calibration_runs: Swarm | None = None
     repeats: Swarm | None = None
 
 
@@ -69,9 +71,9 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
         calibration_id = calibration_identity(search.factory)
         calibration = load(history, calibration_id)
         names, scored = search.domains.names, search.metrics(source)
+        runs = calibration_runs(history, search.factory, scored, calibration_id)
         if search.search_id not in searches:
-            repeats = with_repeats(history, Swarm.empty(names), search.factory, scored, calibration_id)
-            return Known(finished=finished, here=tuple(here), noise=noise, calibration=calibration, repeats=repeats)
+            return Known(finished=finished, here=tuple(here), noise=noise, calibration=calibration, calibration_runs=runs, repeats=runs)
         records = history.trials(search.search_id, "search")
         body = history.document(search.search_id, "proposal")
         swarm = history.swarm(search.search_id, names, scored)
@@ -84,5 +86,6 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
             proposal=None if body is None else Proposal.from_json(body),
             noise=noise,
             calibration=calibration,
+            calibration_runs=runs,
             repeats=with_repeats(history, swarm, search.factory, scored, calibration_id),
         )

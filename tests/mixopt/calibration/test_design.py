@@ -51,6 +51,18 @@ def test_every_mixture_has_the_same_seed_at_every_rate_and_in_every_reference_of
     assert len({trial.trial_id for trial in plan.trials}) == len(plan.trials)
 
 
+def test_every_trial_begins_with_what_the_searchs_trials_begin_with(world: Any) -> None:
+    made = world()
+    recipe = {**made.factory().recipe, "beginning": {"kind": "continued"}}
+    factory = replace(made.factory(), recipe=recipe, inputs=("base",))
+    larger = replace(made.factory(tokens=150_000, size="micro"), recipe=recipe, inputs=("larger base",))
+    plan = plan_calibration(factory, EXTENT, 0, larger)
+    assert {trial.inputs for trial in plan.trials if trial.source.size == "nano"} == {("base",)}
+    assert {trial.inputs for trial in plan.trials if trial.source.size == "micro"} == {("larger base",)}
+    first = next(iter(design_sequence(factory.domains, 3, 0)))
+    assert factory.make(Schedule.constant(first.mixture), first.seed, "").trial_id in {t.trial_id for t in plan.rates[0][1]}
+
+
 def test_unimax_that_is_uniform_is_trained_once(world: Any) -> None:
     made = world(domains=DomainSet(tuple(replace(d, max_epochs=1e6) for d in world().domains.domains), 40e9))
     plan = made.plan(EXTENT)
@@ -76,6 +88,7 @@ def test_identity_is_of_what_a_calibration_depends_on(world: Any) -> None:
         replace(factory, recipe={**factory.recipe, "clip": 0.5}),
         replace(factory, tokenizer_hash="other"),
         replace(factory, engine_version="2"),
+        replace(factory, inputs=("base",)),
         replace(factory, domains=DomainSet(made.domains.domains[:3], 40e9)),
         replace(factory, domains=DomainSet(made.domains.domains, 6e9)),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from mixopt.calibration.analysis import analyse
 from mixopt.calibration.design import Extent, plan_calibration
 from mixopt.calibration.stored import KIND, finished_trials, keep_copy, load, save, with_repeats
+from mixopt.commands.proxies import _meant
 from mixopt.history import History
 from mixopt.objective import find_noise
 from mixopt.swarm import Swarm
@@ -76,3 +78,23 @@ def test_runs_that_lack_a_metric_stay_out(filled: Any) -> None:
     swarm = Swarm.empty(made.domains.names)
     assert len(with_repeats(history, swarm, plan.factory, {**METRICS, "key-c": "target/c"}, plan.calibration_id)) == 0
     assert with_repeats(history, swarm, plan.factory, METRICS, "calibration-of-nobody") is swarm
+
+
+def test_runs_that_begin_with_another_trial_are_no_repeats(filled: Any) -> None:
+    """A base may itself go on from another, at the same source and by the same recipe."""
+    history, plan, _ = filled
+    swarm = history.swarm("5ea7c4", plan.factory.domains.names, METRICS)
+    more = with_repeats(history, swarm, plan.factory, METRICS, plan.calibration_id)
+    assert len(more) > len(swarm)
+    begun = replace(plan.factory, inputs=("other",))
+    assert len(with_repeats(history, swarm, begun, METRICS, plan.calibration_id)) == len(swarm)
+
+
+def test_its_trials_are_exported_by_their_ids_too(filled: Any) -> None:
+    history, plan, _ = filled
+    (search,) = history.searches()
+    swept = dict(plan.rates)[3e-4][0]
+    found, _ = _meant(history, search, swept.trial_id[:10])
+    assert found.trial == swept
+    named, _ = _meant(history, search, "natural")
+    assert named.trial.recipe == plan.factory.recipe, "a name is of the search's own mixtures"

@@ -83,7 +83,7 @@ class Cluster:
 def test_what_makes_another_search_makes_another_key() -> None:
     same = [
         experiment(name="two"),
-        experiment(search={"trials": 96, "batch": 4, "max_attempts": 5}),
+        experiment(search={"trials": 96, "batch": 4, "max_attempts": 5, "stop_early": True}),
         experiment(verification={"enabled": False}),
         experiment(tracking={"uri": "http://mlflow:5000"}),
         experiment(ray={"address": "auto"}),
@@ -101,12 +101,19 @@ def test_what_makes_another_search_makes_another_key() -> None:
         experiment(search={"seed": 1}),
         experiment(search={"surrogate": "lightgbm"}),
         experiment(proxy={"tokens": "2M"}),
+        experiment(proxy={"parametrization": "mup"}),
+        experiment(proxy={"balancing": "both"}),
+        experiment(proxy={"balancing": "both", "auxiliary_loss": 0.1}),
+        experiment(proxy={"learning_rate": "calibrated"}),
+        experiment(proxy={"beginning": {"kind": "continued"}}),
+        experiment(proxy={"beginning": {"kind": "upcycled"}}),
         experiment(objective={"kind": "mean"}),
         experiment(objective={"over": "all"}),
         experiment(tokenizer={"vocab_size": 4096}),
         experiment(targets=[]),
         experiment(targets=[{"name": "more", "path": "more.jsonl", "weight": 2}]),
         experiment(domains=[RAW["domains"][0] | {"path": "other.jsonl"}, RAW["domains"][1]]),
+        experiment(domains=[RAW["domains"][0] | {"prompt_column": "p", "completion_column": "c"}, RAW["domains"][1]]),
         experiment(domains=[RAW["domains"][0] | {"bounds": [0, 0.5]}, RAW["domains"][1]]),
         experiment(**ruled),
         experiment(**ruled, domains=[RAW["domains"][0], RAW["domains"][1] | {"group": "a"}]),  # the rule is about both then
@@ -114,6 +121,13 @@ def test_what_makes_another_search_makes_another_key() -> None:
     assert {job_key(one) for one in same} == {job_key(experiment())}
     keys = [job_key(one) for one in (experiment(), *other)]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_file_finds_the_job_that_an_earlier_version_submitted() -> None:
+    """Pinned, as part 3 made it with this engine. Fields that came later stay out at their defaults."""
+    assert job_key(experiment()) == "5653a3ce7dbe"
+    spelled = {"parametrization": "standard", "balancing": "bias", "beginning": {"kind": "scratch"}}
+    assert job_key(experiment(proxy=spelled)) == job_key(experiment())
 
 
 def test_a_running_job_is_attached_to_and_an_ended_one_goes_on_as_the_next_attempt() -> None:
