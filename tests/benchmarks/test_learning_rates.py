@@ -124,7 +124,7 @@ def test_what_was_measured_bears_out_the_default_rates(benchmark_module: Any) ->
     module = benchmark_module("learning_rates")
     found = [best for best in module.bests([module.Row(**row) for row in json.loads(RESULTS.read_text())]) if best.rate is not None]
     assert {(best.size, best.parametrization) for best in found} >= {
-        (size, kind) for size in ("nano", "micro") for kind in ("standard", "mup")
+        (size, kind) for size in ("nano", "micro", "small") for kind in ("standard", "mup")
     }
     for best in found:
         assert 0.5 < default_learning_rate(best.size, best.parametrization) / best.rate < 2, best

@@ -122,7 +122,7 @@ def test_it_goes_from_text_to_a_verified_mixture(first: subprocess.CompletedProc
     assert len(list(figures.glob("*.png"))) >= 4
     # Without a terminal: no bars, no empty lines, one line per trial.
     assert all(first.stderr.splitlines())
-    assert len([line for line in first.stderr.splitlines() if line.startswith("Trial ")]) == len(trials)
+    assert len([line for line in first.stderr.splitlines() if line.startswith("Trial ") and " is completed: " in line]) == len(trials)
 
 
 def test_the_same_command_again_trains_nothing(first: subprocess.CompletedProcess[str], corpus: Path) -> None:
