@@ -79,7 +79,7 @@ def _load(folder: Path) -> tuple[Any, str]:
 
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, attn_implementation="eager"
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval(), str(transformers.__version__)
 

@@ -28,6 +28,7 @@ SECTIONS = [
     "Epochs and caps",
     "Learning curves",
     "Noise",
+    "Experts",
     "Cost",
     "How to export",
     "How it was made",
@@ -145,7 +146,7 @@ def test_pointing_at_a_mark_says_what_it_is(opened: Callable[..., Browser]) -> N
 def test_every_figure_can_be_pointed_at(opened: Callable[..., Browser]) -> None:
     browser = opened()
     figures = browser.run("return [...document.querySelectorAll('figure')].map(f => f.id)")
-    assert len(figures) == 10
+    assert len(figures) == 11
     for figure in figures:
         first = browser.run("return document.querySelector(`#${arguments[0]} .wide .mark`)", figure)
         assert first is not None, figure

@@ -113,14 +113,6 @@ def test_the_folder_loads_as_it_is_and_writes_and_reads_as_the_proxy(export: Cal
         assert float((model(ids_BT).logits - pack.logits(ids_BT[None])[0]).abs().max()) < 1e-4
 
 
-def test_the_card_says_what_the_proxy_began_with(trained: tuple[Path, TrialRecord]) -> None:
-    beginning = {"kind": "upcycled", "reinitialized": 0.5}
-    trial = replace(trained[1].trial, recipe={**trained[1].trial.recipe, "beginning": beginning}, inputs=("1a2b3c4d",))
-    card = model_card(replace(trained[1], trial=trial), proxy_config("nano", 512), {}, "natural", with_tokenizer=False, comparison="")
-    assert "| beginning | upcycled, reinitialized 0.5 |" in card
-    assert "| begun from | `1a2b3c4d` |" in card
-
-
 @with_transformers
 def test_the_code_on_the_card_runs_and_the_card_says_what_it_is(export: Callable[..., Any], trained: tuple[Path, TrialRecord]) -> None:
     folder = export(verify=False).folder
