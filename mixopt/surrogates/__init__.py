@@ -16,6 +16,10 @@ from mixopt.surrogates.base import Surrogate
 _MODULES = {
     "gaussian_process": ("mixopt.surrogates.gaussian_process", "GaussianProcess"),
     "lightgbm": ("mixopt.surrogates.boosted_trees", "BoostedTrees"),
+    "log_linear": ("mixopt.surrogates.log_linear", "LogLinearSurrogate"),
+    "power_law": ("mixopt.surrogates.power_law", "PowerLawSurrogate"),
+    "ridge": ("mixopt.surrogates.ridge", "Ridge"),
+    "scheffe": ("mixopt.surrogates.scheffe", "Scheffe"),
 }
 
 

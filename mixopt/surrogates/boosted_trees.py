@@ -24,7 +24,7 @@ from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
 from mixopt.surrogates.cross_validation import fold_numbers
 from mixopt.surrogates.features import weights
-from mixopt.surrogates.observations import Observations
+from mixopt.surrogates.observations import Observations, repeat_variance
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.swarm import Points, Swarm
 
@@ -43,8 +43,6 @@ PARAMETERS = {
     "verbosity": -1,
 }
 JACKKNIFE_GROUPS = 5
-# Fewer repeats than this many degrees of freedom give a noise level with a relative error above 40%.
-MINIMUM_REPEAT_DEGREES = 3
 # Least std, relative to the metric's scale, where all five models agree exactly.
 MINIMUM_RELATIVE_STD = 1e-6
 
@@ -100,7 +98,7 @@ def _fit_metric(features: FloatArray, outputs: FloatArray, groups: NDArray[np.in
     spread = _jackknife_factor(predictions)
 
     unexplained = max(float(np.mean(errors**2) - np.mean((spread**2).sum(axis=1))), 0.0)
-    repeat_variance = _repeat_variance(outputs, groups)
+    repeat_variance = repeat_variance(outputs, groups)
     noise = unexplained / 2 if repeat_variance is None else repeat_variance
     misfit = unexplained / 2 if repeat_variance is None else max(unexplained - repeat_variance, 0.0)
     stds = scale * np.maximum(np.sqrt([misfit, noise]), MINIMUM_RELATIVE_STD)
@@ -130,16 +128,6 @@ def _jackknife_factor(predictions: FloatArray) -> FloatArray:
     """F of shape (n, groups) with F F^T the delete-a-group jackknife covariance of `predictions` (n, groups)."""
     groups = predictions.shape[1]
     return np.asarray(np.sqrt((groups - 1) / groups) * (predictions - predictions.mean(axis=1, keepdims=True)))
-
-
-def _repeat_variance(outputs: FloatArray, groups: NDArray[np.int64]) -> float | None:
-    """Pooled variance within repeats of one mixture; None when there are too few."""
-    counts = np.bincount(groups)
-    means = np.bincount(groups, weights=outputs) / counts
-    degrees = len(outputs) - len(counts)
-    if degrees < MINIMUM_REPEAT_DEGREES:
-        return None
-    return float(((outputs - means[groups]) ** 2).sum() / degrees)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from mixopt.swarm import Points, Swarm
 from mixopt.trial import WEIGHT_DECIMALS
 
 MINIMUM_TRIALS = 4
+# Fewer repeats than this many degrees of freedom give a noise level with a relative error above 40%.
+MINIMUM_REPEAT_DEGREES = 3
 
 
 def mixture_groups(swarm: Swarm) -> NDArray[np.int64]:
@@ -27,6 +29,16 @@ def mixture_groups(swarm: Swarm) -> NDArray[np.int64]:
     requested = weights(np.round(swarm.points(realized=False).schedules[:, :, by_name], WEIGHT_DECIMALS))
     groups = np.unique(requested, axis=0, return_inverse=True)[1]
     return np.asarray(groups, dtype=np.int64).reshape(-1)
+
+
+def repeat_variance(outputs: FloatArray, groups: NDArray[np.int64]) -> float | None:
+    """Pooled variance within repeats of one mixture; None when there are too few."""
+    counts = np.bincount(groups)
+    means = np.bincount(groups, weights=outputs) / counts
+    degrees = len(outputs) - len(counts)
+    if degrees < MINIMUM_REPEAT_DEGREES:
+        return None
+    return float(((outputs - means[groups]) ** 2).sum() / degrees)
 
 
 @dataclass(frozen=True)
