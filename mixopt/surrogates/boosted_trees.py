@@ -98,9 +98,9 @@ def _fit_metric(features: FloatArray, outputs: FloatArray, groups: NDArray[np.in
     spread = _jackknife_factor(predictions)
 
     unexplained = max(float(np.mean(errors**2) - np.mean((spread**2).sum(axis=1))), 0.0)
-    repeat_variance = repeat_variance(outputs, groups)
-    noise = unexplained / 2 if repeat_variance is None else repeat_variance
-    misfit = unexplained / 2 if repeat_variance is None else max(unexplained - repeat_variance, 0.0)
+    repeats = repeat_variance(outputs, groups)
+    noise = unexplained / 2 if repeats is None else repeats
+    misfit = unexplained / 2 if repeats is None else max(unexplained - repeats, 0.0)
     stds = scale * np.maximum(np.sqrt([misfit, noise]), MINIMUM_RELATIVE_STD)
     return MetricTrees(full, partial, center, scale, float(stds[0]), float(stds[1]))
 

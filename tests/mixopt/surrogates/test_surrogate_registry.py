@@ -12,7 +12,7 @@ from mixopt.surrogates import get_surrogate, surrogate_names
 
 
 def test_names() -> None:
-    assert surrogate_names() == ("gaussian_process", "lightgbm")
+    assert surrogate_names() == ("gaussian_process", "lightgbm", "log_linear", "power_law", "ridge", "scheffe")
 
 
 def test_unknown_name_gets_the_nearest() -> None:
