@@ -16,7 +16,7 @@ from mixopt.mixture import FloatArray
 from mixopt.objective import Objective
 from mixopt.proposal import Effect
 from mixopt.surrogates.base import Fitted, Surrogate
-from mixopt.surrogates.cross_validation import OutOfFold, out_of_fold
+from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
@@ -119,14 +119,13 @@ def predict(
     """
     unscored = np.isnan(swarm.values(swarm.metrics)).sum(axis=0).tolist()
     rest = [metric for metric, missing in zip(swarm.metrics, unscored, strict=True) if not missing and metric not in objective.metrics]
-    counted = surrogate.fit(swarm, objective.metrics)
-    others = surrogate.fit(swarm, rest) if rest else None
+    counted, errors, reason = fit_with_out_of_fold(surrogate, swarm, objective.metrics, FOLDS, seed)
+    others = None
+    if rest:
+        others, rest_errors, _ = fit_with_out_of_fold(surrogate, swarm, rest, FOLDS, seed)
+        if errors is not None and rest_errors is not None:
+            errors = errors.beside(rest_errors)
     source = swarm.points().sources[0]
-    errors, reason = None, ""
-    try:
-        errors = out_of_fold(surrogate, swarm, [*objective.metrics, *rest], FOLDS, seed)
-    except DataError as error:
-        reason = error.message
     natural_losses = counted.mean(Points(domains, natural[None, None, :], (source,)))[0]
     return Prediction(
         domains=domains,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from scipy.stats import norm, spearmanr
 
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
-from mixopt.surrogates.base import Surrogate
+from mixopt.surrogates.base import Fitted, Surrogate
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
 from mixopt.swarm import Swarm
 
@@ -38,6 +39,13 @@ class OutOfFold:
         """Rank correlation of predicted and measured per metric, shape (metrics,); 0 where either is constant."""
         return np.array([rank_correlation(m, y) for m, y in zip(self.mean.T, self.measured.T, strict=True)])
 
+    def beside(self, other: OutOfFold) -> OutOfFold:
+        """These metrics followed by those of `other`, of the same trials."""
+        return OutOfFold(*(np.concatenate(pair, axis=1) for pair in zip(self._arrays(), other._arrays(), strict=True)))
+
+    def _arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        return self.mean, self.std, self.measured
+
     def coverage(self, level: float = 0.9) -> FloatArray:
         """Share of measurements inside the central interval of `level`, shape (metrics,)."""
         inside = np.abs(self.measured - self.mean) <= norm.ppf(0.5 + level / 2) * self.std
@@ -59,6 +67,53 @@ def fold_numbers(groups: NDArray[np.int64], folds: int, seed: int) -> NDArray[np
     return dealt[groups]
 
 
+class TooFewToCheck(DataError):
+    """Too few trials, or too few different mixtures, to predict some from the others."""
+
+
+def checked_folds(groups: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """As `fold_numbers`, where every fold leaves enough trials to fit on.
+
+    Raises:
+        TooFewToCheck: fewer than two folds or mixtures, or a fold would leave fewer than 4 trials.
+    """
+    if folds < 2:
+        raise TooFewToCheck(f"Cross-validation needs at least 2 folds, got {folds}.")
+    if len(groups) == 0 or groups.max() == 0:
+        raise TooFewToCheck(f"Cross-validation needs at least two different mixtures, got {len(groups)} trials.", "Run more trials.")
+    numbers = fold_numbers(groups, folds, seed)
+    if len(groups) - np.bincount(numbers).max() < MINIMUM_TRIALS:
+        raise TooFewToCheck(f"{len(groups)} trials in {folds} folds leave fewer than {MINIMUM_TRIALS} to fit on.", "Run more trials.")
+    return numbers
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """A surrogate that predicts trials out of fold while it fits, for less than fitting it again per fold costs (stacks do)."""
+
+    def fit_with_out_of_fold(self, swarm: Swarm, metrics: Sequence[str], folds: int, seed: int) -> tuple[Fitted, OutOfFold]: ...
+
+
+def fit_with_out_of_fold(
+    surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], folds: int = 5, seed: int = 0
+) -> tuple[Fitted, OutOfFold | None, str]:
+    """`surrogate` fitted to all trials, its out-of-fold predictions, and why there are none where there are too few trials for them.
+
+    Raises:
+        DataError: whatever `surrogate.fit` raises.
+    """
+    if isinstance(surrogate, ChecksItself):
+        try:
+            return *surrogate.fit_with_out_of_fold(swarm, metrics, folds, seed), ""
+        except TooFewToCheck as error:
+            return surrogate.fit(swarm, metrics), None, error.message
+    fitted = surrogate.fit(swarm, metrics)
+    try:
+        return fitted, out_of_fold(surrogate, swarm, metrics, folds, seed), ""
+    except DataError as error:
+        return fitted, None, error.message
+
+
 def out_of_fold(surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], folds: int = 5, seed: int = 0) -> OutOfFold:
     """Fits `surrogate` once per fold on the other folds' trials and predicts the fold.
 
@@ -67,14 +122,7 @@ def out_of_fold(surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], fold
     Raises:
         DataError: fewer than two folds, or a fold would leave fewer than 4 trials to fit on; whatever `surrogate.fit` raises.
     """
-    if folds < 2:
-        raise DataError(f"Cross-validation needs at least 2 folds, got {folds}.")
-    groups = mixture_groups(swarm)
-    if len(groups) == 0 or groups.max() == 0:
-        raise DataError(f"Cross-validation needs at least two different mixtures, got {len(swarm)} trials.", "Run more trials.")
-    numbers = fold_numbers(groups, folds, seed)
-    if len(groups) - np.bincount(numbers).max() < MINIMUM_TRIALS:
-        raise DataError(f"{len(groups)} trials in {folds} folds leave fewer than {MINIMUM_TRIALS} to fit on.", "Run more trials.")
+    numbers = checked_folds(mixture_groups(swarm), folds, seed)
     names = np.array(swarm.trial_ids)
     measured = swarm.values(metrics)
     mean, std = np.empty_like(measured), np.empty_like(measured)
