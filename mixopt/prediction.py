@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
 from mixopt.objective import Objective
 from mixopt.proposal import Effect
