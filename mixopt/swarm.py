@@ -194,6 +194,10 @@ class Swarm:
         """The trials named, in the order of the table."""
         return Swarm(self.domains, self.table.filter(pl.col("trial_id").is_in(list(trial_ids))))
 
+    def by_trial_id(self) -> Swarm:
+        """The same trials, sorted by id: for sums whose last digits depend on the order."""
+        return Swarm(self.domains, self.table.sort("trial_id", "metric", "tokens"))
+
     def trials(self) -> pl.DataFrame:
         """One row per trial: its columns other than metric, tokens and losses."""
         return self.table.unique("trial_id", keep="first", maintain_order=True).drop("metric", "tokens", "loss_nats", "bits_per_byte")

@@ -14,6 +14,7 @@ from mixopt.surrogates.base import Surrogate
 
 # name -> module and class.
 _MODULES = {
+    "auto": ("mixopt.surrogates.stacked", "Stacked"),
     "gaussian_process": ("mixopt.surrogates.gaussian_process", "GaussianProcess"),
     "lightgbm": ("mixopt.surrogates.boosted_trees", "BoostedTrees"),
     "log_linear": ("mixopt.surrogates.log_linear", "LogLinearSurrogate"),

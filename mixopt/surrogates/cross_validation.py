@@ -6,7 +6,7 @@ rankings transfer to larger models: same-scale cross-validation alone must not p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
 from mixopt.surrogates.base import Fitted, Surrogate
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
-from mixopt.swarm import Swarm
+from mixopt.swarm import Points, Swarm
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,37 @@ def out_of_fold(surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], fold
     The result is a pure function of the swarm's content: the order of its rows does not matter.
 
     Raises:
-        DataError: fewer than two folds, or a fold would leave fewer than 4 trials to fit on; whatever `surrogate.fit` raises.
+        TooFewToCheck: fewer than two folds, or a fold would leave fewer than 4 trials to fit on.
+        DataError: whatever `surrogate.fit` raises.
     """
+    return out_of_fold_by(lambda part: surrogate.fit(part, metrics), swarm, metrics, folds, seed)
+
+
+def out_of_fold_by(fit: Callable[[Swarm], Fitted], swarm: Swarm, metrics: Sequence[str], folds: int, seed: int) -> OutOfFold:
+    """As `out_of_fold`, with `fit` called on the trials of all folds but one."""
     numbers = checked_folds(mixture_groups(swarm), folds, seed)
     names = np.array(swarm.trial_ids)
     measured = swarm.values(metrics)
     mean, std = np.empty_like(measured), np.empty_like(measured)
     for fold in range(int(numbers.max()) + 1):
         held_out = numbers == fold
-        fitted = surrogate.fit(swarm.select(names[~held_out].tolist()), metrics)
-        posterior = fitted.posterior(swarm.select(names[held_out].tolist()).points())
+        fitted = fit(swarm.select(names[~held_out].tolist()))
+        points = swarm.select(names[held_out].tolist()).points()
+        posterior = fitted.posterior(points)
         mean[held_out] = posterior.mean
-        std[held_out] = np.sqrt(posterior.std**2 + fitted.noise_std**2)
+        std[held_out] = np.sqrt(posterior.std**2 + noise_at(fitted, points) ** 2)
     return OutOfFold(mean, std, measured)
+
+
+@runtime_checkable
+class KnowsNoiseOfMixtures(Protocol):
+    """A fitted surrogate whose seed noise depends on the mixture."""
+
+    def noise_at(self, points: Points) -> FloatArray: ...
+
+
+def noise_at(fitted: Fitted, points: Points) -> FloatArray:
+    """Standard deviation of seed noise of every point, shape (n, metrics), bits per byte."""
+    if isinstance(fitted, KnowsNoiseOfMixtures):
+        return fitted.noise_at(points)
+    return np.broadcast_to(fitted.noise_std, (len(points.schedules), len(fitted.metrics)))

@@ -90,12 +90,13 @@ def variance(a_NF: FloatArray, parameters: Hyperparameters) -> FloatArray:
 
 
 def negative_log_posterior(
-    logs_P: FloatArray, features_NF: FloatArray, linear_NN: FloatArray, outputs_N: FloatArray, prior: Prior
+    logs_P: FloatArray, features_NF: FloatArray, linear_NN: FloatArray, outputs_N: FloatArray, prior: Prior, shape_N: FloatArray | float = 1.0
 ) -> tuple[float, FloatArray]:
     """Negative log marginal likelihood (Rasmussen & Williams, eq. 5.8 and 5.9) minus log prior, up to a constant, and its gradient (P,).
 
     Args:
         linear_NN: a.b / F of the features, which no hyperparameter changes.
+        shape_N: noise variance of each point over the noise hyperparameter; 1: the same everywhere.
     """
     parameters = Hyperparameters.from_logs(logs_P)
     scaled_NF = features_NF / parameters.lengthscales
@@ -104,7 +105,7 @@ def negative_log_posterior(
     matern_NN = (1 + s_NN + s_NN * s_NN / 3) * decay_NN
     slope_NN = (5 / 3) * (1 + s_NN) * decay_NN  # d matern / d log(lengthscale_f) = slope * (scaled difference)_f^2
     k_NN = 1 + parameters.linear * linear_NN + parameters.matern * matern_NN
-    k_NN[np.diag_indices(len(k_NN))] += parameters.noise + JITTER
+    k_NN[np.diag_indices(len(k_NN))] += parameters.noise * shape_N + JITTER
 
     factor_NN, failed = lapack.dpotrf(k_NN, lower=1)
     assert failed == 0, "a covariance with noise on its diagonal is positive definite"
@@ -122,7 +123,7 @@ def negative_log_posterior(
             [
                 0.5 * parameters.matern * np.vdot(weight_NN, matern_NN),
                 0.5 * parameters.linear * np.vdot(weight_NN, linear_NN),
-                0.5 * parameters.noise * np.trace(weight_NN),
+                0.5 * parameters.noise * (np.diag(weight_NN) * shape_N).sum(),
             ],
         ]
     )

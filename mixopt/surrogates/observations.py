@@ -24,11 +24,17 @@ MINIMUM_REPEAT_DEGREES = 3
 
 
 def mixture_groups(swarm: Swarm) -> NDArray[np.int64]:
-    """Number of each trial's requested schedule, shape (trials,), in the order of `trial_ids`: repeats of one mixture share a number."""
+    """Number of each trial's requested schedule, shape (trials,), in the order of `trial_ids`: repeats of one mixture share a number.
+
+    Numbered by the least trial id of each, so that folds and the like depend neither on the order of trials or domains nor on the weights.
+    """
     by_name = np.argsort(np.array(swarm.domains), kind="stable")  # numbers must not depend on the order of domains
     requested = weights(np.round(swarm.points(realized=False).schedules[:, :, by_name], WEIGHT_DECIMALS))
-    groups = np.unique(requested, axis=0, return_inverse=True)[1]
-    return np.asarray(groups, dtype=np.int64).reshape(-1)
+    groups = np.unique(requested, axis=0, return_inverse=True)[1].reshape(-1)
+    by_id = groups[np.argsort(np.array(swarm.trial_ids), kind="stable")]
+    rank = np.empty(int(groups.max(initial=-1)) + 1, dtype=np.int64)
+    rank[by_id[np.sort(np.unique(by_id, return_index=True)[1])]] = np.arange(len(rank))
+    return rank[groups]
 
 
 def repeat_variance(outputs: FloatArray, groups: NDArray[np.int64]) -> float | None:

@@ -27,8 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
+from mixopt.surrogates.blas import one_blas_thread
+from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, out_of_fold_by
 from mixopt.surrogates.features import weights
-from mixopt.surrogates.observations import Observations, repeat_variance
+from mixopt.surrogates.observations import Observations, mixture_groups, repeat_variance
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.swarm import Points, Swarm
 
@@ -36,9 +38,12 @@ logger = logging.getLogger(__name__)
 
 STARTS = 16
 ITERATIONS = 200
-# Rounds of sigma; only the best starts of the first round go on.
-ROUNDS = 3
+# Rounds of sigma after the first; only the best starts of the first go on.
+ROUNDS = 2
 SURVIVORS = 4
+# Trials that the first round looks at, at most; with many parameters it takes fewer starts, and one of them goes on.
+FIRST_TRIALS, FIRST_TRIALS_PER_PARAMETER = 512, 4
+MANY_PARAMETERS = 64
 # Huber's constant: 95% efficient where residuals are normal.
 HUBER = 1.345
 # Of a normal distribution: standard deviation over median absolute deviation.
@@ -47,8 +52,8 @@ FIRST_SIGMA = 0.3
 LEAST_SIGMA = 1e-3
 # Least std relative to the metric's scale, and least scale relative to its value.
 MINIMUM_RELATIVE_STD = 1e-6
-# A step that moves no parameter by more than this share of its prior's std ends a fit.
-CONVERGED = 1e-4
+# A step that lowers the negative log posterior by less ends a fit: parameters may still drift, along a flat valley and to no effect.
+CONVERGED = 1e-3
 LARGEST_EXPONENT = 30.0
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-9, 1e9
 
@@ -98,30 +103,48 @@ class ParametricSurrogate:
         Raises:
             DataError: as the protocol says (`observations.Observations.of`).
         """
+        return self._fit(swarm, metrics, None)
+
+    def fit_with_out_of_fold(self, swarm: Swarm, metrics: Sequence[str], folds: int, seed: int) -> tuple[FittedLaw, OutOfFold]:
+        """As `fit`, and predictions out of fold: each fold's fit starts where the one on all trials ended, and settles anew.
+
+        Raises:
+            TooFewToCheck: see `cross_validation.checked_folds`.
+        """
+        checked_folds(mixture_groups(swarm), folds, seed)
+        fitted = self._fit(swarm, metrics, None)
+        starts = [fit.theta[None] for fit in fitted.fits]
+        return fitted, out_of_fold_by(lambda part: self._fit(part, metrics, starts), swarm, metrics, folds, seed)
+
+    def _fit(self, swarm: Swarm, metrics: Sequence[str], starts: Sequence[FloatArray] | None) -> FittedLaw:
         observations = Observations.of(swarm, metrics)
         x_NI = weights(observations.schedules)
-        fits = tuple(fit_law(self.law, x_NI, outputs_N, observations.groups) for outputs_N in observations.values.T)
+        with one_blas_thread():
+            fits = tuple(
+                fit_law(self.law, x_NI, outputs_N, observations.groups, None if starts is None else starts[column])
+                for column, outputs_N in enumerate(observations.values.T)
+            )
         stuck = [metric for metric, fit in zip(metrics, fits, strict=True) if not fit.converged]
         if stuck:
             logger.warning("%s did not settle on %s in %d steps.", type(self.law).__name__, ", ".join(stuck), ITERATIONS)
         return FittedLaw(observations, self.law, fits)
 
 
-def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[np.int64]) -> LawFit:
-    """The posterior mode over all starts and the curvature there. Pure: starts are drawn with a fixed seed."""
+def fit_law(
+    law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[np.int64], starts_SP: FloatArray | None = None
+) -> LawFit:
+    """The posterior mode over all starts and the curvature there. Pure: starts are drawn with a fixed seed, unless they are given."""
     center = float(outputs_N.mean())
     scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))
     y_N = (outputs_N - center) / scale
     mean_P, std_P = law.prior(x_NI.shape[1])
-    spread_SP = np.random.default_rng(0).standard_normal((STARTS, len(mean_P)))
-    spread_SP[0] = 0.0
-    theta_SP, sigma = mean_P + 0.5 * std_P * spread_SP, FIRST_SIGMA
+    theta_SP = _first_round(law, x_NI, y_N, mean_P, std_P) if starts_SP is None else starts_SP
     for _ in range(ROUNDS):
-        theta_SP, values_S, moved_S = _minimize(law, theta_SP, x_NI, y_N, sigma, mean_P, std_P)
-        order = np.argsort(values_S, kind="stable")[:SURVIVORS]
-        theta_SP, moved_S = theta_SP[order], moved_S[order]
         residuals_N = y_N - law.evaluate(theta_SP[:1], x_NI)[0][0]
         sigma = max(MAD_TO_STD * float(np.median(np.abs(residuals_N))), LEAST_SIGMA)
+        theta_SP, values_S, gained_S = _minimize(law, theta_SP, x_NI, y_N, sigma, mean_P, std_P)
+        order = np.argsort(values_S, kind="stable")
+        theta_SP, gained_S = theta_SP[order], gained_S[order]
     theta_P = theta_SP[0]
     residuals_N, jacobian_NP = (part[0] for part in law.evaluate(theta_P[None], x_NI))
     residuals_N = y_N - residuals_N
@@ -135,13 +158,28 @@ def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[n
     stds = scale * np.maximum(np.sqrt([misfit, noise]), MINIMUM_RELATIVE_STD)
     eigenvalues_P, vectors_PP = np.linalg.eigh(covariance_PP)
     factor_PP = vectors_PP * np.sqrt(np.maximum(eigenvalues_P, 0.0))
-    return LawFit(theta_P, factor_PP, center, scale, float(stds[0]), float(stds[1]), bool(moved_S[0] < CONVERGED))
+    return LawFit(theta_P, factor_PP, center, scale, float(stds[0]), float(stds[1]), bool(gained_S[0] < CONVERGED))
+
+
+def _first_round(law: Law, x_NI: FloatArray, y_N: FloatArray, mean_P: FloatArray, std_P: FloatArray) -> FloatArray:
+    """Where the best of many starts end with the first sigma, shape (SURVIVORS, P), best first.
+
+    Of many trials, a part: finding the basin takes a few trials per parameter, its floor takes all of them.
+    """
+    count = max(FIRST_TRIALS, FIRST_TRIALS_PER_PARAMETER * len(mean_P))
+    rows = np.random.default_rng(1).permutation(len(y_N))[:count] if len(y_N) > count else np.arange(len(y_N))
+    starts = STARTS if len(mean_P) <= MANY_PARAMETERS else SURVIVORS
+    spread_SP = np.random.default_rng(0).standard_normal((starts, len(mean_P)))
+    spread_SP[0] = 0.0
+    theta_SP, values_S, _ = _minimize(law, mean_P + 0.5 * std_P * spread_SP, x_NI[rows], y_N[rows], FIRST_SIGMA, mean_P, std_P)
+    kept = SURVIVORS if len(mean_P) <= MANY_PARAMETERS else 1
+    return np.asarray(theta_SP[np.argsort(values_S, kind="stable")[:kept]])
 
 
 def _minimize(
     law: Law, theta_SP: FloatArray, x_NI: FloatArray, y_N: FloatArray, sigma: float, mean_P: FloatArray, std_P: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Levenberg-Marquardt from every start: parameters, objective, and how far the last step moved in stds of the prior (S,)."""
+    """Levenberg-Marquardt from every start: parameters, objective, and how much the last step lowered it (S,)."""
 
     def objective(theta_SP: FloatArray, values_SN: FloatArray) -> FloatArray:
         size_SN = np.abs(y_N - values_SN) / sigma
@@ -150,7 +188,7 @@ def _minimize(
 
     values_SN, jacobian_SNP = law.evaluate(theta_SP, x_NI)
     best_S = objective(theta_SP, values_SN)
-    damping_S, moved_S = np.full(len(theta_SP), FIRST_DAMPING), np.full(len(theta_SP), np.inf)
+    damping_S, gained_S = np.full(len(theta_SP), FIRST_DAMPING), np.full(len(theta_SP), np.inf)
     diagonal = np.arange(theta_SP.shape[1])
     for _ in range(ITERATIONS):
         residuals_SN = (y_N - values_SN) / sigma
@@ -164,15 +202,16 @@ def _minimize(
         tried_values_SN, tried_jacobian_SNP = law.evaluate(tried_SP, x_NI)
         tried_S = objective(tried_SP, tried_values_SN)
         better_S = tried_S < best_S
-        moved_S = np.where(better_S | (damping_S > 1), np.abs(step_SP / std_P).max(axis=1), moved_S)
+        # A step that does not help says nothing while it is long.
+        gained_S = np.where(better_S, best_S - tried_S, np.where(damping_S > 1, 0.0, gained_S))
         theta_SP = np.where(better_S[:, None], tried_SP, theta_SP)
         values_SN = np.where(better_S[:, None], tried_values_SN, values_SN)
         jacobian_SNP = np.where(better_S[:, None, None], tried_jacobian_SNP, jacobian_SNP)
         best_S = np.where(better_S, tried_S, best_S)
         damping_S = np.clip(np.where(better_S, damping_S / 4, damping_S * 6), LEAST_DAMPING, MOST_DAMPING)
-        if (moved_S < CONVERGED).all():
+        if (gained_S < CONVERGED).all():
             break
-    return theta_SP, best_S, moved_S
+    return theta_SP, best_S, gained_S
 
 
 def _robust_weights(residuals: FloatArray) -> FloatArray:
