@@ -128,9 +128,7 @@ class GaussianProcess:
             fits = tuple(fit_metric(features_NF, observations, outputs_N) for outputs_N in observations.values.T)
         return FittedGaussianProcess(observations, fits)
 
-    def fit_with_out_of_fold(
-        self, swarm: Swarm, metrics: Sequence[str], folds: int, seed: int
-    ) -> tuple[FittedGaussianProcess, OutOfFold]:
+    def fit_with_out_of_fold(self, swarm: Swarm, metrics: Sequence[str], folds: int, seed: int) -> tuple[FittedGaussianProcess, OutOfFold]:
         """As `fit`, and predictions out of fold; of many trials with the hyperparameters of all.
 
         Raises:

@@ -90,7 +90,12 @@ def variance(a_NF: FloatArray, parameters: Hyperparameters) -> FloatArray:
 
 
 def negative_log_posterior(
-    logs_P: FloatArray, features_NF: FloatArray, linear_NN: FloatArray, outputs_N: FloatArray, prior: Prior, shape_N: FloatArray | float = 1.0
+    logs_P: FloatArray,
+    features_NF: FloatArray,
+    linear_NN: FloatArray,
+    outputs_N: FloatArray,
+    prior: Prior,
+    shape_N: FloatArray | float = 1.0,
 ) -> tuple[float, FloatArray]:
     """Negative log marginal likelihood (Rasmussen & Williams, eq. 5.8 and 5.9) minus log prior, up to a constant, and its gradient (P,).
 
@@ -109,8 +114,9 @@ def negative_log_posterior(
 
     factor_NN, failed = lapack.dpotrf(k_NN, lower=1)
     assert failed == 0, "a covariance with noise on its diagonal is positive definite"
-    inverse_NN = lapack.dpotri(factor_NN, lower=1)[0]
-    inverse_NN = np.tril(inverse_NN) + np.tril(inverse_NN, -1).T
+    half_NN = lapack.dpotri(factor_NN, lower=1)[0]  # zeros above the diagonal, where dpotrf left them
+    inverse_NN = half_NN + half_NN.T
+    inverse_NN[np.diag_indices(len(inverse_NN))] *= 0.5
     alpha_N = inverse_NN @ outputs_N
     value = 0.5 * outputs_N @ alpha_N + np.log(np.diag(factor_NN)).sum()
 

@@ -130,9 +130,7 @@ class ParametricSurrogate:
         return FittedLaw(observations, self.law, fits)
 
 
-def fit_law(
-    law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[np.int64], starts_SP: FloatArray | None = None
-) -> LawFit:
+def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[np.int64], starts_SP: FloatArray | None = None) -> LawFit:
     """The posterior mode over all starts and the curvature there. Pure: starts are drawn with a fixed seed, unless they are given."""
     center = float(outputs_N.mean())
     scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))

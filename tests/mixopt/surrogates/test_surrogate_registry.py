@@ -12,7 +12,8 @@ from mixopt.surrogates import get_surrogate, surrogate_names
 
 
 def test_names() -> None:
-    assert surrogate_names() == ("gaussian_process", "lightgbm", "log_linear", "power_law", "ridge", "scheffe")
+    assert surrogate_names() == tuple(sorted(surrogate_names()))
+    assert {"auto", "gaussian_process", "lightgbm", "log_linear", "power_law", "ridge", "scheffe"} <= set(surrogate_names())
 
 
 def test_unknown_name_gets_the_nearest() -> None:
