@@ -37,10 +37,10 @@ LAWS = frozenset({"power_law", "log_linear"})
 # With fewer trials per weight a law predicts far worse than no law (methods/surrogates-measured.md, A1: n = 16 and 17 domains).
 LAW_TRIALS_PER_WEIGHT = 1.5
 FLOOR = {"power_law": 0.1}
-# Where the weights are pulled to, for members that have no entry 0; and how strongly, in units of the outputs' variance: as much as two more errors as large
-# as the spread of the losses. Of .05 to 2 tried on RegMix, with even weights or these, the strongest was best at 16 and 32 runs and level above.
+# Where the weights are pulled to, for members that have no entry 0; and how strongly: as by so many errors, of the best member's size. Of 3 to 80 tried on RegMix
+# with five subsets of each size, stronger was better at 16 and 32 runs and on the 60M table, weaker at 64 and 128 on the 1M table; all within .008.
 TRUSTED = {"gaussian_process": 1.0, "power_law": 0.1}
-PULL = 2.0
+PULL = 40.0
 # With few trials every fit misses more of them per fold, so that folds are made smaller.
 FOLDS, FOLDS_OF_FEW, FEW = 5, 10, 64
 # The factor on the spread makes 90% of errors out of fold fall inside the 90% interval; its logarithm is pulled to 0 as by so many more errors. By their root mean
@@ -160,8 +160,8 @@ def _weights(names: Sequence[str], measured_N: FloatArray, means_NS: FloatArray)
     """Nonnegative weights of least squared error plus pull, shape (S,), summing to 1, each at least its floor."""
     floor_S = np.array([FLOOR.get(name, 0.0) for name in names])
     free = 1 - floor_S.sum()
-    scale = max(float(measured_N.std()), MINIMUM_STD)
-    errors_NS = (means_NS - measured_N[:, None]) / scale / np.sqrt(len(measured_N))
+    errors_NS = (means_NS - measured_N[:, None]) / np.sqrt(len(measured_N))
+    errors_NS /= max(float(np.sqrt((errors_NS**2).sum(axis=0).min())), MINIMUM_STD)
     # Weights sum to 1, so the stack's error is the weighted sum of the members' errors. One more row makes them sum to 1.
     pull_SS = np.sqrt(PULL / len(measured_N)) * np.eye(len(names))
     sides = np.concatenate([errors_NS, pull_SS, np.full((1, len(names)), SUM_TO_ONE)])
