@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,9 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "seconds": pl.Float64,
 }
 SCHEMA = pl.Schema(COLUMNS)
+# Of a trial and of a loss, beside the trial's id.
+RUN_COLUMNS = ("label", "evaluator", "size", "source_tokens", "seed", "fractions", "requested", "realized")
+LOSS_COLUMNS = ("metric", "tokens", "loss_nats", "bits_per_byte", "flops", "seconds")
 ON_CURVE = "curve/"
 """Before the name of a metric: its loss at the end on the rows of the points before the end."""
 
@@ -87,21 +91,41 @@ class Curves:
     values: FloatArray
 
 
-@dataclass(frozen=True)
 class Swarm:
     """Finished trials of one set of domains.
 
+    Kept as two tables, since a mixture of 200 domains beside each of 100 metrics would fill gigabytes: `runs`, one row per trial, and `losses`, one per trial,
+    metric and token count. `table` is both in the long form of `SCHEMA`.
+
     Attributes:
         domains: names of the innermost axis of `requested` and `realized`.
-        table: columns of `SCHEMA`, ordered by the search (first asked first), then metric, then tokens.
     """
 
-    domains: tuple[str, ...]
-    table: pl.DataFrame
+    def __init__(self, domains: tuple[str, ...], table: pl.DataFrame) -> None:
+        """From the long form: columns of `SCHEMA`, ordered by the search (first asked first), then metric, then tokens.
 
-    def __post_init__(self) -> None:
-        if self.table.schema != SCHEMA:
-            raise DataError(f"Swarm table has columns {dict(self.table.schema)}, version {SWARM_VERSION} wants {dict(SCHEMA)}.")
+        Raises:
+            DataError: other columns.
+        """
+        if table.schema != SCHEMA:
+            raise DataError(f"Swarm table has columns {dict(table.schema)}, version {SWARM_VERSION} wants {dict(SCHEMA)}.")
+        runs = table.select("trial_id", *RUN_COLUMNS).unique("trial_id", keep="first", maintain_order=True)
+        self._set(domains, runs, table.select("trial_id", *LOSS_COLUMNS))
+
+    @classmethod
+    def of_tables(cls, domains: Sequence[str], runs: pl.DataFrame, losses: pl.DataFrame) -> Swarm:
+        """From both tables: trials in the order of `runs`, all of which have losses."""
+        swarm = cls.__new__(cls)
+        swarm._set(tuple(domains), runs, losses)
+        return swarm
+
+    def _set(self, domains: tuple[str, ...], runs: pl.DataFrame, losses: pl.DataFrame) -> None:
+        self.domains, self.runs, self.losses = domains, runs, losses
+
+    @cached_property
+    def table(self) -> pl.DataFrame:
+        """Columns of `SCHEMA`, one row per trial, metric and token count, in the order of `losses`."""
+        return self.losses.join(self.runs, on="trial_id", how="left", maintain_order="left").select(list(SCHEMA))
 
     @classmethod
     def empty(cls, domains: Sequence[str]) -> Swarm:
@@ -146,61 +170,59 @@ class Swarm:
         names = [f"row-{index:06d}" for index in range(count)] if trial_ids is None else list(trial_ids)
         if len(names) != count or len(set(names)) != count:
             raise DataError(f"{count} trials need {count} distinct trial ids, got {len(set(names))}.")
-        scored = _long_form(losses, grid, metrics)
         weights = schedules.astype(np.float64).tolist()
-        table = pl.DataFrame(
+        scored = np.asarray(~np.isnan(losses).all(axis=(1, 2)))
+        runs = pl.DataFrame(
             {
-                "trial_id": [names[row] for row, *_ in scored],
+                "trial_id": names,
                 "label": "",
                 "evaluator": source.evaluator,
                 "size": source.size,
                 "source_tokens": source.tokens,
                 "seed": 0,
-                "fractions": [list(fractions) for _ in scored],
-                "requested": [weights[row] for row, *_ in scored],
-                "realized": [weights[row] for row, *_ in scored],
-                "metric": [metric for _, metric, _, _ in scored],
-                "tokens": [point_tokens for _, _, point_tokens, _ in scored],
-                "loss_nats": float("nan"),
-                "bits_per_byte": [bits for *_, bits in scored],
-                "flops": float("nan"),
-                "seconds": float("nan"),
+                "fractions": [list(fractions)] * count,
+                "requested": weights,
+                "realized": weights,
             },
-            schema=SCHEMA,
+            schema={name: SCHEMA[name] for name in ("trial_id", *RUN_COLUMNS)},
         )
-        return cls(tuple(domains), table)
+        return cls.of_tables(domains, runs.filter(scored.tolist()), _long_form(losses, grid, metrics, names))
 
     def __len__(self) -> int:
         """Number of trials."""
-        return self.table["trial_id"].n_unique()
+        return len(self.runs)
 
     @property
     def trial_ids(self) -> tuple[str, ...]:
         """In the order of the table."""
-        return tuple(self.table["trial_id"].unique(maintain_order=True))
+        return tuple(self.runs["trial_id"])
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return tuple(sorted(name for name in self.table["metric"].unique() if not name.startswith(ON_CURVE)))
+        return tuple(sorted(name for name in self.losses["metric"].unique() if not name.startswith(ON_CURVE)))
 
     def at_source(self, source: Source) -> Swarm:
         """The trials of one source."""
-        rows = self.table.filter(
+        return self._part(
             (pl.col("evaluator") == source.evaluator) & (pl.col("size") == source.size) & (pl.col("source_tokens") == source.tokens)
         )
-        return Swarm(self.domains, rows)
 
     def select(self, trial_ids: Sequence[str]) -> Swarm:
         """The trials named, in the order of the table."""
-        return Swarm(self.domains, self.table.filter(pl.col("trial_id").is_in(list(trial_ids))))
+        return self._part(pl.col("trial_id").is_in(list(trial_ids)))
+
+    def _part(self, wanted: pl.Expr) -> Swarm:
+        runs = self.runs.filter(wanted)
+        return Swarm.of_tables(self.domains, runs, self.losses.filter(pl.col("trial_id").is_in(runs["trial_id"].to_list())))
 
     def by_trial_id(self) -> Swarm:
         """The same trials, sorted by id: for sums whose last digits depend on the order."""
-        return Swarm(self.domains, self.table.sort("trial_id", "metric", "tokens"))
+        return Swarm.of_tables(self.domains, self.runs.sort("trial_id"), self.losses.sort("trial_id", "metric", "tokens"))
 
     def trials(self) -> pl.DataFrame:
         """One row per trial: its columns other than metric, tokens and losses."""
-        return self.table.unique("trial_id", keep="first", maintain_order=True).drop("metric", "tokens", "loss_nats", "bits_per_byte")
+        costs = self.losses.select("trial_id", "flops", "seconds").unique("trial_id", keep="first", maintain_order=True)
+        return self.runs.join(costs, on="trial_id", how="left", maintain_order="left")
 
     def points(self, realized: bool = True) -> Points:
         """Schedules and sources, one point per trial, in the order of `trial_ids`."""
@@ -214,10 +236,13 @@ class Swarm:
     def values(self, metrics: Sequence[str], column: str = "bits_per_byte") -> FloatArray:
         """End-point losses, shape (trials, metrics), in the order of `trial_ids`; NaN where a trial was not scored on a metric."""
         # The end is the trial's, not the metric's: what was measured earlier only has no end.
-        ends = self.table.filter(pl.col("tokens") == pl.col("tokens").max().over("trial_id")).select("trial_id", "metric", column)
-        lookup = {(trial_id, metric): value for trial_id, metric, value in ends.iter_rows()}
-        values = [[lookup.get((trial_id, metric), np.nan) for metric in metrics] for trial_id in self.trial_ids]
-        return np.array(values, dtype=np.float64).reshape(len(self), len(metrics))
+        ends = self.losses.filter(pl.col("tokens") == pl.col("tokens").max().over("trial_id"))
+        rows = {trial_id: row for row, trial_id in enumerate(self.trial_ids)}
+        values = np.full((len(self), len(metrics)), np.nan)
+        for place, metric in enumerate(metrics):
+            found = ends.filter(pl.col("metric") == metric)
+            values[[rows[trial_id] for trial_id in found["trial_id"]], place] = found[column].to_numpy()
+        return values
 
     def curves(self, metrics: Sequence[str], column: str = "bits_per_byte", end: Literal["curve", "all"] = "curve") -> Curves:
         """Losses along the way, in the order of `trial_ids`.
@@ -230,7 +255,7 @@ class Swarm:
                 training; NaN for trials recorded without. "all": all rows, as `values`; between the last two points rows change, too, by the
                 same rows in every trial.
         """
-        rows = self.table.with_columns(last=pl.col("tokens").max().over("trial_id") == pl.col("tokens"))
+        rows = self.losses.with_columns(last=pl.col("tokens").max().over("trial_id") == pl.col("tokens"))
         wanted = rows.filter(
             pl.when("last").then(pl.lit(end == "all") != pl.col("metric").str.starts_with(ON_CURVE)).otherwise(statement=True)
         )
@@ -252,19 +277,27 @@ class Swarm:
 
     def digest(self) -> str:
         """Hash of the content, independent of the order of rows; random state and caches derive from it."""
-        rows = self.table.sort("trial_id", "metric", "tokens")
+        rows = self.losses.sort("trial_id", "metric", "tokens")
         text = repr((SWARM_VERSION, self.domains, rows.select("trial_id", "metric", "tokens", "loss_nats", "bits_per_byte").rows()))
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _long_form(losses_NPM: FloatArray, grid: Sequence[int], metrics: Sequence[str]) -> list[tuple[int, str, int, float]]:
-    """(row, metric, tokens, loss) of every loss that is there; with several points the end on the curve's rows, too, as all are on the same rows."""
+def _long_form(losses_NPM: FloatArray, grid: Sequence[int], metrics: Sequence[str], names: Sequence[str]) -> pl.DataFrame:
+    """The losses that are there, by trial, metric and token count; with several points the end on the curve's rows, too, as all are on the same rows."""
     places = [(metric, column, point) for column, metric in enumerate(metrics) for point in range(len(grid))]
     if len(grid) > 1:
         places += [(ON_CURVE + metric, column, len(grid) - 1) for column, metric in enumerate(metrics)]
-    return [
-        (row, metric, grid[point], float(losses[point, column]))
-        for row, losses in enumerate(losses_NPM)
-        for metric, column, point in places
-        if not np.isnan(losses[point, column])
-    ]
+    values_NL = losses_NPM[:, [point for *_, point in places], [column for _, column, _ in places]]
+    table = pl.DataFrame(
+        {
+            "trial_id": np.repeat(np.array(names, dtype=object), len(places)),
+            "metric": [metric for metric, *_ in places] * len(names),
+            "tokens": [grid[point] for *_, point in places] * len(names),
+            "loss_nats": float("nan"),
+            "bits_per_byte": values_NL.ravel(),
+            "flops": float("nan"),
+            "seconds": float("nan"),
+        },
+        schema={name: SCHEMA[name] for name in ("trial_id", *LOSS_COLUMNS)},
+    )
+    return table.filter(pl.col("bits_per_byte").is_not_nan())

@@ -20,7 +20,6 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
 from mixopt.mixture import FloatArray
-from mixopt.surrogates.blas import one_blas_thread
 from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, out_of_fold
 from mixopt.surrogates.features import root_and_log, weights
 from mixopt.surrogates.inducing import Inducing, condition
@@ -28,11 +27,14 @@ from mixopt.surrogates.kernel import JITTER, Hyperparameters, Prior, covariance,
 from mixopt.surrogates.noise import NoiseShape, fit_noise_shape
 from mixopt.surrogates.observations import Observations, mixture_groups
 from mixopt.surrogates.posterior import GaussianPosterior
+from mixopt.surrogates.threads import over_metrics
 from mixopt.swarm import Points, Swarm
 
 # Logarithms of hyperparameters stay within so many prior standard deviations: far out the density is flat and L-BFGS can overshoot.
 SEARCH_STDS = 6.0
 MAX_ITERATIONS = 200
+# With hundreds of lengthscales the first steps bring nearly all that many bring, and each costs more.
+MANY_FEATURES, MAX_ITERATIONS_OF_MANY = 100, 40
 # Stops when an iteration improves the log posterior by less than this, relative: 1e-6 and 1e-9 give the same ranking to 1e-4.
 TOLERANCE = 1e-6
 # A constant metric has no scale of its own; this one, relative to its value, keeps arithmetic finite and the std positive.
@@ -43,8 +45,8 @@ MINIMUM_VARIANCE = 1e-10
 BLOCK_ROWS = 512
 
 
-# Trials on which hyperparameters are looked for, and which are conditioned on exactly, at most.
-HYPERPARAMETER_TRIALS, EXACT_TRIALS = 512, 1024
+# Trials on which hyperparameters are looked for, which are conditioned on exactly, and inducing mixtures where there are more: at most.
+HYPERPARAMETER_TRIALS, EXACT_TRIALS, INDUCING_MIXTURES = 512, 1024, 1024
 # With more trials than this the fit to four fifths of them has the hyperparameters of all, and predictions out of fold follow from one inverse.
 REFIT_TRIALS = 200
 
@@ -124,8 +126,7 @@ class GaussianProcess:
         """
         observations = Observations.of(swarm, metrics)
         features_NF = root_and_log(observations.schedules)
-        with one_blas_thread():
-            fits = tuple(fit_metric(features_NF, observations, outputs_N) for outputs_N in observations.values.T)
+        fits = over_metrics(lambda outputs_N: fit_metric(features_NF, observations, outputs_N), observations.values.T)
         return FittedGaussianProcess(observations, fits)
 
     def fit_with_out_of_fold(self, swarm: Swarm, metrics: Sequence[str], folds: int, seed: int) -> tuple[FittedGaussianProcess, OutOfFold]:
@@ -141,9 +142,8 @@ class GaussianProcess:
         # The fit has the trials in the order of their ids.
         rows = np.argsort(np.array(swarm.trial_ids), kind="stable")
         means, stds = np.empty((2, len(rows), len(metrics)))
-        with one_blas_thread():
-            for column in range(len(metrics)):
-                means[rows, column], stds[rows, column] = fitted.left_out(column, numbers_N[rows])
+        for column, found in enumerate(over_metrics(lambda column: fitted.left_out(column, numbers_N[rows]), range(len(metrics)))):
+            means[rows, column], stds[rows, column] = found
         return fitted, OutOfFold(means, stds, swarm.values(metrics))
 
 
@@ -162,7 +162,8 @@ def fit_metric(features_NF: FloatArray, observations: Observations, outputs_N: F
     if len(x_NI) <= EXACT_TRIALS:
         conditioned = Exact.of(features_NF, standard_N, noise_N, parameters)
     else:
-        conditioned = condition(features_NF, standard_N, noise_N, features_NF[rows], parameters)
+        inducing_UF = features_NF[some_trials(observations, INDUCING_MIXTURES)]
+        conditioned = condition(features_NF, standard_N, noise_N, inducing_UF, parameters)
     return MetricFit(parameters, center, scale, shape, conditioned)
 
 
@@ -190,7 +191,7 @@ def find_hyperparameters(features_NF: FloatArray, standard_N: FloatArray, shape_
         jac=True,
         method="L-BFGS-B",
         bounds=np.stack([prior.mean - reach_P, prior.mean + reach_P], axis=1),
-        options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE},
+        options={"maxiter": MAX_ITERATIONS if features_NF.shape[1] <= MANY_FEATURES else MAX_ITERATIONS_OF_MANY, "ftol": TOLERANCE},
     )
     return Hyperparameters.from_logs(result.x)
 
@@ -228,17 +229,19 @@ class FittedGaussianProcess:
 
     def _moments(self, features_MF: FloatArray, with_std: bool) -> tuple[FloatArray, FloatArray]:
         """Means and stds of shape (M, metrics), bits per byte; stds stay zero when not wanted: each block costs a triangular solve."""
-        means_MK = np.empty((len(features_MF), len(self.fits)))
-        stds_MK = np.zeros_like(means_MK)
-        with one_blas_thread():
+        means_MK, stds_MK = np.zeros((2, len(features_MF), len(self.fits)))
+
+        def fill(column: int) -> None:
+            fit = self.fits[column]
             for start in range(0, len(features_MF), BLOCK_ROWS):
                 rows = slice(start, start + BLOCK_ROWS)
-                for column, fit in enumerate(self.fits):
-                    k_MN = covariance(features_MF[rows], fit.conditioned.features, fit.parameters)
-                    means_MK[rows, column] = fit.center + fit.scale * fit.conditioned.mean(k_MN)
-                    if with_std:
-                        left_M = variance(features_MF[rows], fit.parameters) - fit.conditioned.removed_variance(k_MN)
-                        stds_MK[rows, column] = fit.scale * np.sqrt(np.maximum(left_M, MINIMUM_VARIANCE))
+                k_MN = covariance(features_MF[rows], fit.conditioned.features, fit.parameters)
+                means_MK[rows, column] = fit.center + fit.scale * fit.conditioned.mean(k_MN)
+                if with_std:
+                    left_M = variance(features_MF[rows], fit.parameters) - fit.conditioned.removed_variance(k_MN)
+                    stds_MK[rows, column] = fit.scale * np.sqrt(np.maximum(left_M, MINIMUM_VARIANCE))
+
+        over_metrics(fill, range(len(self.fits)))
         return means_MK, stds_MK
 
     def _joint_factor(self, features_MF: FloatArray, fit: MetricFit) -> FloatArray:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
-from mixopt.surrogates.blas import one_blas_thread
 from mixopt.surrogates.observations import Observations, repeat_variance
 from mixopt.surrogates.posterior import GaussianPosterior
+from mixopt.surrogates.threads import one_blas_thread, over_metrics
 from mixopt.swarm import Points, Swarm
 
 PENALTIES = np.geomspace(1e-6, 1e3, 46)
@@ -83,7 +83,7 @@ class LinearSurrogate:
         unit = max(float(np.sqrt((x_NF - center_F).var(axis=0).sum())), MINIMUM_RELATIVE_STD)
         with one_blas_thread():
             directions = Directions.of((x_NF - center_F) / unit)
-            fits = tuple(fit_metric(directions, outputs_N, observations.groups) for outputs_N in observations.values.T)
+        fits = over_metrics(lambda outputs_N: fit_metric(directions, outputs_N, observations.groups), observations.values.T)
         return FittedLinear(observations, self.features, center_F, unit, directions, fits)
 
 

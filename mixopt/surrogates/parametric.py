@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
-from mixopt.surrogates.blas import one_blas_thread
 from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, out_of_fold_by
 from mixopt.surrogates.features import weights
 from mixopt.surrogates.observations import Observations, mixture_groups, repeat_variance
 from mixopt.surrogates.posterior import GaussianPosterior
+from mixopt.surrogates.threads import over_metrics
 from mixopt.swarm import Points, Swarm
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ STARTS = 16
 ITERATIONS = 200
 # Rounds of sigma after the first; only the best starts of the first go on.
 ROUNDS = 2
+# From the solution on nearly the same trials one is enough.
+WARM_ROUNDS = 1
 SURVIVORS = 4
 # Trials that the first round looks at, at most; with many parameters it takes fewer starts, and one of them goes on.
 FIRST_TRIALS, FIRST_TRIALS_PER_PARAMETER = 512, 4
@@ -52,8 +54,9 @@ FIRST_SIGMA = 0.3
 LEAST_SIGMA = 1e-3
 # Least std relative to the metric's scale, and least scale relative to its value.
 MINIMUM_RELATIVE_STD = 1e-6
-# A step that lowers the negative log posterior by less ends a fit: parameters may still drift, along a flat valley and to no effect.
-CONVERGED = 1e-3
+# A step that lowers the negative log posterior by less, per parameter, ends a fit: draws from the posterior differ by a half, per parameter. Parameters may still
+# drift then, along a flat valley and to no effect.
+CONVERGED = 1e-4
 LARGEST_EXPONENT = 30.0
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-9, 1e9
 
@@ -119,11 +122,12 @@ class ParametricSurrogate:
     def _fit(self, swarm: Swarm, metrics: Sequence[str], starts: Sequence[FloatArray] | None) -> FittedLaw:
         observations = Observations.of(swarm, metrics)
         x_NI = weights(observations.schedules)
-        with one_blas_thread():
-            fits = tuple(
-                fit_law(self.law, x_NI, outputs_N, observations.groups, None if starts is None else starts[column])
-                for column, outputs_N in enumerate(observations.values.T)
-            )
+        fits = over_metrics(
+            lambda column: fit_law(
+                self.law, x_NI, observations.values[:, column], observations.groups, None if starts is None else starts[column]
+            ),
+            range(len(metrics)),
+        )
         stuck = [metric for metric, fit in zip(metrics, fits, strict=True) if not fit.converged]
         if stuck:
             logger.warning("%s did not settle on %s in %d steps.", type(self.law).__name__, ", ".join(stuck), ITERATIONS)
@@ -136,13 +140,14 @@ def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[n
     scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))
     y_N = (outputs_N - center) / scale
     mean_P, std_P = law.prior(x_NI.shape[1])
-    theta_SP = _first_round(law, x_NI, y_N, mean_P, std_P) if starts_SP is None else starts_SP
-    for _ in range(ROUNDS):
-        residuals_N = y_N - law.evaluate(theta_SP[:1], x_NI)[0][0]
-        sigma = max(MAD_TO_STD * float(np.median(np.abs(residuals_N))), LEAST_SIGMA)
-        theta_SP, values_S, gained_S = _minimize(law, theta_SP, x_NI, y_N, sigma, mean_P, std_P)
-        order = np.argsort(values_S, kind="stable")
-        theta_SP, gained_S = theta_SP[order], gained_S[order]
+    rounds = WARM_ROUNDS
+    if starts_SP is None:
+        rounds = ROUNDS
+        rows = _some_rows(len(y_N), len(mean_P))
+        starts_SP = _first_round(law, x_NI[rows], y_N[rows], mean_P, std_P)
+        if len(rows) < len(y_N):
+            starts_SP = _settle(law, starts_SP, x_NI[rows], y_N[rows], mean_P, std_P, rounds)[0]
+    theta_SP, gained_S, sigma = _settle(law, starts_SP, x_NI, y_N, mean_P, std_P, rounds)
     theta_P = theta_SP[0]
     residuals_N, jacobian_NP = (part[0] for part in law.evaluate(theta_P[None], x_NI))
     residuals_N = y_N - residuals_N
@@ -156,22 +161,36 @@ def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[n
     stds = scale * np.maximum(np.sqrt([misfit, noise]), MINIMUM_RELATIVE_STD)
     eigenvalues_P, vectors_PP = np.linalg.eigh(covariance_PP)
     factor_PP = vectors_PP * np.sqrt(np.maximum(eigenvalues_P, 0.0))
-    return LawFit(theta_P, factor_PP, center, scale, float(stds[0]), float(stds[1]), bool(gained_S[0] < CONVERGED))
+    return LawFit(theta_P, factor_PP, center, scale, float(stds[0]), float(stds[1]), bool(gained_S[0] < CONVERGED * len(mean_P)))
+
+
+def _some_rows(trials: int, parameters: int) -> NDArray[np.int64]:
+    """Of many trials, a part: finding the basin takes a few trials per parameter, its floor takes all of them."""
+    count = max(FIRST_TRIALS, FIRST_TRIALS_PER_PARAMETER * parameters)
+    return np.random.default_rng(1).permutation(trials)[:count] if trials > count else np.arange(trials)
 
 
 def _first_round(law: Law, x_NI: FloatArray, y_N: FloatArray, mean_P: FloatArray, std_P: FloatArray) -> FloatArray:
-    """Where the best of many starts end with the first sigma, shape (SURVIVORS, P), best first.
-
-    Of many trials, a part: finding the basin takes a few trials per parameter, its floor takes all of them.
-    """
-    count = max(FIRST_TRIALS, FIRST_TRIALS_PER_PARAMETER * len(mean_P))
-    rows = np.random.default_rng(1).permutation(len(y_N))[:count] if len(y_N) > count else np.arange(len(y_N))
-    starts = STARTS if len(mean_P) <= MANY_PARAMETERS else SURVIVORS
+    """Where the best of many starts end with the first sigma, shape (SURVIVORS, P), best first."""
+    starts, kept = (STARTS, SURVIVORS) if len(mean_P) <= MANY_PARAMETERS else (SURVIVORS, 1)
     spread_SP = np.random.default_rng(0).standard_normal((starts, len(mean_P)))
     spread_SP[0] = 0.0
-    theta_SP, values_S, _ = _minimize(law, mean_P + 0.5 * std_P * spread_SP, x_NI[rows], y_N[rows], FIRST_SIGMA, mean_P, std_P)
-    kept = SURVIVORS if len(mean_P) <= MANY_PARAMETERS else 1
+    theta_SP, values_S, _ = _minimize(law, mean_P + 0.5 * std_P * spread_SP, x_NI, y_N, FIRST_SIGMA, mean_P, std_P)
     return np.asarray(theta_SP[np.argsort(values_S, kind="stable")[:kept]])
+
+
+def _settle(
+    law: Law, theta_SP: FloatArray, x_NI: FloatArray, y_N: FloatArray, mean_P: FloatArray, std_P: FloatArray, rounds: int
+) -> tuple[FloatArray, FloatArray, float]:
+    """Rounds of sigma: parameters, best first, how much the last step of each gained (S,), and the last sigma."""
+    sigma, gained_S = LEAST_SIGMA, np.full(len(theta_SP), np.inf)
+    for _ in range(rounds):
+        residuals_N = y_N - law.evaluate(theta_SP[:1], x_NI)[0][0]
+        sigma = max(MAD_TO_STD * float(np.median(np.abs(residuals_N))), LEAST_SIGMA)
+        theta_SP, values_S, gained_S = _minimize(law, theta_SP, x_NI, y_N, sigma, mean_P, std_P)
+        order = np.argsort(values_S, kind="stable")
+        theta_SP, gained_S = theta_SP[order], gained_S[order]
+    return theta_SP, gained_S, sigma
 
 
 def _minimize(
@@ -207,7 +226,7 @@ def _minimize(
         jacobian_SNP = np.where(better_S[:, None, None], tried_jacobian_SNP, jacobian_SNP)
         best_S = np.where(better_S, tried_S, best_S)
         damping_S = np.clip(np.where(better_S, damping_S / 4, damping_S * 6), LEAST_DAMPING, MOST_DAMPING)
-        if (gained_S < CONVERGED).all():
+        if (gained_S < CONVERGED * len(mean_P)).all():
             break
     return theta_SP, best_S, gained_S
 
