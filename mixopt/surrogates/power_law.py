@@ -20,6 +20,8 @@ LEAST_WORTH = 1e-12
 class PowerLaw:
     """Parameters: log w per input, then c, log s and log beta; of standardised losses."""
 
+    logarithms = slice(0, -3)
+
     def prior(self, inputs: int) -> tuple[FloatArray, FloatArray]:
         """Worths within a factor of e^2 of each other, exponents around .5: wide, and there only to settle what the data leave open."""
         return np.append(np.zeros(inputs), [-1.0, 0.0, np.log(0.5)]), np.append(np.full(inputs, 2.0), [2.0, 1.5, 1.0])
