@@ -17,6 +17,7 @@ _MODULES = {
     "auto": ("mixopt.surrogates.stacked", "Stacked"),
     "gaussian_process": ("mixopt.surrogates.gaussian_process", "GaussianProcess"),
     "lightgbm": ("mixopt.surrogates.boosted_trees", "BoostedTrees"),
+    "lightgbm_few": ("mixopt.surrogates.boosted_trees", "TreesForFewRuns"),
     "log_linear": ("mixopt.surrogates.log_linear", "LogLinearSurrogate"),
     "power_law": ("mixopt.surrogates.power_law", "PowerLawSurrogate"),
     "ridge": ("mixopt.surrogates.ridge", "Ridge"),
