@@ -14,60 +14,56 @@ from typing import Any
 
 import numpy as np
 
+from mixopt.answer.floors import Floor
+from mixopt.answer.measured import Measured, answer_source, best_measured, compare_baselines, guard, measured_at, out_of_fold_evidence
 from mixopt.calibration.resolution import resolvable_difference
 from mixopt.domains import DomainSet
 from mixopt.effects import domain_effects
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray, Mixture, Schedule
-from mixopt.objective import Objective, ObjectiveKind, fit_objective, measure_noise, rows_at
+from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective, lacking
 from mixopt.optimum import Optimum, is_piecewise_constant, minimize, near_optimal_range
-from mixopt.prediction import Prediction, predict
-from mixopt.proposal import Effect, Proposal
+from mixopt.prediction import Fits, Prediction, predict
+from mixopt.proposal import Proposal
 from mixopt.simplex import kl_divergence, sample_uniform
 from mixopt.space import MixtureSpace
 from mixopt.surrogates.base import Surrogate
-from mixopt.surrogates.cross_validation import rank_correlation
-from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
-from mixopt.swarm import Swarm
+from mixopt.surrogates.observations import MINIMUM_TRIALS
+from mixopt.swarm import Points, Swarm
+from mixopt.trial import Source
 
-# A requested mixture is feasible if it breaks no cap by more than a proxy of 1M tokens could express.
-MEASURED_FEASIBLE_WITHIN = 1e-6
 PROBES = 256
 # Mixtures and joint draws for the expected gain: its cost is the cube of the first, some milliseconds per metric.
 GAIN_CANDIDATES, GAIN_DRAWS = 192, 256
+DEFAULT_PULL = 0.05
+"""Olmix's (arXiv 2602.12237), which there weighs raw losses; here it is a share of the objective's spread over the swarm."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to recommend: metric -> weight, kind of objective, seeds per baseline, pull toward natural, seed of everything random."""
+    """How to recommend.
+
+    Attributes:
+        metrics: metric -> weight in the objective.
+        seeds: runs of each mixture that a comparison would have; differences smaller than their noise count as none.
+        pull: weight of KL(mixture, natural), in standard deviations of the objective over the swarm; None: chosen by cross-validation.
+        seed: of everything random.
+        floors: no metric worse than a baseline by more than so much, on the prediction and `confidence` posterior standard deviations.
+        loss_unit: of the losses in the swarm.
+        source: where the answer is wanted; None: the only source of the swarm.
+        measured_only: refuse a swarm without the natural mixture or without repeats, instead of letting the surrogate say what they are.
+    """
 
     metrics: Mapping[str, float]
     objective_kind: ObjectiveKind
     seeds: int
-    pull: float
+    pull: float | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The swarm in objective units, relative to the measured natural losses.
-
-    Attributes:
-        values: of each trial, shape (trials,).
-        noise_std: of one run, pooled over repeated mixtures.
-        spread: standard deviation over trials.
-    """
-
-    swarm: Swarm
-    values: FloatArray
-    noise_std: float
-    spread: float
-
-    @classmethod
-    def of(cls, swarm: Swarm, objective: Objective) -> Measured:
-        values = objective.difference(swarm.values(objective.metrics), np.array(objective.natural_losses))
-        noise = measure_noise(values[:, None], mixture_groups(swarm))
-        return cls(swarm, values, float(noise.std[0]), float(values.std(ddof=1)))
+    floors: tuple[Floor, ...] = ()
+    confidence: float = 0.0
+    loss_unit: str = BITS_PER_BYTE
+    source: Source | None = None
+    measured_only: bool = False
 
 
 def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
@@ -111,10 +107,8 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
     """
     if len(swarm) < MINIMUM_TRIALS:
         raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
-    objective = fit_objective(settings.objective_kind, settings.metrics, swarm, domains.natural())
-    measured = Measured.of(swarm, objective)
-    natural = domains.natural().array(space.domains)
-    prediction = predict(surrogate, swarm, objective, space.domains, natural, settings.seed)
+    objective, measured, prediction = study(swarm, space, domains, surrogate, settings)
+    natural = prediction.natural
     best = best_measured(measured, space)
     optimum = _optimize(prediction, measured, space, domains, best, settings)
     # What a comparison of two mixtures with so many seeds each cannot tell apart.
@@ -146,23 +140,50 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
             "of the proposal's gain over the best measured mixture, or, if that is more, the seed noise of the objective times "
             f"sqrt(2 / {settings.seeds}), which {settings.seeds} runs of each mixture could not tell apart",
             "optimizer": {"method": optimum.method, "status": optimum.status},
-            "baselines": _baselines(prediction, measured, space, domains),
+            "baselines": compare_baselines(prediction, measured, space, domains),
             "expected_gain": expected_gain(prediction, space, optimum.weights, settings.seed),
             "expected_gain_meaning": "how much better the best mixture is expected to be than the one predicted to be best, were the objective of all "
             "mixtures known: more trials of this size can bring no more than that",
             "resolvable": {"objective": resolvable_difference(measured.noise_std, settings.seeds), "seeds": settings.seeds},
-            "guard": _guard(prediction, optimum.weights, best, indistinct),
+            "guard": guard(prediction, optimum.weights, best, indistinct),
             "domain_effects": domain_effects(prediction, "natural", natural, units=space.units).to_json(),
-            **_out_of_fold(prediction, objective, measured),
+            **out_of_fold_evidence(prediction, objective, measured),
         },
     )
+
+
+def study(
+    swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings
+) -> tuple[Objective, Measured, Prediction]:
+    """The objective, the runs in its units, and the surrogate fitted to all of them.
+
+    Where the natural mixture was not run, or hardly a mixture twice, the surrogate is asked, and the objective says so.
+
+    Raises:
+        DataError, ConfigError: as `recommend`.
+    """
+    source = answer_source(swarm, settings.source)
+    runs = measured_at(swarm, source)
+    natural = domains.natural().array(space.domains)
+    fits = estimates = None
+    if not settings.measured_only and any(lacking(runs, domains.natural())):
+        measured_source = runs.points().sources[0]
+        fits = Fits.of(surrogate, swarm, tuple(settings.metrics), settings.seed)
+        estimates = fits.estimates(Points(space.domains, natural[None, None, :], (measured_source,)))
+    objective = fit_objective(settings.objective_kind, settings.metrics, runs, domains.natural(), settings.loss_unit, estimates)
+    prediction = predict(surrogate, swarm, objective, space.domains, natural, settings.seed, source, fits)
+    noise_std = None
+    if objective.noise_from == "surrogate":
+        losses, stds = np.array([objective.natural_losses]), np.array([objective.noise_std])
+        noise_std = float(prediction.measurement_std(losses, stds)[0])
+    return objective, Measured.of(runs, objective, noise_std), prediction
 
 
 def _optimize(
     prediction: Prediction, measured: Measured, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings
 ) -> Optimum:
     # At least the noise: where nothing that was measured depends on the mixture, the natural one is as good as any.
-    strength = settings.pull * max(measured.spread, measured.noise_std)
+    strength = (DEFAULT_PULL if settings.pull is None else settings.pull) * max(measured.spread, measured.noise_std)
     natural = prediction.natural
 
     def pulled(weights: FloatArray) -> FloatArray:
@@ -192,93 +213,3 @@ def _doubt_of_gain(prediction: Prediction, optimum: FloatArray, best: Mapping[st
     """Posterior standard deviation of the difference between the optimum and the best measured mixture."""
     measured = np.array([[best["weights"][name] for name in prediction.domains]])
     return float(prediction.difference_std(measured, optimum)[0])
-
-
-def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:
-    """The measured mixture with the least mean objective: among feasible ones if there are any, for no other can be recommended.
-
-    Returns:
-        JSON values: trial_id and label of its first trial, weights, objective (difference to natural), runs, feasible, note.
-    """
-    swarm, groups = measured.swarm, mixture_groups(measured.swarm)
-    order = [swarm.domains.index(name) for name in space.domains]
-    requested = swarm.points(realized=False).averages()[:, order]
-    feasible = space.contains(requested, MEASURED_FEASIBLE_WITHIN)
-    eligible = feasible if feasible.any() else np.ones(len(groups), dtype=bool)
-    means = np.array([measured.values[groups == group].mean() for group in groups])
-    row = int(np.argmin(np.where(eligible, means, np.inf)))
-    runs = int((groups == groups[row]).sum())
-    return {
-        "trial_id": swarm.trial_ids[row],
-        "label": swarm.trials()["label"][row],
-        "weights": dict(zip(space.domains, requested[row].tolist(), strict=True)),
-        "objective": float(means[row]),
-        "runs": runs,
-        "feasible": bool(feasible[row]),
-        "note": f"best of {len(set(groups[eligible].tolist()))} "
-        + (
-            "feasible mixtures measured"
-            if feasible.any()
-            else "mixtures measured; none of them keeps the caps, so it cannot be recommended"
-        ),
-    }
-
-
-def _baselines(prediction: Prediction, measured: Measured, space: MixtureSpace, domains: DomainSet) -> dict[str, Any]:
-    """Natural, uniform and UniMax: predicted difference to natural with interval, measured mean (None if not run), runs, feasibility."""
-    mixtures = {"natural": domains.natural(), "uniform": domains.uniform(), "unimax": domains.unimax()}
-    weights = np.stack([mixture.array(space.domains) for mixture in mixtures.values()])
-    effects = prediction.objective_effects(weights, prediction.natural)
-    found: dict[str, Any] = {}
-    for index, (name, mixture) in enumerate(mixtures.items()):
-        rows = rows_at(measured.swarm, mixture)
-        found[name] = {
-            **_effect_json(effects[index]),
-            "measured": float(measured.values[rows].mean()) if rows.any() else None,
-            "runs": int(rows.sum()),
-            "feasible": bool(space.contains(weights[index : index + 1], MEASURED_FEASIBLE_WITHIN)[0]),
-        }
-    return found
-
-
-def _guard(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any], indistinct: float) -> dict[str, Any]:
-    """Whether the predicted gain over the best measured mixture is more than noise."""
-    weights = np.array([best["weights"][name] for name in prediction.domains])
-    gain = prediction.objective_effects(optimum[None], weights)[0]
-    inside = gain.mean > -indistinct or gain.high >= 0
-    unit = prediction.objective.unit
-    sentence = (
-        f"The predicted difference to the best measured {'feasible ' if best['feasible'] else ''}mixture ({best['label'] or best['trial_id']}) is "
-        f"{gain.mean:.3g} {unit} (90% interval {gain.low:.3g} to {gain.high:.3g})"
-    )
-    sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
-    return {"difference": _effect_json(gain), "inside_noise": bool(inside), "sentence": sentence}
-
-
-def _out_of_fold(prediction: Prediction, objective: Objective, measured: Measured) -> dict[str, Any]:
-    """Rank correlations, coverage, and predicted against measured objective per trial, in the order of the swarm."""
-    trials = measured.swarm.trials()
-    named = [
-        {"trial_id": trial_id, "label": label, "measured": value}
-        for trial_id, label, value in zip(trials["trial_id"], trials["label"], measured.values.tolist(), strict=True)
-    ]
-    shown: dict[str, Any] = {"objective_over_trials": named}
-    errors = prediction.errors
-    if errors is None:
-        return {**shown, "predicted": [], "spearman": {}, "out_of_fold_missing": prediction.errors_missing}
-    count = len(objective.metrics)
-    # Relative to the measured natural losses, as the measured values are.
-    means = objective.difference(errors.mean[:, :count], np.array(objective.natural_losses))
-    stds = prediction.measurement_std(errors.mean[:, :count], errors.std[:, :count])
-    spearman = dict(zip(prediction.metrics, errors.spearman().tolist(), strict=True))
-    shown["predicted"] = [
-        {**entry, "mean": mean, "std": std} for entry, mean, std in zip(named, means.tolist(), stds.tolist(), strict=True)
-    ]
-    shown["predicted_meaning"] = "out of fold; std is of a measurement, seed noise included"
-    shown["spearman"] = {**spearman, "objective": rank_correlation(means, measured.values)}
-    shown["coverage90"] = float((np.abs(measured.values - means) <= 1.645 * stds).mean())
-    return shown
-
-
-def _effect_json(effect: Effect) -> dict[str, float]:
-    return {"mean": effect.mean, "low": effect.low, "high": effect.high}
