@@ -77,6 +77,12 @@ class Objective:
         scaled = (losses - natural_losses) / self._scales()
         return np.asarray(scaled.max(axis=-1) if self.kind == "worst_case" else scaled @ np.array(self.weights))
 
+    def pieces(self, losses: FloatArray) -> FloatArray:
+        """What the objective is the largest of: (..., metrics) for the worst case, else itself as (..., 1)."""
+        if self.kind == "worst_case":
+            return np.asarray((losses - np.array(self.natural_losses)) / self._scales())
+        return self.value(losses)[..., None]
+
     def sensitivities(self, losses: FloatArray) -> FloatArray:
         """Derivative of the objective by each loss at `losses` (..., metrics), same shape; at a tie of worst cases, one of them."""
         if self.kind == "worst_case":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
-from mixopt.objective import Estimates, Objective
+from mixopt.objective import LEAST_NOISE_BITS_PER_BYTE, Estimates, Objective
 from mixopt.proposal import Effect
 from mixopt.surrogates.base import Fitted, Posterior, Surrogate
 from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold
@@ -63,6 +63,15 @@ class Prediction:
         """Rows of `errors` that belong to these trials."""
         rows = {trial_id: row for row, trial_id in enumerate(self.trial_ids)}
         return np.array([rows[trial_id] for trial_id in trial_ids], dtype=np.int64)
+
+    def noise(self) -> dict[str, float]:
+        """Seed noise of every metric that was fitted: measured for those of the objective, else as the surrogate found it."""
+        found = (
+            dict(zip(self.others.metrics, np.maximum(self.others.noise_std, LEAST_NOISE_BITS_PER_BYTE).tolist(), strict=True))
+            if self.others
+            else {}
+        )
+        return found | dict(zip(self.objective.metrics, self.objective.noise_std, strict=True))
 
     def losses(self, weights: FloatArray, metrics: Sequence[str]) -> FloatArray:
         """Predicted losses of mixtures (n, domains) on metrics that were fitted, shape (n, metrics)."""
