@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 
 # Sums are accepted within this distance of 1 and then made exact: far below what one training window can express, far above float error.
 SUM_TOLERANCE = 1e-6
+# Each quotient of a division by the sum is off by half a unit in its last place at most, so their sum by half a unit of 1.
+ROUNDING = 2.0**-52
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Mixture:
         total = math.fsum(self.weights)
         if abs(total - 1) > SUM_TOLERANCE:
             raise ConfigError(f"Mixture weights sum to {total:.9g}.", "Weights are shares of tokens and sum to 1.")
+        # Divided once: quotients sum to 1 within their own rounding, and dividing again would move their last bits at every reading of a record.
+        total = 1.0 if abs(total - 1) <= ROUNDING else total
         object.__setattr__(self, "weights", tuple(float(weight) / total for weight in self.weights))
 
     @classmethod

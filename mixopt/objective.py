@@ -1,9 +1,9 @@
 """From losses to the one number that a search minimizes, with the seed noise that says which differences mean something.
 
-Losses are in bits per byte. The default divides each metric's difference to the natural mixture by its seed noise, so that a metric counts
-by how clearly a mixture moves it and not by its scale. Noise is measured, never assumed: pooled over the mixtures that were trained with
-several seeds. The main trade-off: one pooled noise per metric, although noise depends on the mixture; with two or three seeds per mixture
-anything finer would be noise itself.
+Losses are in bits per byte, or in whatever unit a table of the user's has. The default divides each metric's difference to the natural mixture
+by its seed noise, so that a metric counts by how clearly a mixture moves it and not by its scale. Noise is measured: pooled over the mixtures that
+were trained with several seeds; only where there are no repeats is it what a surrogate could not explain, and that is said. The main trade-off: one
+pooled noise per metric, although noise depends on the mixture; with two or three seeds per mixture anything finer would be noise itself.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 
 from mixopt.errors import ConfigError, DataError
 from mixopt.mixture import FloatArray, Mixture
-from mixopt.surrogates.observations import mixture_groups
+from mixopt.surrogates.observations import MINIMUM_REPEAT_DEGREES, mixture_groups
 from mixopt.swarm import Swarm
 from mixopt.trial import WEIGHT_DECIMALS
 
-ObjectiveKind = Literal["noise_scaled", "mean", "worst_case"]
+ObjectiveKind = Literal["noise_scaled", "mean", "weighted", "worst_case", "z_scored"]
+# Kinds whose value is a loss, in the metrics' own unit: nothing is divided, and nothing is screened.
+IN_LOSS_UNITS = ("mean", "weighted")
+BITS_PER_BYTE = "bits per byte"
+SEED_STDS, MIXTURE_STDS = "standard deviations of a seed", "standard deviations over the mixtures"
 
 # Losses are float32 means of values near 1: seeds that agree better than this agree by rounding, and dividing by less would blow up.
 LEAST_NOISE_BITS_PER_BYTE = 1e-6
@@ -33,13 +37,17 @@ class Objective:
 
     Attributes:
         kind: noise_scaled: weighted mean over metrics of (loss - natural) / noise, in standard deviations of a seed;
-            mean: weighted mean loss, in bits per byte; worst_case: the largest (loss - natural) / noise, in which weights do not enter.
+            mean and weighted: weighted mean loss, in the unit of losses (they differ in whether weights must be stated); worst_case: the largest
+            (loss - natural) / noise, in which weights do not enter; z_scored: weighted mean of (loss - natural) / standard deviation over mixtures.
         metrics: those that count, in the order of the last axis of every array of losses; screened ones are not among them.
         weights: one per metric, summing to 1.
-        noise_std: seed noise per metric, bits per byte.
-        natural_losses: mean loss per metric at the natural mixture, bits per byte.
-        degrees_of_freedom: of the noise: trials minus mixtures among the repeated ones.
+        noise_std: seed noise per metric, in the unit of losses.
+        natural_losses: mean loss per metric at the natural mixture, in the unit of losses.
+        degrees_of_freedom: of the noise: trials minus mixtures among the repeated ones; 0 where a surrogate estimated it.
         screened: metric -> why it was left out, with numbers.
+        spread_std: standard deviation of each metric over the mixtures, in the unit of losses; empty unless the kind is z_scored.
+        loss_unit: of losses.
+        noise_from, natural_from: whether noise and natural losses were measured or are a surrogate's.
     """
 
     kind: ObjectiveKind
@@ -49,14 +57,18 @@ class Objective:
     natural_losses: tuple[float, ...]
     degrees_of_freedom: int
     screened: Mapping[str, str]
+    spread_std: tuple[float, ...] = ()
+    loss_unit: str = BITS_PER_BYTE
+    noise_from: Literal["repeats", "surrogate"] = "repeats"
+    natural_from: Literal["runs", "surrogate"] = "runs"
 
     @property
     def unit(self) -> str:
-        return "bits per byte" if self.kind == "mean" else "standard deviations of a seed"
+        return unit_of(self.kind, self.loss_unit)
 
     def value(self, losses: FloatArray) -> FloatArray:
         """The objective of `losses` (..., metrics), shape (...)."""
-        if self.kind == "mean":
+        if self.kind in IN_LOSS_UNITS:
             return np.asarray(losses @ np.array(self.weights))
         return self.difference(losses, np.array(self.natural_losses))
 
@@ -64,6 +76,12 @@ class Objective:
         """How much better (negative) or worse `losses` are than `natural_losses` (both (..., metrics), broadcast), shape (...)."""
         scaled = (losses - natural_losses) / self._scales()
         return np.asarray(scaled.max(axis=-1) if self.kind == "worst_case" else scaled @ np.array(self.weights))
+
+    def pieces(self, losses: FloatArray) -> FloatArray:
+        """What the objective is the largest of: (..., metrics) for the worst case, else itself as (..., 1)."""
+        if self.kind == "worst_case":
+            return np.asarray((losses - np.array(self.natural_losses)) / self._scales())
+        return self.value(losses)[..., None]
 
     def sensitivities(self, losses: FloatArray) -> FloatArray:
         """Derivative of the objective by each loss at `losses` (..., metrics), same shape; at a tie of worst cases, one of them."""
@@ -84,11 +102,37 @@ class Objective:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Objective:
-        arrays = {key: tuple(body[key]) for key in ("metrics", "weights", "noise_std", "natural_losses")}
-        return cls(kind=body["kind"], degrees_of_freedom=int(body["degrees_of_freedom"]), screened=dict(body["screened"]), **arrays)
+        """Records from before a field was known have its default."""
+        arrays: dict[str, Any] = {
+            key: tuple(body[key]) for key in ("metrics", "weights", "noise_std", "natural_losses", "spread_std") if key in body
+        }
+        words = {key: body[key] for key in ("loss_unit", "noise_from", "natural_from") if key in body}
+        plain = {"kind": body["kind"], "degrees_of_freedom": int(body["degrees_of_freedom"]), "screened": dict(body["screened"])}
+        return cls(**plain, **arrays, **words)
 
     def _scales(self) -> FloatArray:
-        return np.ones(len(self.metrics)) if self.kind == "mean" else np.array(self.noise_std)
+        if self.kind in IN_LOSS_UNITS:
+            return np.ones(len(self.metrics))
+        return np.array(self.spread_std if self.kind == "z_scored" else self.noise_std)
+
+
+def unit_of(kind: str, loss_unit: str = BITS_PER_BYTE) -> str:
+    """Unit of an objective of a kind over losses in `loss_unit`."""
+    return loss_unit if kind in IN_LOSS_UNITS else MIXTURE_STDS if kind == "z_scored" else SEED_STDS
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What a surrogate says of some metrics, for swarms in which it was not measured.
+
+    Attributes:
+        noise_std: seed noise, shape (metrics,).
+        natural_losses: predicted at the natural mixture, shape (metrics,).
+    """
+
+    metrics: tuple[str, ...]
+    noise_std: FloatArray
+    natural_losses: FloatArray
 
 
 @dataclass(frozen=True)
@@ -127,15 +171,25 @@ def measure_noise(values: FloatArray, groups: NDArray[np.int64]) -> Noise:
     return Noise(np.maximum(np.sqrt(squares / degrees), LEAST_NOISE_BITS_PER_BYTE), degrees, repeated)
 
 
-def fit_objective(kind: ObjectiveKind, weights: Mapping[str, float], swarm: Swarm, natural: Mixture | None = None) -> Objective:
+def fit_objective(
+    kind: ObjectiveKind,
+    weights: Mapping[str, float],
+    swarm: Swarm,
+    natural: Mixture | None = None,
+    loss_unit: str = BITS_PER_BYTE,
+    estimates: Estimates | None = None,
+) -> Objective:
     """Measures noise and natural losses on a swarm of one source, and screens metrics that carry no signal.
 
-    A metric is screened out of noise_scaled and worst_case when the standard deviation over mixtures, after removing the noise's share, is
-    not above the seed noise; unless that would leave none, in which case all stay.
+    A metric is screened, unless losses count as they are (mean, weighted), when the standard deviation over mixtures, after removing the
+    noise's share, is not above the seed noise; unless that would leave none, in which case all stay.
 
     Args:
         weights: metric -> weight above 0.
         natural: the natural mixture; default: the trials labelled "natural".
+        loss_unit: of the losses.
+        estimates: of the metrics in `weights`; taken for the noise where there are fewer than 3 degrees of freedom of repeats, and for the natural
+            losses where no natural mixture is in the swarm. None: both are then an error.
 
     Raises:
         ConfigError: unknown kind, or weights that are not positive.
@@ -147,11 +201,16 @@ def fit_objective(kind: ObjectiveKind, weights: Mapping[str, float], swarm: Swar
         raise ConfigError(f"The objective's weights are {dict(weights)}.", "Give at least one metric a weight above 0.")
     metrics = tuple(weights)
     losses = complete_values(swarm, metrics)
-    noise, noisy = find_noise(swarm, metrics)
-    screened = {} if kind == "mean" or len(noisy) == len(metrics) else noisy
+    noise_lacks, natural_lacks = lacking(swarm, natural) if estimates is not None else (False, False)
+    noise, noisy = find_noise(swarm, metrics, loss_unit, estimates if noise_lacks else None)
+    screened = {} if kind in IN_LOSS_UNITS or len(noisy) == len(metrics) else noisy
     kept = [index for index, metric in enumerate(metrics) if metric not in screened]
     share = np.array([weights[metrics[index]] for index in kept])
-    natural_losses = losses[_natural_rows(swarm, natural)].mean(axis=0)
+    if estimates is not None and natural_lacks:
+        natural_losses = estimates.natural_losses
+    else:
+        natural_losses = losses[_natural_rows(swarm, natural)].mean(axis=0)
+    spread = np.maximum(_mixture_means(losses, mixture_groups(swarm)).std(axis=0), LEAST_NOISE_BITS_PER_BYTE)
     return Objective(
         kind=kind,
         metrics=tuple(metrics[index] for index in kept),
@@ -160,20 +219,38 @@ def fit_objective(kind: ObjectiveKind, weights: Mapping[str, float], swarm: Swar
         natural_losses=tuple(natural_losses[kept].tolist()),
         degrees_of_freedom=noise.degrees_of_freedom,
         screened=screened,
+        spread_std=tuple(spread[kept].tolist()) if kind == "z_scored" else (),
+        loss_unit=loss_unit,
+        noise_from="surrogate" if noise_lacks else "repeats",
+        natural_from="surrogate" if natural_lacks else "runs",
     )
 
 
-def find_noise(swarm: Swarm, metrics: tuple[str, ...]) -> tuple[Noise, dict[str, str]]:
+def lacking(swarm: Swarm, natural: Mixture | None = None) -> tuple[bool, bool]:
+    """Whether a swarm of one source has too few repeats to measure noise by them, and whether it lacks the natural mixture."""
+    repeats = len(swarm) - len(np.unique(mixture_groups(swarm)))
+    return repeats < MINIMUM_REPEAT_DEGREES, not _is_natural(swarm, natural).any()
+
+
+def find_noise(
+    swarm: Swarm, metrics: tuple[str, ...], loss_unit: str = BITS_PER_BYTE, estimates: Estimates | None = None
+) -> tuple[Noise, dict[str, str]]:
     """Seed noise of `metrics` over a swarm of one source, and which of them do not rise above it: metric -> why, with numbers.
+
+    Args:
+        estimates: of the same metrics, taken instead of measuring.
 
     Raises:
         DataError: a trial lacks a metric, or no mixture has two seeds.
     """
     losses = complete_values(swarm, metrics)
     groups = mixture_groups(swarm)
-    noise = measure_noise(losses, groups)
-    means = np.array([losses[groups == group].mean(axis=0) for group in np.unique(groups)])
-    return noise, _reasons(metrics, means, noise)
+    if estimates is None:
+        noise = measure_noise(losses, groups)
+    else:
+        assert estimates.metrics == metrics, "estimates are of the metrics asked for"
+        noise = Noise(np.maximum(estimates.noise_std, LEAST_NOISE_BITS_PER_BYTE), 0, 0)
+    return noise, _reasons(metrics, _mixture_means(losses, groups), noise, loss_unit)
 
 
 def complete_values(swarm: Swarm, metrics: tuple[str, ...]) -> FloatArray:
@@ -199,24 +276,32 @@ def rows_at(swarm: Swarm, mixture: Mixture) -> NDArray[np.bool_]:
     return np.asarray(np.all(np.abs(requested - mixture.array(swarm.domains)) < 10.0**-WEIGHT_DECIMALS, axis=(1, 2)))
 
 
+def _mixture_means(losses: FloatArray, groups: NDArray[np.int64]) -> FloatArray:
+    """Mean losses of each mixture, shape (mixtures, metrics)."""
+    return np.array([losses[groups == group].mean(axis=0) for group in np.unique(groups)])
+
+
+def _is_natural(swarm: Swarm, natural: Mixture | None) -> NDArray[np.bool_]:
+    return np.array([label == "natural" for label in swarm.trials()["label"]]) if natural is None else rows_at(swarm, natural)
+
+
 def _natural_rows(swarm: Swarm, natural: Mixture | None) -> NDArray[np.bool_]:
-    labels = swarm.trials()["label"]
-    rows = np.array([label == "natural" for label in labels]) if natural is None else rows_at(swarm, natural)
+    rows = _is_natural(swarm, natural)
     if not rows.any():
         raise DataError("No trial at the natural mixture has finished.", "Wait for one; every effect is a difference to it.")
     return rows
 
 
-def _reasons(metrics: tuple[str, ...], means: FloatArray, noise: Noise) -> dict[str, str]:
+def _reasons(metrics: tuple[str, ...], means: FloatArray, noise: Noise, loss_unit: str) -> dict[str, str]:
     """Metric -> reason, for those whose signal does not exceed their noise."""
     if len(means) < 2:
         return {}
     # The variance of single runs over mixtures is signal plus noise; means over repeats hold less noise, so this errs toward screening.
     total = means.var(axis=0, ddof=1)
     signal = np.sqrt(np.maximum(total - noise.std**2, 0.0))
+    known = f"{noise.degrees_of_freedom} degrees of freedom" if noise.degrees_of_freedom else "estimated by the surrogate, no repeats"
     return {
-        metric: f"varies by {signal[index]:.2g} bits per byte over {len(means)} mixtures, not above its seed noise of "
-        f"{noise.std[index]:.2g} ({noise.degrees_of_freedom} degrees of freedom)"
+        metric: f"varies by {signal[index]:.2g} {loss_unit} over {len(means)} mixtures, not above its seed noise of {noise.std[index]:.2g} ({known})"
         for index, metric in enumerate(metrics)
         if signal[index] <= noise.std[index]
     }

@@ -1,35 +1,26 @@
 """Minimizes a batch function over the feasible mixtures.
 
 Functions come from surrogates, which answer for thousands of points at once but give no derivatives. Candidates spread over the space find
-the basin; SLSQP with batched finite differences finds its floor. Differences are taken toward the corners of the simplex, so that a surrogate
-is only ever asked about mixtures, and in the space of units, so that a group of given shares stays as it is. A piecewise constant function (boosted trees) has no floor to find: there the mean of the best hundred
-candidates is taken, as RegMix does (arXiv 2407.01492), which also averages out the luck of the single best. The main trade-off: the answer is a
-good local optimum, not a certified global one.
+the basin; a local search (`answer.local_search`) finds its floor, and checks that it did. Constraints beyond the space's own, floors on predicted
+losses, order candidates: those that keep them by value, behind them the others by how much they miss. A piecewise constant function (boosted
+trees) has no floor to find: there the mean of the best hundred candidates is taken, as RegMix does (arXiv 2407.01492), which also averages out the
+luck of the single best. The main trade-off: the answer is a good local optimum, not a certified global one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from mixopt.answer.local_search import KEPT_WITHIN, BatchFunction, Limits, Residuals, descend, residuals
 from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
-
-# (n, domains) -> (n,), lower is better.
-BatchFunction = Callable[[FloatArray], FloatArray]
 
 CANDIDATES = 20_000
 # RegMix averages the best 100 (paper) or 128 (code) of 100,000.
 ELITES = 100
 STARTS = 4
-# Step of the finite differences as a share of the way to a corner. At weight 0 sqrt features have an infinite slope; a step of 1e-4 is short
-# against the 1e-3 on which log features bend and long enough for SLSQP not to chase that slope (1e-5: twice the calls, no better; docs/log.md).
-STEP = 1e-4
-# Weights this near to a bound are put on it: a five-hundredth of one window in a million tokens.
-SNAP = 1e-6
 # Asks for points in chunks, so that a Gaussian process on 500 trials stays below 100 MB.
 CHUNK = 4096
 
@@ -41,14 +32,17 @@ class Optimum:
     Attributes:
         weights: feasible, shape (domains,).
         value: of the function there.
-        method: "slsqp", "candidates" (SLSQP found nothing better) or "mean of best" (piecewise constant function).
+        method: "slsqp", "candidates" (SLSQP found nothing better) or "mean of best" (piecewise constant function); "closest" where no mixture was
+            found that keeps the limits.
         status: what the solver said.
+        residuals: what the answer misses.
     """
 
     weights: FloatArray
     value: float
     method: str
     status: str
+    residuals: Residuals
 
 
 def minimize(
@@ -58,6 +52,8 @@ def minimize(
     seed: int,
     smooth: bool = True,
     candidates: int = CANDIDATES,
+    limits: Limits | None = None,
+    pieces: BatchFunction | None = None,
 ) -> Optimum:
     """The feasible mixture with the least value found.
 
@@ -66,27 +62,101 @@ def minimize(
         starts: mixtures worth trying, shape (n, domains); they are projected.
         seed: of the candidates.
         smooth: False for piecewise constant functions; see `is_piecewise_constant`.
+        limits: further constraints; where nothing keeps them all, the mixture that misses them least is returned, with method "closest".
+        pieces: (n, domains) -> (n, pieces) whose largest is the function, where it has edges: its slopes alone say nothing there.
     """
     rng = np.random.default_rng([seed, 0x0B7])
     points = np.concatenate([space.project(starts), space.sample(candidates, rng)])
-    values = evaluate(function, points)
-    points, values = _sharpen(function, space, points, values, rng)
-    order = np.argsort(values, kind="stable")
+    ranked = _Ranked.of(function, limits, points)
+    ranked = _sharpen(ranked, function, space, limits, rng)
+    weights, method, status = _best_of(ranked, function, space, limits, smooth)
+    if limits is not None and limits.excess(weights[None]).max() > KEPT_WITHIN:
+        weights, method, status = _toward_limits(ranked, function, space, limits, smooth)
+    assert space.contains(weights[None])[0], "an optimum is feasible"
+    return Optimum(
+        weights, float(function(weights[None])[0]), method, status, residuals(pieces or function, space, weights, limits, smooth)
+    )
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Points (n, domains), best first: those that keep the limits by value, then the others by how much they miss."""
+
+    points: FloatArray
+    values: FloatArray
+    missed: FloatArray
+
+    @classmethod
+    def of(cls, function: BatchFunction, limits: Limits | None, points: FloatArray) -> _Ranked:
+        return cls._sorted(points, evaluate(function, points), _missed(limits, points))
+
+    @classmethod
+    def _sorted(cls, points: FloatArray, values: FloatArray, missed: FloatArray) -> _Ranked:
+        order = np.lexsort((values, missed))
+        return cls(points[order], values[order], missed[order])
+
+    def joined(self, other: _Ranked) -> _Ranked:
+        pairs = zip((self.points, self.values, self.missed), (other.points, other.values, other.missed), strict=True)
+        return self._sorted(*(np.concatenate(pair) for pair in pairs))
+
+    def better_than(self, other: _Ranked) -> bool:
+        """Whether the first point here is."""
+        return bool((self.missed[0], self.values[0]) < (other.missed[0], other.values[0]))
+
+
+def _missed(limits: Limits | None, points: FloatArray) -> FloatArray:
+    """By how much points miss the limits together, in units of their scales, shape (n,); 0 where all are kept."""
+    if limits is None:
+        return np.zeros(len(points))
+    excess = np.concatenate([limits.excess(points[at : at + CHUNK]) for at in range(0, len(points), CHUNK)])
+    return np.asarray(np.where(excess > KEPT_WITHIN, excess / limits.scales, 0.0).sum(axis=1))
+
+
+def _best_of(
+    ranked: _Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits | None, smooth: bool
+) -> tuple[FloatArray, str, str]:
+    """Weights, method and status from ranked candidates."""
     if not smooth:
-        weights = space.project(points[order[:ELITES]].mean(axis=0, keepdims=True))
-        return Optimum(weights[0], float(function(weights)[0]), "mean of best", f"mean of the best {min(ELITES, len(order))} candidates")
-    best = Optimum(points[order[0]], float(values[order[0]]), "candidates", "not started")
+        kept = min(ELITES, max(int((ranked.missed == 0).sum()), 1))
+        weights = space.project(ranked.points[:kept].mean(axis=0, keepdims=True))
+        if _missed(limits, weights)[0] > 0:
+            return (
+                ranked.points[0],
+                "candidates",
+                "the mean of the best candidates misses a floor, so it is the best candidate that keeps them",
+            )
+        return weights[0], "mean of best", f"mean of the best {kept} candidates"
+    best, method, status = _Ranked(ranked.points[:1], ranked.values[:1], ranked.missed[:1]), "candidates", "not started"
     messages: list[str] = []
-    for start in _spread(points[order], STARTS):
-        weights, message = _slsqp(function, space, start)
-        value = float(function(weights[None])[0])
+    starts = _spread(ranked.points, STARTS)
+    if limits is not None:
+        starts.append(ranked.points[int(np.argmin(ranked.values))])
+    for start in starts:
+        weights, message = descend(function, space, start, limits)
         messages.append(message)
-        if value < best.value:
-            best = Optimum(weights, value, "slsqp", message)
-    if best.method == "candidates":
-        best = Optimum(best.weights, best.value, best.method, f"no better than the best candidate: {'; '.join(sorted(set(messages)))}")
-    assert space.contains(best.weights[None])[0], "an optimum is feasible"
-    return best
+        found = _Ranked.of(function, limits, weights[None])
+        if found.better_than(best):
+            best, method, status = found, "slsqp", message
+    if method == "candidates":
+        status = f"no better than the best candidate: {'; '.join(sorted(set(messages)))}"
+    return best.points[0], method, status
+
+
+def _toward_limits(
+    ranked: _Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits, smooth: bool
+) -> tuple[FloatArray, str, str]:
+    """Where no candidate keeps the limits: the mixture that misses them least, and from there, if it keeps them, the best one."""
+
+    def miss(weights: FloatArray) -> FloatArray:
+        return np.asarray((np.maximum(limits.excess(weights) / limits.scales, 0.0) ** 2).sum(axis=1))
+
+    nearest = ranked.points[np.argsort(ranked.missed, kind="stable")]
+    points = [descend(miss, space, start)[0] for start in _spread(nearest, STARTS)] if smooth else []
+    fresh = ranked.joined(_Ranked.of(function, limits, np.stack([*points, nearest[0]])))
+    if fresh.missed[0] == 0:
+        return _best_of(fresh, function, space, limits, smooth)
+    closest = fresh.points[[int(np.argmin(evaluate(miss, fresh.points[: 4 * STARTS])))]]
+    return closest[0], "closest", "no mixture found keeps every floor"
 
 
 def evaluate(function: BatchFunction, points: FloatArray) -> FloatArray:
@@ -114,68 +184,17 @@ def is_piecewise_constant(function: BatchFunction, points: FloatArray) -> bool:
     return bool(np.mean(evaluate(function, points) == evaluate(function, moved)) > 0.5)
 
 
-def near_optimal_range(
-    function: BatchFunction, space: MixtureSpace, optimum: FloatArray, threshold: float, seed: int, candidates: int = 1000
-) -> tuple[FloatArray, FloatArray]:
-    """Least and largest weight per domain among feasible mixtures with function <= threshold, each of shape (domains,).
-
-    Found from inside: a cloud around the optimum, then the last good mixture on straight lines toward both ends of every domain, from the
-    optimum and from the farthest of the cloud. The true range is at least as wide.
-    """
-    rng = np.random.default_rng([seed, 0x4A6])
-    scale = rng.uniform(0.0, 1.0, (candidates, 1)) ** 2
-    cloud = optimum + scale * (space.sample(candidates, rng) - optimum)
-    good = np.concatenate([optimum[None], cloud[evaluate(function, cloud) <= threshold]])
-    moving = space.units.collapse(good)
-    extremes = np.concatenate([good[moving.argmin(axis=0)], good[moving.argmax(axis=0)]])
-    for origins in (np.repeat(optimum[None], len(extremes), axis=0), extremes):
-        good = np.concatenate([good, _last_good(function, origins, _toward_ends(space, origins), threshold)])
-    return good.min(axis=0), good.max(axis=0)
-
-
-def _toward_ends(space: MixtureSpace, origins: FloatArray) -> FloatArray:
-    """Row i of `origins` (2 * units, domains) with least, in the second half with most, of unit i; the others in proportion."""
-    dimension = len(space.units.names)
-    least, most = space.unit_reach
-    ends = space.units.collapse(origins).copy()
-    for row in range(2 * dimension):
-        index = row % dimension
-        ends[row, index] = least[index] if row < dimension else most[index]
-        others = np.arange(dimension) != index
-        total = ends[row, others].sum()
-        ends[row, others] *= (1 - ends[row, index]) / total if total > 0 else 0.0
-    ends = space.units.expand(ends)
-    if not space.sums:
-        return space.project(ends)
-    # Where groups are bounded, projecting could take the weight away from its end.
-    values = [(least if row < dimension else most)[row % dimension] for row in range(2 * dimension)]
-    return np.stack([space.project_with(end, row % dimension, value) for row, (end, value) in enumerate(zip(ends, values, strict=True))])
-
-
-def _last_good(function: BatchFunction, origins: FloatArray, ends: FloatArray, threshold: float, halvings: int = 12) -> FloatArray:
-    """The last point with function <= threshold on each segment from a good origin, by bisection: exact where goodness ends once."""
-    reached = np.zeros((len(origins), 1))
-    step = np.ones((len(origins), 1))
-    for _ in range(halvings):
-        tried = reached + step
-        good = (evaluate(function, origins + tried * (ends - origins)) <= threshold)[:, None]
-        reached = np.where(good, tried, reached)
-        # The first step goes to the very end; what succeeds there is done.
-        step = np.where(reached >= 1, 0.0, step / 2)
-    return np.asarray(origins + reached * (ends - origins))
-
-
 def _sharpen(
-    function: BatchFunction, space: MixtureSpace, points: FloatArray, values: FloatArray, rng: np.random.Generator, rounds: int = 2
-) -> tuple[FloatArray, FloatArray]:
+    ranked: _Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits | None, rng: np.random.Generator, rounds: int = 2
+) -> _Ranked:
     """Adds points around the best: an elite plus a scaled difference of two others (differential evolution's step), projected."""
     for _ in range(rounds):
-        elites = points[np.argsort(values, kind="stable")[:ELITES]]
-        picks = rng.integers(len(elites), size=(3, len(points) // 10))
-        scale = rng.uniform(0.0, 1.0, (len(points) // 10, 1))
+        elites, count = ranked.points[:ELITES], len(ranked.points) // 10
+        picks = rng.integers(len(elites), size=(3, count))
+        scale = rng.uniform(0.0, 1.0, (count, 1))
         fresh = space.project(elites[picks[0]] + scale * (elites[picks[1]] - elites[picks[2]]))
-        points, values = np.concatenate([points, fresh]), np.concatenate([values, evaluate(function, fresh)])
-    return points, values
+        ranked = ranked.joined(_Ranked.of(function, limits, fresh))
+    return ranked
 
 
 def _spread(points: FloatArray, count: int, distance: float = 0.05) -> list[FloatArray]:
@@ -187,57 +206,3 @@ def _spread(points: FloatArray, count: int, distance: float = 0.05) -> list[Floa
         if len(taken) == count:
             break
     return taken
-
-
-def _slsqp(function: BatchFunction, space: MixtureSpace, start: FloatArray) -> tuple[FloatArray, str]:
-    """Local minimum from `start`, projected, and the solver's message."""
-    from scipy.optimize import minimize as scipy_minimize
-
-    units = space.units
-    dimension = len(units.names)
-    corners = np.eye(dimension)
-    origin = units.collapse(start)
-
-    def over_units(points: FloatArray) -> FloatArray:
-        return function(units.expand(points))
-
-    # Values of a surrogate may span 1e-3 or 1e3; SLSQP's tolerance is absolute.
-    spread = np.ptp(over_units(origin + 0.01 * (corners - origin))) or 1.0
-
-    def on_simplex(point: FloatArray) -> FloatArray:
-        positive = np.maximum(point, 0.0)
-        return np.asarray(positive / positive.sum())
-
-    def value_and_slopes(point: FloatArray) -> tuple[float, FloatArray]:
-        centre = on_simplex(point)
-        values = over_units(np.concatenate([centre[None], centre + STEP * (corners - centre)]))
-        # Slopes toward the corners are the gradient minus the same number everywhere, which the sum constraint cannot see.
-        return float(values[0] / spread), np.asarray((values[1:] - values[0]) / STEP / spread)
-
-    answer = scipy_minimize(
-        value_and_slopes,
-        origin,
-        jac=True,
-        method="SLSQP",
-        bounds=list(zip(space.unit_lower.tolist(), space.unit_upper.tolist(), strict=True)),
-        constraints=_constraints(space),
-        options={"maxiter": 50, "ftol": 1e-6},
-    )
-    if not np.isfinite(answer.x).all():
-        return start, f"failed: {answer.message}"
-    # The solver stops within rounding of a bound; a weight of 1e-9 would read as a domain that is wanted.
-    lower, upper = space.unit_lower, space.unit_upper
-    snapped = np.where(answer.x < lower + SNAP, lower, np.where(answer.x > upper - SNAP, upper, answer.x))
-    return space.project(units.expand(snapped)[None])[0], f"{'converged' if answer.success else 'stopped'}: {answer.message}"
-
-
-def _constraints(space: MixtureSpace) -> list[dict[str, Any]]:
-    """Sum 1, and where groups are bounded their sums, as SLSQP takes them: functions of the weights of units with their derivatives."""
-    ones = np.ones(len(space.units.names))
-    constraints: list[dict[str, Any]] = [{"type": "eq", "fun": lambda point: point.sum() - 1, "jac": lambda point: ones}]
-    if space.sums:
-        least, largest = space.sum_limits
-        matrix = space.sum_matrix
-        constraints.append({"type": "ineq", "fun": lambda point: matrix @ point - least, "jac": lambda point: matrix})
-        constraints.append({"type": "ineq", "fun": lambda point: largest - matrix @ point, "jac": lambda point: -matrix})
-    return constraints

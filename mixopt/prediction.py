@@ -7,14 +7,16 @@ trade-off: one correlation for all mixtures, estimated from a few dozen errors.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
-from mixopt.objective import Objective
+from mixopt.objective import LEAST_NOISE_BITS_PER_BYTE, Estimates, Objective
 from mixopt.proposal import Effect
-from mixopt.surrogates.base import Fitted, Surrogate
+from mixopt.surrogates.base import Fitted, Posterior, Surrogate
 from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
@@ -37,6 +39,8 @@ class Prediction:
         counted: surrogates of the objective's metrics, in its order; `others`: of every other metric that all trials were scored on.
         errors: out-of-fold predictions of the objective's metrics followed by the others; None with a reason when there are too few trials.
         correlation: of the out-of-fold errors of the objective's metrics, shape (metrics, metrics).
+        source: where everything is predicted; of a swarm of several sources, the one where the answer is wanted.
+        trial_ids: those fitted, in the order of the rows of `errors`.
     """
 
     domains: tuple[str, ...]
@@ -49,10 +53,40 @@ class Prediction:
     errors_missing: str
     correlation: FloatArray
     seed: int
+    trial_ids: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
         return self.objective.metrics + (self.others.metrics if self.others else ())
+
+    def rows_of(self, trial_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of `errors` that belong to these trials."""
+        rows = {trial_id: row for row, trial_id in enumerate(self.trial_ids)}
+        return np.array([rows[trial_id] for trial_id in trial_ids], dtype=np.int64)
+
+    def noise(self) -> dict[str, float]:
+        """Seed noise of every metric that was fitted: measured for those of the objective, else as the surrogate found it."""
+        found = (
+            dict(zip(self.others.metrics, np.maximum(self.others.noise_std, LEAST_NOISE_BITS_PER_BYTE).tolist(), strict=True))
+            if self.others
+            else {}
+        )
+        return found | dict(zip(self.objective.metrics, self.objective.noise_std, strict=True))
+
+    def losses(self, weights: FloatArray, metrics: Sequence[str]) -> FloatArray:
+        """Predicted losses of mixtures (n, domains) on metrics that were fitted, shape (n, metrics)."""
+        return self._columns(metrics, lambda fitted: fitted.mean(self.points(weights)))
+
+    def loss_stds(self, weights: FloatArray, metrics: Sequence[str]) -> FloatArray:
+        """Standard deviations of `losses`, noise-free."""
+        return self._columns(metrics, lambda fitted: fitted.posterior(self.points(weights)).std)
+
+    def _columns(self, metrics: Sequence[str], ask: Callable[[Fitted], FloatArray]) -> FloatArray:
+        answers: dict[str, FloatArray] = {}
+        for fitted in (self.counted, self.others):
+            if fitted is not None and set(fitted.metrics) & set(metrics):
+                answers |= dict(zip(fitted.metrics, ask(fitted).T, strict=True))
+        return np.stack([answers[metric] for metric in metrics], axis=1)
 
     def points(self, weights: FloatArray) -> Points:
         """Mixtures (n, domains) at the search's source."""
@@ -63,7 +97,7 @@ class Prediction:
         return self.objective.difference(self.counted.mean(self.points(weights)), np.array(self.objective.natural_losses))
 
     def metric_effects(self, weights: FloatArray) -> dict[str, Effect]:
-        """Predicted difference of one mixture (domains,) to the natural one, for every metric, in bits per byte."""
+        """Predicted difference of one mixture (domains,) to the natural one, for every metric, in the unit of losses."""
         effects: dict[str, Effect] = {}
         for fitted in (self.counted, self.others):
             if fitted is not None:
@@ -108,35 +142,113 @@ class Prediction:
         return max(1.0, float(self.measurement_std(losses[None], differences.std(axis=0)[None])[0]) / spread)
 
 
+@dataclass(frozen=True)
+class Fits:
+    """A surrogate fitted to some metrics, with its out-of-fold predictions, or why there are none."""
+
+    fitted: Fitted
+    errors: OutOfFold | None
+    errors_missing: str
+
+    @classmethod
+    def of(cls, surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], seed: int) -> Fits:
+        """Raises DataError as `Surrogate.fit` does."""
+        return cls(*fit_with_out_of_fold(surrogate, swarm, metrics, FOLDS, seed))
+
+    def estimates(self, natural: Points) -> Estimates:
+        """Seed noise and losses at the natural mixture (one point), as the surrogate sees them."""
+        return Estimates(self.fitted.metrics, self.fitted.noise_std, self.fitted.mean(natural)[0])
+
+    def only(self, metrics: tuple[str, ...]) -> Fits:
+        """The same for some of the metrics."""
+        if metrics == self.fitted.metrics:
+            return self
+        columns = [self.fitted.metrics.index(metric) for metric in metrics]
+        return Fits(Part(self.fitted, tuple(columns)), self.errors.columns(columns) if self.errors else None, self.errors_missing)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the metrics of a fitted surrogate."""
+
+    whole: Fitted
+    columns: tuple[int, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.whole.metrics[column] for column in self.columns)
+
+    @property
+    def noise_std(self) -> FloatArray:
+        return self.whole.noise_std[list(self.columns)]
+
+    def mean(self, points: Points) -> FloatArray:
+        return self.whole.mean(points)[:, list(self.columns)]
+
+    def posterior(self, points: Points) -> PartPosterior:
+        return PartPosterior(self.whole.posterior(points), list(self.columns))
+
+
+@dataclass(frozen=True)
+class PartPosterior:
+    """Some of the metrics of a posterior."""
+
+    whole: Posterior
+    columns: list[int]
+
+    @property
+    def mean(self) -> FloatArray:
+        return self.whole.mean[:, self.columns]
+
+    @property
+    def std(self) -> FloatArray:
+        return self.whole.std[:, self.columns]
+
+    def sample(self, count: int, seed: int) -> FloatArray:
+        return self.whole.sample(count, seed)[:, :, self.columns]
+
+
 def predict(
-    surrogate: Surrogate, swarm: Swarm, objective: Objective, domains: tuple[str, ...], natural: FloatArray, seed: int
+    surrogate: Surrogate,
+    swarm: Swarm,
+    objective: Objective,
+    domains: tuple[str, ...],
+    natural: FloatArray,
+    seed: int,
+    source: Source | None = None,
+    fits: Fits | None = None,
 ) -> Prediction:
-    """Fits `surrogate` to every metric that all trials of the swarm (of one source) were scored on.
+    """Fits `surrogate` to every metric that all trials of the swarm were scored on.
 
     Args:
         domains: order of the last axis of every array handed to the result; `natural` is (domains,) in it.
+        source: where predictions are wanted; default: the first trial's, for a swarm of one source.
+        fits: of metrics that include the objective's, where somebody has fitted them already.
     """
     unscored = np.isnan(swarm.values(swarm.metrics)).sum(axis=0).tolist()
     rest = [metric for metric, missing in zip(swarm.metrics, unscored, strict=True) if not missing and metric not in objective.metrics]
-    counted, errors, reason = fit_with_out_of_fold(surrogate, swarm, objective.metrics, FOLDS, seed)
+    counted = (fits or Fits.of(surrogate, swarm, objective.metrics, seed)).only(objective.metrics)
+    errors = counted.errors
     others = None
     if rest:
-        others, rest_errors, _ = fit_with_out_of_fold(surrogate, swarm, rest, FOLDS, seed)
-        if errors is not None and rest_errors is not None:
-            errors = errors.beside(rest_errors)
-    source = swarm.points().sources[0]
-    natural_losses = counted.mean(Points(domains, natural[None, None, :], (source,)))[0]
+        more = fits.only(tuple(rest)) if fits and set(rest) <= set(fits.fitted.metrics) else Fits.of(surrogate, swarm, rest, seed)
+        others = more.fitted
+        if errors is not None and more.errors is not None:
+            errors = errors.beside(more.errors)
+    source = swarm.points().sources[0] if source is None else source
+    natural_losses = counted.fitted.mean(Points(domains, natural[None, None, :], (source,)))[0]
     return Prediction(
         domains=domains,
         source=source,
         natural=natural,
         objective=objective.with_natural(natural_losses),
-        counted=counted,
+        counted=counted.fitted,
         others=others,
         errors=errors,
-        errors_missing=reason,
+        errors_missing=counted.errors_missing,
         correlation=_correlation(errors, len(objective.metrics)),
         seed=seed,
+        trial_ids=swarm.trial_ids,
     )
 
 

@@ -21,6 +21,42 @@ class Effect:
     high: float
 
 
+def effect_json(effect: Effect) -> dict[str, float]:
+    return {"mean": effect.mean, "low": effect.low, "high": effect.high}
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What one constraint costs: the predicted objective of the best mixture without so much of it, minus the proposal's.
+
+    Attributes:
+        constraint: that holds the proposal, as in `Proposal.binding`.
+        change: what was relaxed, by how much ("the cap on math raised from 0.0833 to 0.0917").
+        gain: in objective units, negative is better; 0 where nothing better was found.
+        weights: domain -> weight of the best mixture then.
+    """
+
+    constraint: str
+    change: str
+    gain: Effect
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another mixture within noise of the proposal.
+
+    Attributes:
+        weights: domain -> weight.
+        objective: predicted, minus the proposal's.
+        distance: total variation to the proposal, the share of tokens that differ.
+    """
+
+    weights: Mapping[str, float]
+    objective: Effect
+    distance: float
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What a search recommends.
@@ -36,6 +72,11 @@ class Proposal:
         best_measured: trial id and label of the best measured mixture, its weights, and its objective difference to natural.
         evidence: JSON values: number of trials, surrogate, pull, out-of-fold Spearman per metric, noise per metric, baselines' predicted
             objective, predicted against measured pairs for the figures.
+        sensitivities: domain, or group of a given split -> predicted change of the objective for one more percentage point of it, which the others
+            give in proportion.
+        relaxations: of the constraints in `binding`, what relaxing each would bring.
+        alternatives: mixtures that differ from the proposal and from each other and cannot be told from it: their weights, their predicted
+            objective minus the proposal's, and their distance.
     """
 
     schedule: Schedule
@@ -47,6 +88,9 @@ class Proposal:
     screened: Mapping[str, str]
     best_measured: Mapping[str, Any]
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    sensitivities: Mapping[str, Effect] = field(default_factory=dict)
+    relaxations: tuple[Relaxation, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def mixture(self) -> Mixture:
@@ -75,4 +119,10 @@ class Proposal:
             screened=dict(body["screened"]),
             best_measured=dict(body["best_measured"]),
             evidence=dict(body["evidence"]),
+            # Records from before these were known have none.
+            sensitivities={name: Effect(**effect) for name, effect in body.get("sensitivities", {}).items()},
+            relaxations=tuple(Relaxation(**{**entry, "gain": Effect(**entry["gain"])}) for entry in body.get("relaxations", ())),
+            alternatives=tuple(
+                Alternative(**{**entry, "objective": Effect(**entry["objective"])}) for entry in body.get("alternatives", ())
+            ),
         )

@@ -14,60 +14,61 @@ from typing import Any
 
 import numpy as np
 
+from mixopt.answer.constraints import FloorSet, place_floors
+from mixopt.answer.floors import Floor, resolve_floors
+from mixopt.answer.local_search import KEPT_WITHIN
+from mixopt.answer.measured import Measured, answer_source, best_measured, compare_baselines, guard, measured_at, out_of_fold_evidence
+from mixopt.answer.near_optimal import NearOptimal, find_near_optimal
+from mixopt.answer.problem import Problem
+from mixopt.answer.pull import DEFAULT_PULL, PullChoice, choose_pull
+from mixopt.answer.relaxation import binding_floors, relaxations, sensitivities
 from mixopt.calibration.resolution import resolvable_difference
 from mixopt.domains import DomainSet
 from mixopt.effects import domain_effects
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray, Mixture, Schedule
-from mixopt.objective import Objective, ObjectiveKind, fit_objective, measure_noise, rows_at
-from mixopt.optimum import Optimum, is_piecewise_constant, minimize, near_optimal_range
-from mixopt.prediction import Prediction, predict
-from mixopt.proposal import Effect, Proposal
-from mixopt.simplex import kl_divergence, sample_uniform
+from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective, lacking
+from mixopt.optimum import Optimum
+from mixopt.prediction import Fits, Prediction, predict
+from mixopt.proposal import Alternative, Proposal
 from mixopt.space import MixtureSpace
 from mixopt.surrogates.base import Surrogate
-from mixopt.surrogates.cross_validation import rank_correlation
-from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
-from mixopt.swarm import Swarm
+from mixopt.surrogates.observations import MINIMUM_TRIALS
+from mixopt.swarm import Points, Swarm
+from mixopt.trial import Source
 
-# A requested mixture is feasible if it breaks no cap by more than a proxy of 1M tokens could express.
-MEASURED_FEASIBLE_WITHIN = 1e-6
-PROBES = 256
 # Mixtures and joint draws for the expected gain: its cost is the cube of the first, some milliseconds per metric.
 GAIN_CANDIDATES, GAIN_DRAWS = 192, 256
+ALTERNATIVES = 3
+# Moving a percentage point of the tokens for less than this share of the noise is nothing.
+FIRST_ORDER_WITHIN = 0.05
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to recommend: metric -> weight, kind of objective, seeds per baseline, pull toward natural, seed of everything random."""
+    """How to recommend.
+
+    Attributes:
+        metrics: metric -> weight in the objective.
+        seeds: runs of each mixture that a comparison would have; differences smaller than their noise count as none.
+        pull: weight of KL(mixture, natural), in standard deviations of the objective over the swarm; None: chosen by cross-validation.
+        seed: of everything random.
+        floors: no metric worse than a baseline by more than so much, on the prediction and `confidence` posterior standard deviations.
+        loss_unit: of the losses in the swarm.
+        source: where the answer is wanted; None: the only source of the swarm.
+        measured_only: refuse a swarm without the natural mixture or without repeats, instead of letting the surrogate say what they are.
+    """
 
     metrics: Mapping[str, float]
     objective_kind: ObjectiveKind
     seeds: int
-    pull: float
+    pull: float | None
     seed: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The swarm in objective units, relative to the measured natural losses.
-
-    Attributes:
-        values: of each trial, shape (trials,).
-        noise_std: of one run, pooled over repeated mixtures.
-        spread: standard deviation over trials.
-    """
-
-    swarm: Swarm
-    values: FloatArray
-    noise_std: float
-    spread: float
-
-    @classmethod
-    def of(cls, swarm: Swarm, objective: Objective) -> Measured:
-        values = objective.difference(swarm.values(objective.metrics), np.array(objective.natural_losses))
-        noise = measure_noise(values[:, None], mixture_groups(swarm))
-        return cls(swarm, values, float(noise.std[0]), float(values.std(ddof=1)))
+    floors: tuple[Floor, ...] = ()
+    confidence: float = 0.0
+    loss_unit: str = BITS_PER_BYTE
+    source: Source | None = None
+    measured_only: bool = False
 
 
 def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
@@ -76,14 +77,14 @@ def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surro
     The expected value of perfect information bounds what any number of further trials can bring, as far as the surrogate is right.
     """
     try:
-        objective = fit_objective(settings.objective_kind, settings.metrics, swarm, domains.natural())
-        measured = Measured.of(swarm, objective)
-        prediction = predict(surrogate, swarm, objective, space.domains, domains.natural().array(space.domains), settings.seed)
+        study = Study.of(swarm, space, domains, surrogate, settings)
     except DataError:
         return False
-    optimum = _optimize(prediction, measured, space, domains, best_measured(measured, space), settings)
-    gain = expected_gain(prediction, space, optimum.weights, settings.seed)
-    return gain < measured.noise_std * float(np.sqrt(2 / settings.seeds))
+    # What is looked for lies around the optimum; choosing its pull by cross-validation, at every look, would move it little.
+    pull = DEFAULT_PULL if settings.pull is None else settings.pull
+    optimum = pose(study, space, domains, best_measured(study.measured, space), settings, pull).solve()
+    gain = expected_gain(study.prediction, space, optimum.weights, settings.seed)
+    return gain < study.measured.noise_std * float(np.sqrt(2 / settings.seeds))
 
 
 def expected_gain(prediction: Prediction, space: MixtureSpace, optimum: FloatArray, seed: int) -> float:
@@ -101,91 +102,149 @@ def expected_gain(prediction: Prediction, space: MixtureSpace, optimum: FloatArr
 
 
 def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Proposal:
-    """The mixture with the least predicted objective plus pull, and the evidence for it.
+    """The mixture with the least predicted objective plus pull that keeps the floors, and the evidence for it.
 
     Args:
-        swarm: trials of one source; surrogates are fitted on the realized mixtures, all else goes by the requested ones.
+        swarm: trials of one source, or of several where `settings.source` says for which the answer is; surrogates are fitted on the realized
+            mixtures, all else goes by the requested ones.
 
     Raises:
-        DataError: fewer than 4 trials, none at the natural mixture, no repeats, or a metric of the objective was not measured.
+        DataError: fewer than 4 trials, a metric of the objective was not measured, or, with `settings.measured_only`, no trial at the natural
+            mixture or no repeats.
+        ConfigError: an unknown kind or metric of a floor, or several sources and none asked for.
+        InfeasibleError: no mixture keeps the floors.
     """
     if len(swarm) < MINIMUM_TRIALS:
         raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
-    objective = fit_objective(settings.objective_kind, settings.metrics, swarm, domains.natural())
-    measured = Measured.of(swarm, objective)
-    natural = domains.natural().array(space.domains)
-    prediction = predict(surrogate, swarm, objective, space.domains, natural, settings.seed)
+    study = Study.of(swarm, space, domains, surrogate, settings)
+    objective, measured, prediction = study.objective, study.measured, study.prediction
     best = best_measured(measured, space)
-    optimum = _optimize(prediction, measured, space, domains, best, settings)
+    choice = PullChoice(settings.pull, "as set") if settings.pull is not None else study.choose_pull(space, settings.seed)
+    problem = pose(study, space, domains, best, settings, choice.pull)
+    optimum = problem.solve()
     # What a comparison of two mixtures with so many seeds each cannot tell apart.
     indistinct = measured.noise_std * float(np.sqrt(2 / settings.seeds))
     within = max(indistinct, _doubt_of_gain(prediction, optimum.weights, best))
-    low, high = _near_optimal(prediction, space, optimum.weights, within, settings.seed)
+    near = _near_optimal(problem, optimum.weights, within)
     mixture = Mixture.from_array(space.domains, optimum.weights)
+    limits = problem.limits
+    held = tuple(limits.sentences()[index] for index in binding_floors(limits, optimum.weights)) if limits is not None else ()
     return Proposal(
         schedule=Schedule.constant(mixture),
-        objective=prediction.objective_effects(optimum.weights[None], natural)[0],
+        objective=prediction.objective_effects(optimum.weights[None], prediction.natural)[0],
         effects=prediction.metric_effects(optimum.weights),
-        near_optimal={name: (float(low[i]), float(high[i])) for i, name in enumerate(space.domains)},
+        near_optimal={name: (float(near.low[i]), float(near.high[i])) for i, name in enumerate(space.domains)},
         epochs=domains.epochs(mixture),
-        binding=space.binding(optimum.weights),
+        binding=space.binding(optimum.weights) + held,
         screened=objective.screened,
         best_measured=best,
         evidence={
             "trials": len(swarm),
             "surrogate": type(surrogate).__name__,
-            "pull": settings.pull,
-            "objective": objective.to_json(),
-            "objective_unit": objective.unit,
-            "objective_noise_std": measured.noise_std,
-            "objective_spread": measured.spread,
-            "noise_std": dict(zip(objective.metrics, objective.noise_std, strict=True)),
-            "noise_degrees_of_freedom": objective.degrees_of_freedom,
+            **_objective_evidence(study),
+            **_pull_evidence(choice),
+            **_floor_evidence(limits, optimum.weights),
             "near_optimal_within": within,
             "near_optimal_meaning": "predicted to be worse than the proposal by at most near_optimal_within: one posterior standard deviation "
             "of the proposal's gain over the best measured mixture, or, if that is more, the seed noise of the objective times "
             f"sqrt(2 / {settings.seeds}), which {settings.seeds} runs of each mixture could not tell apart",
-            "optimizer": {"method": optimum.method, "status": optimum.status},
-            "baselines": _baselines(prediction, measured, space, domains),
+            "optimizer": _optimizer_evidence(optimum, measured.noise_std),
+            "baselines": compare_baselines(prediction, measured, space, domains),
             "expected_gain": expected_gain(prediction, space, optimum.weights, settings.seed),
             "expected_gain_meaning": "how much better the best mixture is expected to be than the one predicted to be best, were the objective of all "
             "mixtures known: more trials of this size can bring no more than that",
             "resolvable": {"objective": resolvable_difference(measured.noise_std, settings.seeds), "seeds": settings.seeds},
-            "guard": _guard(prediction, optimum.weights, best, indistinct),
-            "domain_effects": domain_effects(prediction, "natural", natural, units=space.units).to_json(),
-            **_out_of_fold(prediction, objective, measured),
+            "guard": guard(prediction, optimum.weights, best, indistinct),
+            "domain_effects": domain_effects(prediction, "natural", prediction.natural, units=space.units).to_json(),
+            **out_of_fold_evidence(prediction, objective, measured),
         },
+        sensitivities=sensitivities(prediction, space, optimum.weights),
+        relaxations=relaxations(problem, domains, optimum.weights),
+        alternatives=_alternatives(prediction, near, optimum.weights),
     )
 
 
-def _optimize(
-    prediction: Prediction, measured: Measured, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings
-) -> Optimum:
-    # At least the noise: where nothing that was measured depends on the mixture, the natural one is as good as any.
-    strength = settings.pull * max(measured.spread, measured.noise_std)
-    natural = prediction.natural
+@dataclass(frozen=True)
+class Study:
+    """What a swarm says: the objective, the runs in its units, and the surrogate fitted to all of them."""
 
-    def pulled(weights: FloatArray) -> FloatArray:
-        return prediction.mean(weights) + strength * kl_divergence(weights, natural)
+    objective: Objective
+    measured: Measured
+    prediction: Prediction
 
-    baselines = [mixture.array(space.domains) for mixture in (domains.natural(), domains.uniform(), domains.unimax())]
-    starts = np.stack([*baselines, np.array([best["weights"][name] for name in space.domains])])
-    # Inside the simplex: trees split at exactly 0, so a move away from a face would look like a slope.
-    probes = sample_uniform(np.random.default_rng([settings.seed, 0x9B0]), PROBES, len(space.domains))
-    smooth = not is_piecewise_constant(prediction.mean, probes)
-    return minimize(pulled, space, starts, settings.seed, smooth)
+    @classmethod
+    def of(cls, swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Study:
+        """Where the natural mixture was not run, or hardly a mixture twice, the surrogate is asked, and the objective says so.
+
+        Raises:
+            DataError, ConfigError: as `recommend`.
+        """
+        source = answer_source(swarm, settings.source)
+        runs = measured_at(swarm, source)
+        natural = domains.natural().array(space.domains)
+        fits = estimates = None
+        if not settings.measured_only and any(lacking(runs, domains.natural())):
+            measured_source = runs.points().sources[0]
+            fits = Fits.of(surrogate, swarm, tuple(settings.metrics), settings.seed)
+            estimates = fits.estimates(Points(space.domains, natural[None, None, :], (measured_source,)))
+        objective = fit_objective(settings.objective_kind, settings.metrics, runs, domains.natural(), settings.loss_unit, estimates)
+        prediction = predict(surrogate, swarm, objective, space.domains, natural, settings.seed, source, fits)
+        noise_std = None
+        if objective.noise_from == "surrogate":
+            losses, stds = np.array([objective.natural_losses]), np.array([objective.noise_std])
+            noise_std = float(prediction.measurement_std(losses, stds)[0])
+        return cls(objective, Measured.of(runs, objective, noise_std), prediction)
+
+    @property
+    def spread(self) -> float:
+        """What a pull of 1 is, in objective units. At least the noise: where nothing depends on the mixture, the natural one is as good as any."""
+        return max(self.measured.spread, self.measured.noise_std)
+
+    def choose_pull(self, space: MixtureSpace, seed: int) -> PullChoice:
+        return choose_pull(self.measured.swarm, space, self.objective, self.prediction.natural, self.spread, seed)
 
 
-def _near_optimal(
-    prediction: Prediction, space: MixtureSpace, optimum: FloatArray, within: float, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    """Least and largest weight per domain among feasible mixtures predicted to be worse than the optimum by at most `within`.
+def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings, pull: float) -> Problem:
+    """What is minimized, with floors placed relative to their baselines.
+
+    Raises:
+        ConfigError: a floor names a metric that is not predicted.
+    """
+    prediction = study.prediction
+    named = {"natural": domains.natural(), "uniform": domains.uniform(), "unimax": domains.unimax()}
+    baselines = {name: mixture.array(space.domains) for name, mixture in named.items()}
+    baselines["best_measured"] = np.array([best["weights"][name] for name in space.domains])
+    limits = None
+    if settings.floors:
+        floors = resolve_floors(settings.floors, prediction.metrics, tuple(settings.metrics))
+        limits = place_floors(prediction, floors, baselines, prediction.noise(), settings.confidence)
+    return Problem.of(prediction, space, pull * study.spread, limits, np.stack(list(baselines.values())))
+
+
+def _near_optimal(problem: Problem, optimum: FloatArray, within: float) -> NearOptimal:
+    """Feasible mixtures that keep the floors and are predicted to be worse than the optimum by at most `within`.
 
     One margin for all mixtures. With each mixture's own doubt instead, those far from every trial would all count as near-optimal: nothing
     is known of them.
     """
+    prediction = problem.prediction
     level = prediction.mean(optimum[None])[0]
-    return near_optimal_range(lambda weights: np.asarray(prediction.mean(weights) - level - within), space, optimum, 0.0, seed)
+    kept = max(float(problem.excess(optimum[None])[0]), KEPT_WITHIN)
+
+    def beyond(weights: FloatArray) -> FloatArray:
+        worse = prediction.mean(weights) - level - within
+        return np.where(problem.excess(weights) <= kept, worse, np.maximum(worse, 1.0)) if problem.limits is not None else np.asarray(worse)
+
+    return find_near_optimal(beyond, problem.space, optimum, 0.0, prediction.seed)
+
+
+def _alternatives(prediction: Prediction, near: NearOptimal, optimum: FloatArray) -> tuple[Alternative, ...]:
+    weights = near.alternatives(ALTERNATIVES)
+    effects = prediction.objective_effects(weights, optimum) if len(weights) else []
+    return tuple(
+        Alternative(dict(zip(prediction.domains, row.tolist(), strict=True)), effect, float(0.5 * np.abs(row - optimum).sum()))
+        for row, effect in zip(weights, effects, strict=True)
+    )
 
 
 def _doubt_of_gain(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any]) -> float:
@@ -194,91 +253,50 @@ def _doubt_of_gain(prediction: Prediction, optimum: FloatArray, best: Mapping[st
     return float(prediction.difference_std(measured, optimum)[0])
 
 
-def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:
-    """The measured mixture with the least mean objective: among feasible ones if there are any, for no other can be recommended.
-
-    Returns:
-        JSON values: trial_id and label of its first trial, weights, objective (difference to natural), runs, feasible, note.
-    """
-    swarm, groups = measured.swarm, mixture_groups(measured.swarm)
-    order = [swarm.domains.index(name) for name in space.domains]
-    requested = swarm.points(realized=False).averages()[:, order]
-    feasible = space.contains(requested, MEASURED_FEASIBLE_WITHIN)
-    eligible = feasible if feasible.any() else np.ones(len(groups), dtype=bool)
-    means = np.array([measured.values[groups == group].mean() for group in groups])
-    row = int(np.argmin(np.where(eligible, means, np.inf)))
-    runs = int((groups == groups[row]).sum())
+def _objective_evidence(study: Study) -> dict[str, Any]:
+    """The objective, its noise, and what was measured of both or taken from the surrogate."""
+    objective, measured = study.objective, study.measured
+    said = {
+        ("repeats", "runs"): "noise and natural losses are measured",
+        ("repeats", "surrogate"): "noise is measured; the natural mixture was not run, so its losses are predicted",
+        ("surrogate", "runs"): "natural losses are measured; noise is estimated by the surrogate, since there are no repeats or too few",
+        (
+            "surrogate",
+            "surrogate",
+        ): "noise is estimated by the surrogate, since there are no repeats or too few, and the natural mixture was not run, "
+        "so its losses are predicted",
+    }
     return {
-        "trial_id": swarm.trial_ids[row],
-        "label": swarm.trials()["label"][row],
-        "weights": dict(zip(space.domains, requested[row].tolist(), strict=True)),
-        "objective": float(means[row]),
-        "runs": runs,
-        "feasible": bool(feasible[row]),
-        "note": f"best of {len(set(groups[eligible].tolist()))} "
-        + (
-            "feasible mixtures measured"
-            if feasible.any()
-            else "mixtures measured; none of them keeps the caps, so it cannot be recommended"
-        ),
+        "objective": objective.to_json(),
+        "objective_unit": objective.unit,
+        "objective_basis": said[objective.noise_from, objective.natural_from],
+        "objective_noise_std": measured.noise_std,
+        "objective_spread": measured.spread,
+        "noise_std": dict(zip(objective.metrics, objective.noise_std, strict=True)),
+        "noise_degrees_of_freedom": objective.degrees_of_freedom,
+        "source": study.prediction.source.key,
+        "measured_source": measured.swarm.points().sources[0].key,
     }
 
 
-def _baselines(prediction: Prediction, measured: Measured, space: MixtureSpace, domains: DomainSet) -> dict[str, Any]:
-    """Natural, uniform and UniMax: predicted difference to natural with interval, measured mean (None if not run), runs, feasibility."""
-    mixtures = {"natural": domains.natural(), "uniform": domains.uniform(), "unimax": domains.unimax()}
-    weights = np.stack([mixture.array(space.domains) for mixture in mixtures.values()])
-    effects = prediction.objective_effects(weights, prediction.natural)
-    found: dict[str, Any] = {}
-    for index, (name, mixture) in enumerate(mixtures.items()):
-        rows = rows_at(measured.swarm, mixture)
-        found[name] = {
-            **_effect_json(effects[index]),
-            "measured": float(measured.values[rows].mean()) if rows.any() else None,
-            "runs": int(rows.sum()),
-            "feasible": bool(space.contains(weights[index : index + 1], MEASURED_FEASIBLE_WITHIN)[0]),
-        }
-    return found
+def _pull_evidence(choice: PullChoice) -> dict[str, Any]:
+    return {"pull": choice.pull, "pull_choice": choice.to_json()}
 
 
-def _guard(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any], indistinct: float) -> dict[str, Any]:
-    """Whether the predicted gain over the best measured mixture is more than noise."""
-    weights = np.array([best["weights"][name] for name in prediction.domains])
-    gain = prediction.objective_effects(optimum[None], weights)[0]
-    inside = gain.mean > -indistinct or gain.high >= 0
-    unit = prediction.objective.unit
-    sentence = (
-        f"The predicted difference to the best measured {'feasible ' if best['feasible'] else ''}mixture ({best['label'] or best['trial_id']}) is "
-        f"{gain.mean:.3g} {unit} (90% interval {gain.low:.3g} to {gain.high:.3g})"
-    )
-    sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
-    return {"difference": _effect_json(gain), "inside_noise": bool(inside), "sentence": sentence}
+def _floor_evidence(limits: FloorSet | None, weights: FloatArray) -> dict[str, Any]:
+    """Each floor with the predicted room below it; nothing where there are none."""
+    if limits is None:
+        return {}
+    room = (-limits.excess(weights[None])[0]).tolist()
+    rows = zip(limits.floors, limits.sentences(), limits.limits.tolist(), room, strict=True)
+    return {"floors": [{**floor.to_json(), "sentence": sentence, "limit": limit, "room": left} for floor, sentence, limit, left in rows]}
 
 
-def _out_of_fold(prediction: Prediction, objective: Objective, measured: Measured) -> dict[str, Any]:
-    """Rank correlations, coverage, and predicted against measured objective per trial, in the order of the swarm."""
-    trials = measured.swarm.trials()
-    named = [
-        {"trial_id": trial_id, "label": label, "measured": value}
-        for trial_id, label, value in zip(trials["trial_id"], trials["label"], measured.values.tolist(), strict=True)
-    ]
-    shown: dict[str, Any] = {"objective_over_trials": named}
-    errors = prediction.errors
-    if errors is None:
-        return {**shown, "predicted": [], "spearman": {}, "out_of_fold_missing": prediction.errors_missing}
-    count = len(objective.metrics)
-    # Relative to the measured natural losses, as the measured values are.
-    means = objective.difference(errors.mean[:, :count], np.array(objective.natural_losses))
-    stds = prediction.measurement_std(errors.mean[:, :count], errors.std[:, :count])
-    spearman = dict(zip(prediction.metrics, errors.spearman().tolist(), strict=True))
-    shown["predicted"] = [
-        {**entry, "mean": mean, "std": std} for entry, mean, std in zip(named, means.tolist(), stds.tolist(), strict=True)
-    ]
-    shown["predicted_meaning"] = "out of fold; std is of a measurement, seed noise included"
-    shown["spearman"] = {**spearman, "objective": rank_correlation(means, measured.values)}
-    shown["coverage90"] = float((np.abs(measured.values - means) <= 1.645 * stds).mean())
-    return shown
-
-
-def _effect_json(effect: Effect) -> dict[str, float]:
-    return {"mean": effect.mean, "low": effect.low, "high": effect.high}
+def _optimizer_evidence(optimum: Optimum, noise_std: float) -> dict[str, Any]:
+    """What the solver said, what its answer misses, and whether that matters."""
+    missed = optimum.residuals.first_order
+    said = "the function has no slopes, so there is no first-order check"
+    if missed is not None:
+        small = missed <= FIRST_ORDER_WITHIN * noise_std
+        said = f"the best small move would gain {missed:.2g} per percentage point, {'nothing' if small else 'not nothing'} beside a noise of {noise_std:.2g}"
+    return {"method": optimum.method, "status": optimum.status, "residuals": optimum.residuals.to_json(), "first_order_meaning": said}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,15 @@ BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 BINDING_WITHIN = 1e-4
 # Rows that miss the set by float error alone are in it.
 ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Held:
+    """A constraint that holds a mixture: its sentence, what it bounds, and the number of the unit or of the bounded group."""
+
+    sentence: str
+    side: Literal["fixed", "most", "least", "group_most", "group_least"]
+    index: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,20 +158,25 @@ class MixtureSpace:
 
     def binding(self, weights: FloatArray, tolerance: float = BINDING_WITHIN) -> tuple[str, ...]:
         """The constraints that hold `weights` (domains,), as sentences. A least weight of 0 is no constraint of the user's."""
-        held: list[str] = []
+        return tuple(held.sentence for held in self.held(weights, tolerance))
+
+    def held(self, weights: FloatArray, tolerance: float = BINDING_WITHIN) -> tuple[Held, ...]:
+        """The same, and what each of them bounds."""
+        found: list[Held] = []
         unit_weights = self.units.collapse(weights)
         for index, name in enumerate(self.units.titles):
             least, most, weight = self.unit_lower[index], self.unit_upper[index], unit_weights[index]
             if least == most > 0:
-                held.append(f"{name}: fixed at {most:.3g}, since {self.upper_reasons[index]} and {self.lower_reasons[index]}")
+                sentence = f"{name}: fixed at {most:.3g}, since {self.upper_reasons[index]} and {self.lower_reasons[index]}"
+                found.append(Held(sentence, "fixed", index))
                 continue
             if weight >= most - tolerance and most < 1:
-                held.append(f"{name}: {self.upper_reasons[index]}")
+                found.append(Held(f"{name}: {self.upper_reasons[index]}", "most", index))
             if weight <= least + tolerance and least > 0:
-                held.append(f"{name}: {self.lower_reasons[index]}")
-        for bound, total in zip(self.sums, self.group_sums(unit_weights).tolist(), strict=True):
+                found.append(Held(f"{name}: {self.lower_reasons[index]}", "least", index))
+        for row, (bound, total) in enumerate(zip(self.sums, self.group_sums(unit_weights).tolist(), strict=True)):
             if total >= bound.largest - tolerance and bound.largest < 1:
-                held.append(f"{bound.path}: bounds allow the group at most {bound.largest:.3g}")
+                found.append(Held(f"{bound.path}: bounds allow the group at most {bound.largest:.3g}", "group_most", row))
             if total <= bound.least + tolerance and bound.least > 0:
-                held.append(f"{bound.path}: bounds ask for at least {bound.least:.3g} of the group")
-        return tuple(held)
+                found.append(Held(f"{bound.path}: bounds ask for at least {bound.least:.3g} of the group", "group_least", row))
+        return tuple(found)

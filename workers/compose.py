@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt import __version__
+from mixopt.answer.floors import Floor, resolve_floors
 from mixopt.code_version import commit
 from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest, TokenFile
@@ -205,6 +206,12 @@ def objective_weights(experiment: Experiment) -> dict[str, float]:
     return weights
 
 
+def objective_floors(experiment: Experiment) -> tuple[Floor, ...]:
+    """The floors with the full names of their metrics."""
+    metrics = [f"target/{target.name}" for target in experiment.targets] + [f"valid/{domain.name}" for domain in experiment.domains]
+    return resolve_floors([floor.floor for floor in experiment.objective.floors], metrics, list(objective_weights(experiment)))
+
+
 def check_experiment(experiment: Experiment) -> None:
     """Finds what is wrong with an experiment before a document is read: names, sizes, constraints, the output folder.
 
@@ -258,7 +265,10 @@ def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict
     """The objective as its search's identity sees it: held-out sets by content, so that renaming a target changes nothing."""
     held_out = {f"valid/{name}": files.valid.content_hash for name, files in manifest.domains.items()}
     held_out |= {f"target/{name}": target.file.content_hash for name, target in manifest.targets.items()}
+    floors = [[held_out[floor.metric], floor.baseline, floor.by, floor.percent] for floor in objective_floors(experiment)]
     return {
+        # Only where there are any, so that searches from before they were known keep their identity.
+        **({"floors": floors, "confidence": experiment.objective.confidence} if floors else {}),
         "kind": experiment.objective.kind,
         "pull": experiment.objective.pull,
         "weights": {held_out[metric]: weight for metric, weight in weights.items()},
@@ -320,7 +330,9 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         objective_kind=experiment.objective.kind,
         trials=experiment.search.trials,
         seeds=proxy.seeds,
-        pull=experiment.objective.pull,
+        pull=None if experiment.objective.pull == "auto" else experiment.objective.pull,
+        floors=objective_floors(experiment),
+        confidence=experiment.objective.confidence,
         seed=experiment.search.seed,
         stop_early=experiment.search.stop_early,
     )

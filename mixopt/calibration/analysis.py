@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from mixopt.answer.measured import Measured
 from mixopt.calibration.agreement import Ranking, choose_rate, rank_rates
 from mixopt.calibration.curves import fit_power_law
 from mixopt.calibration.design import CalibrationPlan
@@ -20,7 +21,6 @@ from mixopt.calibration.result import Calibration, MetricCurve, RateResult, Reso
 from mixopt.mixture import FloatArray
 from mixopt.objective import Objective, ObjectiveKind, fit_objective, rows_at
 from mixopt.ranking import FEWEST_MIXTURES
-from mixopt.recommendation import Measured
 from mixopt.record.contents import swarm_of
 from mixopt.surrogates.observations import mixture_groups
 from mixopt.swarm import Swarm

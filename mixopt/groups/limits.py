@@ -211,13 +211,13 @@ def _lowered(domains: DomainSet, excess: float) -> str:
     for domain, share in zip(domains.domains, domains.units.share.tolist(), strict=True):
         value = _down(domain.bounds[0] - excess * share)
         if value >= 0:
-            changed = _with_bounds(domains, domain.name, (value, domain.bounds[1]))
+            changed = with_bounds(domains, domain.name, (value, domain.bounds[1]))
             found.append((domain.bounds[0], f"Lower the least weight of '{domain.name}' to {value:g}.", changed))
     shares = {rule.path: share for rule, _, share in _rules_on_units(domains)}
     for rule in domains.rules:
         value = _down(rule.bounds[0] - excess * shares.get(rule.path, 1.0))
         if value >= 0:
-            changed = _with_rule(domains, rule, (value, rule.bounds[1]))
+            changed = with_rule(domains, rule, (value, rule.bounds[1]))
             found.append((rule.bounds[0], f"Lower the least weight of group '{rule.path}' to {value:g}.", changed))
     return next((text for _, text, changed in sorted(found, key=lambda item: -item[0]) if is_feasible(changed)), "")
 
@@ -234,17 +234,17 @@ def _raised(domains: DomainSet, short: float, path: str = "") -> str:
         epochs = _epochs_for(domains, domain.name, wanted)
         if epochs > domain.max_epochs:
             text = f"Raise `max_epochs` of '{domain.name}' from {domain.max_epochs:g} to {epochs:g}"
-            found.append((0, epochs - domain.max_epochs, text, _with_epochs(domains, {domain.name: epochs})))
+            found.append((0, epochs - domain.max_epochs, text, with_epochs(domains, {domain.name: epochs})))
         if wanted > domain.bounds[1]:
             most = min(_up(wanted), 1.0)
             text = f"Raise the largest weight of '{domain.name}' in `bounds` to {most:g}"
-            found.append((1, most - domain.bounds[1], text, _with_bounds(domains, domain.name, (domain.bounds[0], most))))
+            found.append((1, most - domain.bounds[1], text, with_bounds(domains, domain.name, (domain.bounds[0], most))))
     shares = {rule.path: share for rule, _, share in _rules_on_units(domains)}
     for rule in domains.rules:
         if rule.bounds[1] < 1 and (not path or path in ancestors(rule.path)[:-1]):
             most = min(_up(rule.bounds[1] + short * shares.get(rule.path, 1.0)), 1.0)
             text = f"Raise the largest weight of group '{rule.path}' to {most:g}"
-            found.append((1, most - rule.bounds[1], text, _with_rule(domains, rule, (rule.bounds[0], most))))
+            found.append((1, most - rule.bounds[1], text, with_rule(domains, rule, (rule.bounds[0], most))))
     return next((text for _, _, text, changed in sorted(found, key=lambda item: item[:2]) if is_feasible(changed)), "")
 
 
@@ -252,7 +252,7 @@ def _scaled(domains: DomainSet) -> str:
     """The least factor on all epoch caps that suffices; empty where bounds alone forbid every mixture."""
 
     def scaled(factor: float) -> DomainSet:
-        return _with_epochs(domains, {domain.name: domain.max_epochs * factor for domain in domains.domains})
+        return with_epochs(domains, {domain.name: domain.max_epochs * factor for domain in domains.domains})
 
     if not is_feasible(scaled(LARGEST_FACTOR)):
         return ""
@@ -270,17 +270,20 @@ def _epochs_for(domains: DomainSet, name: str, weight: float) -> float:
     return round_up(domains.domains[index].max_epochs * weight / float(domains.epoch_limits()[index]))
 
 
-def _with_epochs(domains: DomainSet, caps: dict[str, float]) -> DomainSet:
+def with_epochs(domains: DomainSet, caps: dict[str, float]) -> DomainSet:
+    """The domains with other epoch caps, by name."""
     changed = (replace(domain, max_epochs=caps.get(domain.name, domain.max_epochs)) for domain in domains.domains)
     return replace(domains, domains=tuple(changed))
 
 
-def _with_bounds(domains: DomainSet, name: str, bounds: tuple[float, float]) -> DomainSet:
+def with_bounds(domains: DomainSet, name: str, bounds: tuple[float, float]) -> DomainSet:
+    """The domains with other bounds on one."""
     changed = (replace(domain, bounds=bounds) if domain.name == name else domain for domain in domains.domains)
     return replace(domains, domains=tuple(changed))
 
 
-def _with_rule(domains: DomainSet, rule: GroupRule, bounds: tuple[float, float]) -> DomainSet:
+def with_rule(domains: DomainSet, rule: GroupRule, bounds: tuple[float, float]) -> DomainSet:
+    """The domains with other bounds on the group of a rule."""
     return replace(domains, rules=tuple(replace(other, bounds=bounds) if other == rule else other for other in domains.rules))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from mixopt.answer.floors import Floor
 from mixopt.domains import DomainSet
 from mixopt.mixture import Schedule
 from mixopt.objective import ObjectiveKind
@@ -41,11 +42,12 @@ class RegressionStrategy:
         metrics: metric -> weight in the objective; other metrics measured are predicted and reported too.
         trials: of the whole search, baselines and repeats included; an abandoned one is replaced by the next point of the design.
         seeds: repeats at the natural and the uniform mixture.
-        pull: weight of KL(mixture || natural), in standard deviations of the objective over the swarm.
+        pull: weight of KL(mixture || natural), in standard deviations of the objective over the swarm; None: chosen by cross-validation.
         seed: of the design and of everything random in the proposal.
         stop_early: asks for no more once even perfect knowledge would gain less than noise; looked at with the first half, five eighths, three
             quarters and seven eighths of the trials, each time with exactly these, so that the answer does not hang on their order of ending.
         calibration: finished runs of the search's calibration, whose repeats sharpen the noise that is looked at; None: there are none.
+        floors, confidence: no metric worse than a baseline by more than so much, predicted with so many standard deviations to spare.
     """
 
     space: MixtureSpace
@@ -56,10 +58,12 @@ class RegressionStrategy:
     objective_kind: ObjectiveKind
     trials: int
     seeds: int
-    pull: float
+    pull: float | None
     seed: int
     stop_early: bool = False
     calibration: Swarm | None = None
+    floors: tuple[Floor, ...] = ()
+    confidence: float = 0.0
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
@@ -111,7 +115,16 @@ class RegressionStrategy:
         return Swarm(part.domains, pl.concat([part.table, more.table]))
 
     def _settings(self) -> Settings:
-        return Settings(self.metrics, self.objective_kind, self.seeds, self.pull, self.seed)
+        return Settings(
+            self.metrics,
+            self.objective_kind,
+            self.seeds,
+            self.pull,
+            self.seed,
+            floors=self.floors,
+            confidence=self.confidence,
+            measured_only=True,
+        )
 
     def propose(self, completed: Swarm) -> Proposal:
         """The predicted optimum with its evidence, from the finished trials of the search's source.

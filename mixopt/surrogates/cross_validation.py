@@ -43,6 +43,14 @@ class OutOfFold:
         """These metrics followed by those of `other`, of the same trials."""
         return OutOfFold(*(np.concatenate(pair, axis=1) for pair in zip(self._arrays(), other._arrays(), strict=True)))
 
+    def columns(self, columns: Sequence[int]) -> OutOfFold:
+        """Some of the metrics."""
+        return OutOfFold(*(array[:, list(columns)] for array in self._arrays()))
+
+    def rows(self, rows: NDArray[np.int64]) -> OutOfFold:
+        """Some of the trials."""
+        return OutOfFold(*(array[rows] for array in self._arrays()))
+
     def _arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         return self.mean, self.std, self.measured
 

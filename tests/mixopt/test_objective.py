@@ -127,7 +127,7 @@ def test_weights_are_positive(weights: dict[str, float]) -> None:
 
 
 def test_unknown_kind_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="noise_scaled, mean, worst_case"):
+    with pytest.raises(ConfigError, match="noise_scaled, mean, weighted, worst_case, z_scored"):
         fit_objective("median", {"x": 1.0}, swarm(SHARES, LOSSES), NATURAL)  # type: ignore[arg-type]
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixopt.answer.near_optimal import find_near_optimal
 from mixopt.domains import Domain, DomainSet
-from mixopt.optimum import ELITES, evaluate, is_piecewise_constant, minimize, near_optimal_range
+from mixopt.optimum import ELITES, evaluate, is_piecewise_constant, minimize
 from mixopt.simplex import kl_divergence
 from mixopt.space import MixtureSpace
 
@@ -131,7 +132,8 @@ def test_same_seed_same_answer() -> None:
 def test_near_optimal_range_of_a_ball() -> None:
     # Within a ball of radius r around an inner point, one weight of d moves by r sqrt((d - 1) / d) on the simplex.
     centre, radius = np.array([0.3, 0.25, 0.2, 0.15, 0.1]), 0.05
-    low, high = near_optimal_range(lambda p: ((p - centre) ** 2).sum(axis=1), OPEN, centre, radius**2, seed=0)
+    found = find_near_optimal(lambda p: ((p - centre) ** 2).sum(axis=1), OPEN, centre, radius**2, seed=0)
+    low, high = found.low, found.high
     reach = radius * np.sqrt(4 / 5)
     # From inside: never beyond the truth, and at least 80% of it.
     for found in (high - centre, centre - low):
@@ -140,6 +142,7 @@ def test_near_optimal_range_of_a_ball() -> None:
 
 
 def test_near_optimal_range_of_a_flat_function_is_the_whole_space() -> None:
-    low, high = near_optimal_range(lambda p: np.zeros(len(p)), CAPPED, CAPPED.project(starts(CAPPED))[0], 0.0, seed=0)
+    found = find_near_optimal(lambda p: np.zeros(len(p)), CAPPED, CAPPED.project(starts(CAPPED))[0], 0.0, seed=0)
+    low, high = found.low, found.high
     assert np.allclose(high, CAPPED.project(np.eye(5) * 2).max(axis=0), atol=0.02)
     assert np.allclose(low, CAPPED.lower, atol=0.02)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixopt.answer.near_optimal import find_near_optimal
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import InfeasibleError
 from mixopt.groups.limits import is_feasible
 from mixopt.groups.rules import GroupRule
-from mixopt.optimum import minimize, near_optimal_range
+from mixopt.optimum import minimize
 from mixopt.space import MixtureSpace
 
 PATHS = {"news": "web/news", "wire": "web/news", "blogs": "web", "python": "code", "c": "code", "math": "", "law": "law"}
@@ -145,7 +146,8 @@ def test_near_optimal_range_of_a_flat_function_is_the_whole_reach() -> None:
     rules = (GroupRule("web", bounds=(0.3, 0.5)), GroupRule("code", "natural"), GroupRule("web/news", bounds=(0.1, 0.2)))
     space = MixtureSpace.from_domains(domains(*rules))
     start = space.project(np.full((1, 7), 1 / 7))[0]
-    low, high = near_optimal_range(lambda p: np.zeros(len(p)), space, start, 0.0, seed=0)
+    found = find_near_optimal(lambda p: np.zeros(len(p)), space, start, 0.0, seed=0)
+    low, high = found.low, found.high
     assert np.allclose(low, space.units.expand(space.unit_reach[0]), atol=1e-9)
     assert np.allclose(high, space.units.expand(space.unit_reach[1]), atol=1e-9)
 
