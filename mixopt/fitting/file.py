@@ -111,7 +111,9 @@ class FitFile(Model):
             raise ValueError("budget_tokens needs the tokens of the domains; give them, or leave it out")
         for name, domain in self.domains.items():
             if domain.max_epochs is not None and (domain.tokens is None or self.budget_tokens is None):
-                raise ValueError(f"max_epochs of domain '{name}' needs its tokens and budget_tokens; give both, or cap its weight by bounds")
+                raise ValueError(
+                    f"max_epochs of domain '{name}' needs its tokens and budget_tokens; give both, or cap its weight by bounds"
+                )
             if counted and domain.tokens is None:
                 raise ValueError(f"domain '{name}' has no tokens, but '{counted[0]}' has; give them for all domains or for none")
         return self
@@ -136,7 +138,8 @@ class FitFile(Model):
         lacking = [name for name in names if self.counted and name not in self.domains]
         if lacking:
             raise ConfigError(
-                f"`domains` of {WHAT} gives tokens, but not of {', '.join(lacking)}.", "Give them for all domains of the table, or for none."
+                f"`domains` of {WHAT} gives tokens, but not of {', '.join(lacking)}.",
+                "Give them for all domains of the table, or for none.",
             )
         rules = tuple(
             GroupRule(path, tuple(group.shares.items()) if isinstance(group.shares, dict) else group.shares, group.bounds)

@@ -201,7 +201,10 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
         if repeated:
             by = " and ".join([table.id_column, *columns])
             rows = ["/".join(key) for key in repeated]
-            raise DataError(f"{table.name}: {_listed('id', rows)} {'occurs' if len(rows) == 1 else 'occur'} more than once.", f"Give every row another {by}.")
+            raise DataError(
+                f"{table.name}: {_listed('id', rows)} {'occurs' if len(rows) == 1 else 'occur'} more than once.",
+                f"Give every row another {by}.",
+            )
     shared = [column for column in apart[0] if column in apart[1]]
     left, right = _keys(mixtures, shared), _keys(metrics, shared)
     if len(set(left)) < len(left) and len(set(right)) < len(right):
@@ -251,7 +254,9 @@ def _complete(
     if holed.any():
         rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(holed)})
         where = [names[column] for column in np.flatnonzero(holes[holed].any(axis=0) & ~sparse)]
-        notes.append(f"{_listed('Run', rows)} {_has(rows)} no finite value of {named(where)} and {'is' if len(rows) == 1 else 'are'} left out.")
+        notes.append(
+            f"{_listed('Run', rows)} {_has(rows)} no finite value of {named(where)} and {'is' if len(rows) == 1 else 'are'} left out."
+        )
     kept = [pair for pair, out in zip(pairs, empty | holed, strict=True) if not out]
     if 2 * len(kept) < len(pairs) or sparse.all():
         raise DataError(
@@ -321,7 +326,9 @@ def _counts(table: Table, column: str) -> list[int]:
             number = float("nan")
         if not number.is_integer() or not (column == SEED or number > 0) or abs(number) >= 2**53:
             what = "a seed" if column == SEED else "a number of tokens above 0"
-            raise DataError(f"{table.name}: '{text}' in column '{column}' of run {table.ids[row]} is not {what}.", "Write 3B, 3e9 or 250000.")
+            raise DataError(
+                f"{table.name}: '{text}' in column '{column}' of run {table.ids[row]} is not {what}.", "Write 3B, 3e9 or 250000."
+            )
         counts.append(int(number))
     return counts
 
@@ -332,7 +339,9 @@ def _costs(mixtures: Table, metrics: Table, pairs: Sequence[tuple[int, int]]) ->
             costs = table.numbers(COST)
             wrong = [table.ids[row] for row in np.flatnonzero(~((costs > 0) & np.isfinite(costs)))]
             if wrong:
-                raise DataError(f"{table.name}: {_listed('run', wrong)} {_has(wrong)} no cost above 0.", "Give every run one, or leave the column out.")
+                raise DataError(
+                    f"{table.name}: {_listed('run', wrong)} {_has(wrong)} no cost above 0.", "Give every run one, or leave the column out."
+                )
             return [float(costs[pair[side]]) for pair in pairs]
     return [float("nan")] * len(pairs)
 

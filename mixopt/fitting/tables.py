@@ -109,7 +109,9 @@ def read_table(path: Path) -> Table:
         DataError: the file is absent, empty or neither of the two; a column name is missing or repeated; there is no id column, or two; an id is missing.
     """
     if not path.is_file():
-        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}.", "Name a CSV or Parquet file with one row per run.")
+        raise DataError(
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}.", "Name a CSV or Parquet file with one row per run."
+        )
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
@@ -195,7 +197,11 @@ def _checked(name: str, header: Sequence[str], columns: Sequence[Sequence[Cell]]
     if not found:
         listed = ", ".join(f"`{column}`" for column in ID_COLUMNS[:-1])
         close = [column for column in header if column.lower() in (*ID_COLUMNS, "id", "runid", "run id", "run_name")]
-        hint = f"Call '{close[0]}' `run`." if close else f"Its first columns are {', '.join(header[:3])}; rows are joined by id, never by position."
+        hint = (
+            f"Call '{close[0]}' `run`."
+            if close
+            else f"Its first columns are {', '.join(header[:3])}; rows are joined by id, never by position."
+        )
         raise DataError(f"{name} has no column {listed} or `{ID_COLUMNS[-1]}` that identifies runs.", hint)
     if len(found) > 1:
         listed = " and ".join(f"`{column}`" for column in found)
