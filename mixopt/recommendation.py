@@ -96,10 +96,18 @@ def expected_gain(prediction: Prediction, space: MixtureSpace, optimum: FloatArr
     return float(values.mean(axis=0).min() - values.min(axis=1).mean())
 
 
-def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Proposal:
+def recommend(
+    swarm: Swarm,
+    space: MixtureSpace,
+    domains: DomainSet,
+    surrogate: Surrogate,
+    settings: Settings,
+    studied: tuple[Objective, Measured, Prediction] | None = None,
+) -> Proposal:
     """The mixture with the least predicted objective plus pull, and the evidence for it.
 
     Args:
+        studied: what `study` gives for the same arguments, where somebody has it already.
         swarm: trials of one source; surrogates are fitted on the realized mixtures, all else goes by the requested ones.
 
     Raises:
@@ -107,7 +115,7 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
     """
     if len(swarm) < MINIMUM_TRIALS:
         raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
-    objective, measured, prediction = study(swarm, space, domains, surrogate, settings)
+    objective, measured, prediction = studied or study(swarm, space, domains, surrogate, settings)
     natural = prediction.natural
     best = best_measured(measured, space)
     optimum = _optimize(prediction, measured, space, domains, best, settings)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mixopt.config import Bounds, Count, GroupConfig, Model, WholeCount
+from mixopt.answer.floors import ALL, Floor
+from mixopt.config import Bounds, Count, FloorConfig, GroupConfig, Model, WholeCount
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError
 from mixopt.fitting.runs import Runs
@@ -48,28 +50,40 @@ class FitDomain(Model):
 class FitObjective(Model):
     """What is minimized."""
 
-    kind: Literal["noise_scaled", "mean", "worst_case"] = Field(
+    kind: Literal["noise_scaled", "mean", "weighted", "worst_case", "z_scored"] = Field(
         "noise_scaled",
-        description="noise_scaled: weighted mean over metrics of (loss - loss at the natural mixture) / noise; mean: weighted mean; worst_case: "
-        "largest noise-scaled difference.",
+        description="noise_scaled: weighted mean over metrics of (loss - loss at the natural mixture) / noise of a run; mean: weighted mean; weighted: "
+        "the same, with weights stated; worst_case: largest noise-scaled difference; z_scored: weighted mean of (loss - loss at the natural mixture) / "
+        "standard deviation over the mixtures.",
     )
-    metrics: Annotated[dict[str, Annotated[float, Field(gt=0)]] | None, BeforeValidator(lambda value: _weights(value))] = Field(
+    metrics: Annotated[dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...] | None, BeforeValidator(lambda value: _weights(value))] = Field(
         None, description="Metrics that count, as a list or with weights, as {arxiv: 2, code: 1}; default: all, alike."
     )
+    floors: tuple[FloorConfig, ...] = Field(
+        (), description="Metrics that may not pay for the others; a loss as baseline of a maximized metric is in the metric's own sign."
+    )
+    confidence: float = Field(0.0, ge=0, description="Posterior standard deviations that predictions must keep from the floors.")
     pull: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="Weight of KL(mixture, natural), in standard deviations of the objective over the runs; auto: chosen by cross-validation.",
     )
 
+    @model_validator(mode="after")
+    def _weights_are_stated(self) -> FitObjective:
+        if self.kind == "weighted" and not isinstance(self.metrics, dict):
+            raise ValueError("kind 'weighted' needs weights; write `metrics:` with them, as {arxiv: 2, code: 1}, or use 'mean'")
+        return self
+
 
 def _weights(value: Any) -> Any:
-    """A list counts all alike."""
+    """Said in one sentence, instead of one per kind that it could be."""
     if isinstance(value, list | tuple):
-        repeated = sorted({str(name) for name in value if list(value).count(name) > 1})
+        names = [str(name) for name in value]
+        repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"'{repeated[0]}' is listed twice")
-        value = {str(name): 1.0 for name in value}
-    if value is not None and (not isinstance(value, dict) or not value):
+        value = tuple(names)
+    if value is not None and (not isinstance(value, dict | tuple) or not value):
         raise ValueError("write a list of metrics, or metrics with weights, as {arxiv: 2, code: 1}")
     return _text_keys(value)
 
@@ -167,12 +181,29 @@ class FitFile(Model):
         Raises:
             ConfigError: the file counts a metric that is not among them.
         """
-        if self.objective.metrics is None:
+        counted = self.objective.metrics
+        if counted is None:
             return dict.fromkeys(metrics, 1.0)
-        for name in self.objective.metrics:
+        for name in counted:
             if name not in metrics:
                 raise ConfigError(f"`objective.metrics` of {WHAT} names '{name}', which is no metric of the runs.", nearest(name, metrics))
-        return {metric: self.objective.metrics[metric] for metric in metrics if metric in self.objective.metrics}
+        weights = counted if isinstance(counted, dict) else dict.fromkeys(counted, 1.0)
+        return {metric: weights[metric] for metric in metrics if metric in weights}
+
+    def floors(self, runs: Runs) -> tuple[Floor, ...]:
+        """The floors over the metrics of the runs, as losses.
+
+        Raises:
+            ConfigError: a floor names a metric that the runs do not have.
+        """
+        found = []
+        for floor in (config.floor for config in self.objective.floors):
+            if floor.metric not in (*runs.swarm.metrics, ALL):
+                message = f"`objective.floors` of {WHAT} names '{floor.metric}', which is no metric of the runs."
+                raise ConfigError(message, nearest(floor.metric, runs.swarm.metrics))
+            base = floor.baseline if isinstance(floor.baseline, str) else runs.sign(floor.metric) * floor.baseline
+            found.append(replace(floor, baseline=base))
+        return tuple(found)
 
 
 def load_fit_file(path: Path) -> FitFile:

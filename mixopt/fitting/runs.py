@@ -151,6 +151,19 @@ def checked_weights(table: Table, domains: Sequence[str]) -> tuple[FloatArray, l
     return weights / sums[:, None], notes
 
 
+def row_sources(table: Table, default: Source) -> tuple[Source, ...]:
+    """The source of each row, where the columns `size` and `tokens` say it; what they do not say is the default's.
+
+    Raises:
+        DataError: a size is missing, or a number of tokens is none.
+    """
+    sizes = table.texts(SIZE) if SIZE in table.columns else (default.size,) * len(table)
+    if any(size.lower() in MISSING for size in sizes):
+        raise DataError(f"{table.name}: a run has no size.", "Give every run one, or leave the column out.")
+    tokens = _counts(table, TOKENS) if TOKENS in table.columns else [default.tokens] * len(table)
+    return tuple(Source(EVALUATOR, size, count) for size, count in zip(sizes, tokens, strict=True))
+
+
 @dataclass(frozen=True)
 class _Run:
     trial_id: str
