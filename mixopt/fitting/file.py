@@ -56,9 +56,9 @@ class FitObjective(Model):
         "the same, with weights stated; worst_case: largest noise-scaled difference; z_scored: weighted mean of (loss - loss at the natural mixture) / "
         "standard deviation over the mixtures.",
     )
-    metrics: Annotated[dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...] | None, BeforeValidator(lambda value: _weights(value))] = Field(
-        None, description="Metrics that count, as a list or with weights, as {arxiv: 2, code: 1}; default: all, alike."
-    )
+    metrics: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...] | None, BeforeValidator(lambda value: _weights(value))
+    ] = Field(None, description="Metrics that count, as a list or with weights, as {arxiv: 2, code: 1}; default: all, alike.")
     floors: tuple[FloorConfig, ...] = Field(
         (), description="Metrics that may not pay for the others; a loss as baseline of a maximized metric is in the metric's own sign."
     )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mixopt.answer.measured import Measured
 from mixopt.domains import DomainSet
 from mixopt.errors import DataError
 from mixopt.fitting.diagnostics import BASELINES, MEANINGS, diagnose
@@ -23,7 +24,6 @@ from mixopt.fitting.predictions import Asked, check_sources, predictions, read_a
 from mixopt.fitting.runs import UNKNOWN_SIZE, Runs
 from mixopt.fitting.tables import Table, read_table, table_of
 from mixopt.fitting.where import answer_at, spoken
-from mixopt.answer.measured import Measured
 from mixopt.objective import Objective
 from mixopt.prediction import FOLDS, Prediction
 from mixopt.proposal import Proposal
@@ -181,7 +181,9 @@ def _at_one_source(swarm: Swarm, name: str, source: Any) -> tuple[Swarm, tuple[s
             f"Surrogate '{name}' fits runs of one size and token count, and {len(there)} runs are at {spoken(source)}, where the answer is wanted.",
             f"Choose a surrogate over several sources, or another `target` in {WHAT}.",
         )
-    return there, (f"{where}, and the surrogate {name} fits the {len(there)} runs there; the other {len(swarm) - len(there)} are not used.",)
+    return there, (
+        f"{where}, and the surrogate {name} fits the {len(there)} runs there; the other {len(swarm) - len(there)} are not used.",
+    )
 
 
 def _prior_notes(config: FitFile, runs: Runs) -> list[str]:

@@ -128,4 +128,3 @@ def check_sources(points: Points, known: Sequence[Source], several: bool) -> Non
 
 def _part(points: Points, rows: slice) -> Points:
     return replace(points, schedules=points.schedules[rows], sources=points.sources[rows])
-

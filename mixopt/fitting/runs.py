@@ -132,12 +132,12 @@ def checked_weights(table: Table, domains: Sequence[str]) -> tuple[FloatArray, l
     ):
         if wrong.any():
             column = int(np.argmax(wrong.any(axis=0)))
-            rows = [ids[row] for row in np.flatnonzero(wrong[:, column])]
+            rows = [ids[row] for row in np.flatnonzero(wrong[:, column]).tolist()]
             raise DataError(f"{table.name}: domain '{domains[column]}' has {what} in {_listed('run', rows)}.", hint)
     sums = weights.sum(axis=1)
     off = np.abs(sums - 1) > SUM_WITHIN
     if off.any():
-        rows = [f"{ids[row]} ({sums[row]:.4g})" for row in np.flatnonzero(off)]
+        rows = [f"{ids[row]} ({sums[row]:.4g})" for row in np.flatnonzero(off).tolist()]
         hint = "Weights are shares of tokens and sum to 1 within 2%; every column that is no id or one of size, tokens, seed, cost is a domain."
         if (np.abs(sums / 100 - 1) <= SUM_WITHIN).all():
             hint = "They look like percent: divide them by 100."
@@ -146,7 +146,7 @@ def checked_weights(table: Table, domains: Sequence[str]) -> tuple[FloatArray, l
     notes = []
     if uneven.any():
         notes.append(
-            f"{int(uneven.sum())} of {len(sums)} rows of {table.name} did not sum to 1 ({sums.min():.4g} to {sums.max():.4g}); they were renormalized."
+            f"{int(uneven.sum())} of {len(sums)} mixtures did not sum to 1 ({sums.min():.4g} to {sums.max():.4g}); they were renormalized."
         )
     return weights / sums[:, None], notes
 
@@ -245,7 +245,8 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
                 "Are these tables of the same swarm? If so, take those rows out.",
             )
         if rows:
-            notes.append(f"{_listed('Run', rows)} of {table.name} {'is' if len(rows) == 1 else 'are'} not in {other.name} and left out.")
+            lacking = "metrics" if table is mixtures else "mixture"
+            notes.append(f"{_listed('Run', rows)} {_has(rows)} no {lacking} and {'is' if len(rows) == 1 else 'are'} left out.")
     return pairs, notes
 
 
@@ -254,23 +255,23 @@ def _complete(
 ) -> tuple[list[tuple[int, int]], list[str], list[str]]:
     """The pairs and metrics that leave no hole, and what was left out."""
     ids, notes = mixtures.ids, []
-    holes = ~np.isfinite(values[[other for _, other in pairs]])
-    empty = holes.all(axis=1)
+    holes = np.asarray(~np.isfinite(values[[other for _, other in pairs]]))
+    empty = np.asarray(holes.all(axis=1))
     if empty.any():
-        rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(empty)})
+        rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(empty).tolist()})
         notes.append(f"{_listed('Run', rows)} {_has(rows)} no finite metric and {'is' if len(rows) == 1 else 'are'} left out.")
     sparse = holes[~empty].mean(axis=0) > MOST_MISSING if (~empty).any() else np.ones(len(names), dtype=bool)
-    for column in np.flatnonzero(sparse):
+    for column in np.flatnonzero(sparse).tolist():
         lacking = int(holes[~empty, column].sum())
         notes.append(f"Metric '{names[column]}' has no finite value in {lacking} of {int((~empty).sum())} runs and is left out.")
-    holed = ~empty & holes[:, ~sparse].any(axis=1)
+    holed = np.asarray(~empty & holes[:, ~sparse].any(axis=1))
     if holed.any():
-        rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(holed)})
-        where = [names[column] for column in np.flatnonzero(holes[holed].any(axis=0) & ~sparse)]
+        rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(holed).tolist()})
+        where = [names[column] for column in np.flatnonzero(holes[holed].any(axis=0) & ~sparse).tolist()]
         notes.append(
             f"{_listed('Run', rows)} {_has(rows)} no finite value of {named(where)} and {'is' if len(rows) == 1 else 'are'} left out."
         )
-    kept = [pair for pair, out in zip(pairs, empty | holed, strict=True) if not out]
+    kept = [pair for pair, out in zip(pairs, (empty | holed).tolist(), strict=True) if not out]
     if 2 * len(kept) < len(pairs) or sparse.all():
         raise DataError(
             f"Only {0 if sparse.all() else len(kept)} of {len(pairs)} runs have finite metrics: {' '.join(notes)}",
@@ -282,7 +283,7 @@ def _complete(
     constant = (np.ptp(here, axis=0) == 0) & ~sparse
     notes += [
         f"Metric '{names[column]}' is {here[0, column]:.6g} in every run: nothing can be learned of it, so left out."
-        for column in np.flatnonzero(constant)
+        for column in np.flatnonzero(constant).tolist()
     ]
     names_kept = [name for name, out in zip(names, sparse | constant, strict=True) if not out]
     if not names_kept:
