@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import calibration, doctor, domains, jobs, main_job, names, planning, proxies, review
+from mixopt.commands import calibration, doctor, domains, fit, jobs, main_job, names, planning, proxies, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ for command in (
     planning.plan,
     calibration.calibrate,
     main_job.search,
+    fit.fit,
     review.show,
     review.report,
     review.mirror,

@@ -106,6 +106,23 @@ def accuracies(first: FloatArray, second: FloatArray, identity: NDArray[np.int64
     return np.asarray(np.where(pairs > 0, (alike * counted).sum(axis=1) / np.maximum(pairs, 1), 0.5))
 
 
+def pairwise_accuracy(first: FloatArray, second: FloatArray) -> float:
+    """As `accuracies` of two arrays (n,), in time n log n: by Kendall's tau, whose correction for ties is undone. One half where there are no pairs."""
+    from scipy.stats import kendalltau
+
+    pairs = len(first) * (len(first) - 1) / 2
+    if pairs == 0:
+        return 0.5
+    tied = []
+    for values in (first, second):
+        counts = np.unique(values, return_counts=True)[1]
+        tied.append(float((counts * (counts - 1) / 2).sum()))
+    if pairs in tied:
+        return 0.5
+    surplus = float(kendalltau(first, second).statistic) * np.sqrt((pairs - tied[0]) * (pairs - tied[1]))
+    return float(0.5 * (1 + surplus / pairs))
+
+
 def noise_ceiling(
     first: FloatArray, second: FloatArray, noise: tuple[float, float], rng: np.random.Generator, draws: int = DRAWS
 ) -> tuple[float, float]:

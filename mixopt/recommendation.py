@@ -101,12 +101,15 @@ def expected_gain(prediction: Prediction, space: MixtureSpace, optimum: FloatArr
     return float(values.mean(axis=0).min() - values.min(axis=1).mean())
 
 
-def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Proposal:
+def recommend(
+    swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings, study: Study | None = None
+) -> Proposal:
     """The mixture with the least predicted objective plus pull that keeps the floors, and the evidence for it.
 
     Args:
         swarm: trials of one source, or of several where `settings.source` says for which the answer is; surrogates are fitted on the realized
             mixtures, all else goes by the requested ones.
+        study: `Study.of` the same arguments, where somebody has it already.
 
     Raises:
         DataError: fewer than 4 trials, a metric of the objective was not measured, or, with `settings.measured_only`, no trial at the natural
@@ -116,7 +119,7 @@ def recommend(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: 
     """
     if len(swarm) < MINIMUM_TRIALS:
         raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
-    study = Study.of(swarm, space, domains, surrogate, settings)
+    study = study or Study.of(swarm, space, domains, surrogate, settings)
     objective, measured, prediction = study.objective, study.measured, study.prediction
     best = best_measured(measured, space)
     choice = PullChoice(settings.pull, "as set") if settings.pull is not None else study.choose_pull(space, settings.seed)

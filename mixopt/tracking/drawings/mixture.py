@@ -75,7 +75,8 @@ def mixture_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         axes.locator_params(axis="x", nbins=4)
     _column(axes, names, "proposal", BLUE, {name: f"{weight:.1%}" for name, weight in weights.items()}, 0)
     if not layout.narrow:
-        _column(axes, names, "natural", INK, {name: f"{weight:.1%}" for name, weight in arms.get("natural", {}).items()}, 1)
+        base = "natural" if "natural" in arms else "uniform"  # where no tokens are known, that is all there is to compare with
+        _column(axes, names, base, ARM_COLOURS[base], {name: f"{weight:.1%}" for name, weight in arms.get(base, {}).items()}, 1)
     legend_above(axes, _mixture_legend(arms, bool(caps)), layout)
     return figure
 
