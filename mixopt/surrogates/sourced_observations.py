@@ -74,7 +74,7 @@ class ScaledObservations(SourcedObservations):
         only_size: the size, where all trials have the same; its parameters are then not needed.
         center: means of the natural logarithms of parameters and of tokens over the trials; inputs are relative to them.
         unique_tokens: of each domain, in the order of `domains`; None: no repetition.
-        one_size: the law has no term for the size.
+        one_size: the law has no term for the size: like a surrogate of one source, it answers for any size as for its own.
     """
 
     sizes: Sizes | None
@@ -121,15 +121,12 @@ class ScaledObservations(SourcedObservations):
         Logarithms are natural and relative to `center`; shape (n, phases * domains + 2), or (n, 2 * phases * domains + 2) with epochs.
 
         Raises:
-            DataError: other domains or phases than fitted on, a size of unknown parameters, or another size than a law without one was fitted on.
+            DataError: other domains or phases than fitted on, or a size of unknown parameters.
         """
         schedules = self.align(points)
         if len(points.sources) != len(schedules):
             raise DataError(f"{len(schedules)} points need a source each, got {len(points.sources)}.")
-        others = sorted({source.size for source in points.sources} - {self.only_size})
-        if self.one_size and others:
-            raise DataError(f"This law was fitted at size {self.only_size} and has no term for it, so it cannot answer at {others[0]}.", NO_SIZE_HINT)
-        known = {source: _log_scale(source, self.sizes, self.only_size) for source in set(points.sources)}
+        known = {source: _log_scale(source, self.sizes, source.size if self.one_size else self.only_size) for source in set(points.sources)}
         logs = np.array([known[source] for source in points.sources], dtype=np.float64).reshape(-1, 2)
         parts = [weights(schedules)]
         if self.unique_tokens is not None:
