@@ -15,13 +15,18 @@ from mixopt.surrogates.base import Surrogate
 # name -> module and class.
 _MODULES = {
     "auto": ("mixopt.surrogates.stacked", "Stacked"),
+    "bimix": ("mixopt.surrogates.bimix", "BiMixSurrogate"),
     "gaussian_process": ("mixopt.surrogates.gaussian_process", "GaussianProcess"),
     "lightgbm": ("mixopt.surrogates.boosted_trees", "BoostedTrees"),
     "lightgbm_few": ("mixopt.surrogates.boosted_trees", "TreesForFewRuns"),
     "log_linear": ("mixopt.surrogates.log_linear", "LogLinearSurrogate"),
     "power_law": ("mixopt.surrogates.power_law", "PowerLawSurrogate"),
     "ridge": ("mixopt.surrogates.ridge", "Ridge"),
+    "scaling_additive": ("mixopt.surrogates.scaling_additive", "ScalingAdditiveSurrogate"),
+    "scaling_effective": ("mixopt.surrogates.scaling_effective", "ScalingEffectiveSurrogate"),
+    "scaling_joint": ("mixopt.surrogates.scaling_joint", "ScalingJointSurrogate"),
     "scheffe": ("mixopt.surrogates.scheffe", "Scheffe"),
+    "sft_law": ("mixopt.surrogates.sft_law", "SftLawSurrogate"),
 }
 
 

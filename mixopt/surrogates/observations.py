@@ -47,6 +47,27 @@ def repeat_variance(outputs: FloatArray, groups: NDArray[np.int64]) -> float | N
     return float(((outputs - means[groups]) ** 2).sum() / degrees)
 
 
+def checked_values(swarm: Swarm, metrics: Sequence[str]) -> FloatArray:
+    """End-point losses, shape (trials, metrics), in the order of `trial_ids`, finite.
+
+    Raises:
+        DataError: no metric, fewer than 4 trials, or a metric that some trial was not scored on.
+    """
+    if not metrics:
+        raise DataError("A surrogate was asked to predict no metric.")
+    if len(swarm) < MINIMUM_TRIALS:
+        raise DataError(f"A surrogate needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
+    values = swarm.values(metrics)
+    for column, metric in enumerate(metrics):
+        missing = int((~np.isfinite(values[:, column])).sum())
+        if missing:
+            raise DataError(
+                f"Metric '{metric}' is missing in {missing} of {len(swarm)} trials.",
+                "Score those trials on it, or leave the metric out.",
+            )
+    return values
+
+
 @dataclass(frozen=True)
 class Observations:
     """Arrays of a swarm in canonical order.
@@ -72,26 +93,19 @@ class Observations:
         Raises:
             DataError: no metric, fewer than 4 trials, several sources, or a metric that some trial was not scored on.
         """
-        if not metrics:
-            raise DataError("A surrogate was asked to predict no metric.")
-        if len(swarm) < MINIMUM_TRIALS:
-            raise DataError(f"A surrogate needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
+        values = checked_values(swarm, metrics)
         points = swarm.points()
         sources = sorted({source.key for source in points.sources})
         if len(sources) > 1:
             raise DataError(f"A surrogate fits trials of one source, got {', '.join(sources)}.", "Select one with `Swarm.at_source`.")
-        values = swarm.values(metrics)
-        for column, metric in enumerate(metrics):
-            missing = int((~np.isfinite(values[:, column])).sum())
-            if missing:
-                raise DataError(
-                    f"Metric '{metric}' is missing in {missing} of {len(swarm)} trials.",
-                    "Score those trials on it, or leave the metric out.",
-                )
         rows = np.argsort(np.array(swarm.trial_ids), kind="stable")
         columns = np.argsort(np.array(swarm.domains), kind="stable")
         domains = tuple(swarm.domains[column] for column in columns)
         return cls(domains, tuple(metrics), points.schedules[rows][:, :, columns], values[rows], mixture_groups(swarm)[rows])
+
+    def inputs(self, points: Points) -> FloatArray:
+        """What laws are evaluated at: the weights of `points`, phases side by side, shape (n, phases * domains)."""
+        return weights(self.align(points))
 
     def align(self, points: Points) -> FloatArray:
         """Weights of `points` with domains in this order, shape (n, phases, domains).

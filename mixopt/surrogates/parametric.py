@@ -13,7 +13,9 @@ Uncertainty is in two parts, as for trees: *spread*, the Laplace approximation o
 residuals show beyond seed noise: the same everywhere, independent between mixtures. The main trade-off: a law is rigid, so far from the
 swarm it is more certain than it should be.
 
-Legend: N trials, M points, I inputs (weights of all phases, side by side), P parameters, S starts.
+Inputs are the weights of all phases, side by side; laws over several sources have the source's size and tokens beside them (`scaling_law`).
+
+Legend: N trials, M points, I inputs, P parameters, S starts.
 """
 
 from __future__ import annotations
@@ -124,17 +126,26 @@ class ParametricSurrogate:
 
     def _fit(self, swarm: Swarm, metrics: Sequence[str], starts: Sequence[FloatArray] | None) -> FittedLaw:
         observations = Observations.of(swarm, metrics)
-        x_NI = weights(observations.schedules)
-        fits = over_metrics(
-            lambda column: fit_law(
-                self.law, x_NI, observations.values[:, column], observations.groups, None if starts is None else starts[column]
-            ),
-            range(len(metrics)),
-        )
-        stuck = [metric for metric, fit in zip(metrics, fits, strict=True) if not fit.converged]
-        if stuck:
-            logger.warning("%s did not settle on %s.", type(self.law).__name__, ", ".join(stuck))
-        return FittedLaw(observations, self.law, fits)
+        laws = (self.law,) * len(metrics)
+        return fit_laws(observations, weights(observations.schedules), laws, starts)
+
+
+def fit_laws(observations: Observations, x_NI: FloatArray, laws: Sequence[Law], starts: Sequence[FloatArray] | None = None) -> FittedLaw:
+    """One law per metric, fitted on inputs `x_NI`; says in the log which did not settle.
+
+    Args:
+        starts: parameters to start from, per metric (S, P); None: many, drawn.
+    """
+    fits = over_metrics(
+        lambda column: fit_law(
+            laws[column], x_NI, observations.values[:, column], observations.groups, None if starts is None else starts[column]
+        ),
+        range(len(laws)),
+    )
+    stuck = [metric for metric, fit in zip(observations.metrics, fits, strict=True) if not fit.converged]
+    if stuck:
+        logger.warning("%s did not settle on %s.", type(laws[0]).__name__, ", ".join(stuck))
+    return FittedLaw(observations, tuple(laws), fits)
 
 
 def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[np.int64], starts_SP: FloatArray | None = None) -> LawFit:
@@ -250,10 +261,10 @@ def bounded_exp(exponents: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class FittedLaw:
-    """One law of several metrics over the same trials."""
+    """Laws of several metrics over the same trials, one each."""
 
     observations: Observations
-    law: Law
+    laws: tuple[Law, ...]
     fits: tuple[LawFit, ...]
 
     @property
@@ -266,14 +277,18 @@ class FittedLaw:
         return np.array([fit.noise_std for fit in self.fits])
 
     def mean(self, points: Points) -> FloatArray:
-        """The law at the best parameters, shape (n, metrics)."""
-        x_MI = weights(self.observations.align(points))
-        return np.stack([fit.center + fit.scale * self.law.evaluate(fit.theta[None], x_MI)[0][0] for fit in self.fits], axis=1)
+        """The laws at their best parameters, shape (n, metrics)."""
+        return self._mean(self.observations.inputs(points))
+
+    def _mean(self, x_MI: FloatArray) -> FloatArray:
+        pairs = zip(self.laws, self.fits, strict=True)
+        return np.stack([fit.center + fit.scale * law.evaluate(fit.theta[None], x_MI)[0][0] for law, fit in pairs], axis=1)
 
     def posterior(self, points: Points) -> GaussianPosterior:
-        """The law, its spread and its misfit at `points`."""
-        x_MI = weights(self.observations.align(points))
-        spreads = [fit.scale * self.law.evaluate(fit.theta[None], x_MI)[1][0] @ fit.factor for fit in self.fits]
+        """The laws, their spread and their misfit at `points`."""
+        x_MI = self.observations.inputs(points)
+        pairs = zip(self.laws, self.fits, strict=True)
+        spreads = [fit.scale * law.evaluate(fit.theta[None], x_MI)[1][0] @ fit.factor for law, fit in pairs]
         variances = [(spread**2).sum(axis=1) + fit.misfit_std**2 for spread, fit in zip(spreads, self.fits, strict=True)]
         # Points at the same mixture share their misfit, so that a mixture never differs from itself.
         same = np.unique(x_MI, axis=0, return_inverse=True)[1].reshape(-1)
@@ -282,4 +297,4 @@ class FittedLaw:
             misfit = self.fits[metric].misfit_std * np.equal.outer(same, np.unique(same))
             return np.concatenate([spreads[metric], misfit], axis=1)
 
-        return GaussianPosterior(self.mean(points), np.sqrt(np.stack(variances, axis=1)), factor)
+        return GaussianPosterior(self._mean(x_MI), np.sqrt(np.stack(variances, axis=1)), factor)
