@@ -38,7 +38,9 @@ from mixopt.surrogates import surrogate_names
 OLMIX_MODELS = ("log_linear", "gp", "lightgbm", "bimix", "autoscale")
 OLMIX_STARTS = 300
 KL = (0.05, 0.1)
-OUR_MODELS = tuple(name for name in ("auto", "gaussian_process", "power_law", "log_linear", "bimix", "lightgbm") if name in surrogate_names())
+OUR_MODELS = tuple(
+    name for name in ("auto", "gaussian_process", "power_law", "log_linear", "bimix", "lightgbm") if name in surrogate_names()
+)
 OUR_DEFAULT = OUR_MODELS[0]
 
 
@@ -49,7 +51,9 @@ def settings_of(tool: str, model: str) -> list[dict[str, Any]]:
     return [{"pull": None}] if model == OUR_DEFAULT else []
 
 
-def run(tables: dict[str, Table], tools: Mapping[str, Tool], sizes: Sequence[int], subsets: int, starts: int, folder: Path) -> Iterator[Row]:
+def run(
+    tables: dict[str, Table], tools: Mapping[str, Tool], sizes: Sequence[int], subsets: int, starts: int, folder: Path
+) -> Iterator[Row]:
     """All rows; the tools take turns, model by model."""
     train = tables[TRAIN]
     points = [tables[name].write(folder, name)[0] for name in TESTS]
@@ -86,7 +90,9 @@ def run(tables: dict[str, Table], tools: Mapping[str, Tool], sizes: Sequence[int
 
 def rows_of(reply: dict[str, Any], tool: str, model: str, n: int, tables: dict[str, Table], starts: int) -> Iterator[Row]:
     if "error" in reply:
-        yield from (Row(tool, model, n, name, target, None, None, None, None, reply["error"]) for name in TESTS for target in ("pile_cc", "mean13"))
+        yield from (
+            Row(tool, model, n, name, target, None, None, None, None, reply["error"]) for name in TESTS for target in ("pile_cc", "mean13")
+        )
         return
     seconds, note = reply["cpu_seconds"], ""
     if (tool, model) == ("olmix", "log_linear") and starts < OLMIX_STARTS:
@@ -140,7 +146,9 @@ def main() -> int:
     tables = load(Path(os.environ["MIXOPT_SHARED"]) / "data" / "swarms" / "regmix")
     sizes, subsets = ([128], 1) if arguments.quick else ([32, 128, 512], 2)
     rows: list[Row] = []
-    print(f"{'tool':7} {'model':20} {'n':>4} {'table':9} {'target':8} {'spearman':>8} {'regret%':>8} {'loss_nats':>9} {'cpu_seconds':>11}  note")
+    print(
+        f"{'tool':7} {'model':20} {'n':>4} {'table':9} {'target':8} {'spearman':>8} {'regret%':>8} {'loss_nats':>9} {'cpu_seconds':>11}  note"
+    )
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = Path(place)
         tools = {"mixopt": stack.enter_context(Tool("mixopt", sys.executable, "run_mixopt.py", [ROOT], folder / "mixopt.log"))}

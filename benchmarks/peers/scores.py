@@ -60,13 +60,19 @@ class Judge:
         self.domains, self.metrics = first.domains, first.metrics
         weights = np.concatenate([table.weights for table in tables])
         self.losses = np.concatenate([table.losses for table in tables])
-        swarm = Swarm.from_arrays(
-            self.domains, (weights / weights.sum(axis=1, keepdims=True))[:, None], self.metrics, self.losses, SOURCE
-        )
+        swarm = Swarm.from_arrays(self.domains, (weights / weights.sum(axis=1, keepdims=True))[:, None], self.metrics, self.losses, SOURCE)
         self._fitted = get_surrogate("gaussian_process").fit(swarm, self.metrics)
 
     def row(
-        self, tool: str, model: str, n: int, target: str, mixture: Mapping[str, float], prior: Mapping[str, float], seconds: float | None, note: str
+        self,
+        tool: str,
+        model: str,
+        n: int,
+        target: str,
+        mixture: Mapping[str, float],
+        prior: Mapping[str, float],
+        seconds: float | None,
+        note: str,
     ) -> Row:
         """regret_percent: against the best run measured, in % of the measured range; below 0 where the mixture is predicted to beat it."""
         weights, base = (np.array([one[name] for name in self.domains]) for one in (mixture, prior))

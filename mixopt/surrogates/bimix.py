@@ -32,7 +32,9 @@ class BiMix:
     def prior(self, inputs: int) -> tuple[FloatArray, FloatArray]:
         """As `parametric.Law`; the last two inputs are log parameters, which it ignores, and log tokens."""
         weights = inputs - 2
-        terms = [SHARE_FACTOR_PRIOR] * weights + [SHARE_EXPONENT_PRIOR] * weights + [CONSTANT_PRIOR, FACTOR_PRIOR, EXPONENT_PRIOR, EPS_PRIOR]
+        terms = (
+            [SHARE_FACTOR_PRIOR] * weights + [SHARE_EXPONENT_PRIOR] * weights + [CONSTANT_PRIOR, FACTOR_PRIOR, EXPONENT_PRIOR, EPS_PRIOR]
+        )
         means, stds = zip(*terms, strict=True)
         return np.array(means), np.array(stds)
 

@@ -20,7 +20,6 @@ from mixopt.surrogates.scales import Sizes, parameters_of
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
-
 NO_SIZE_HINT = "Select one size, or use a law over sizes, as scaling_effective."
 
 
