@@ -11,7 +11,7 @@ takes most of an hour; it gets --starts of them here, evenly spread, and the not
 
 Rows of table `answer` are mixtures proposed for a target, from n runs, with the Pile's own weights as prior. Nothing was trained at them: loss_nats is the word of a
 Gaussian process over all 768 runs of the 1M tables, a model of mixopt's own kind, with the std in the note; regret_percent is against the best of these runs, below 0
-where the mixture is predicted to beat it; cpu_seconds are of proposing alone.
+where the mixture is predicted to beat it; cpu_seconds are of Olmix's proposing alone, and of the whole `mixopt.fit` (folds, pull and ranges included).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def settings_of(tool: str, model: str) -> list[dict[str, Any]]:
     """The settings that this model's answers are asked with; the exact proposer of Olmix knows the log-linear law only."""
     if tool == "olmix":
         return [{"kl": strength} for strength in KL] if model == "log_linear" else []
-    return [{"pull": None}] if model == OUR_DEFAULT else []
+    return [{"pull": "auto"}] if model == OUR_DEFAULT else []
 
 
 def run(

@@ -1,18 +1,22 @@
-"""mixopt, asked through `serve`, by the same jobs as `run_olmix`; `starts` and `kl` are not ours and are ignored."""
+"""mixopt, asked through `serve`, by the same jobs as `run_olmix`. `starts` is not ours; answers are asked with {target, pull} and are a whole `mixopt.fit` each."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import polars as pl
 from serve import cpu_seconds, read_table, serve
 
+import mixopt
+from mixopt.fitting.file import parse_fit_file
 from mixopt.mixture import FloatArray
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
-SOURCE = Source("trained", "1m", 10**9)
+TOKENS = 10**9
+SOURCE = Source("trained", "1m", TOKENS)
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +27,27 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     fitted = surrogate.fit(swarm, order)
     seconds = cpu_seconds() - begun
     predictions = [fitted.mean(points(path)).tolist() for path in job["points"]]
-    return {"cpu_seconds": seconds, "predictions": predictions, "answers": []}
+    answers = [propose(swarm, job["model"], job["prior"], **asked) for asked in job["answers"]]
+    return {"cpu_seconds": seconds, "predictions": predictions, "answers": answers}
+
+
+def propose(swarm: Swarm, model: str, prior: dict[str, float], target: dict[str, float], pull: float | str) -> dict[str, Any]:
+    """The mixture of least weighted mean of the metrics that count, fitted again without the others; the prior is given as token counts, and nothing is capped."""
+    counted = Swarm(swarm.domains, swarm.table.filter(pl.col("metric").is_in(list(target))))
+    config = parse_fit_file(
+        {
+            "domains": {name: {"tokens": share * TOKENS} for name, share in prior.items()},
+            "objective": {"kind": "mean", "metrics": target, "pull": pull},
+        }
+    )
+    begun = cpu_seconds()
+    result = mixopt.fit(counted, config=config, surrogate=model)
+    seconds = cpu_seconds() - begun
+    return {
+        "cpu_seconds": seconds,
+        "weights": result.proposal.mixture.as_dict(),
+        "note": f"a whole mixopt.fit, pull chosen {result.proposal.evidence['pull']:g}",
+    }
 
 
 def load(mixtures: str, metrics: str) -> Swarm:
