@@ -14,12 +14,15 @@ from mixopt.surrogates.base import Surrogate
 
 # name -> module and class.
 _MODULES = {
+    "anchor_ratio": ("mixopt.surrogates.anchor_ratio", "AnchorRatio"),
     "auto": ("mixopt.surrogates.stacked", "Stacked"),
     "bimix": ("mixopt.surrogates.bimix", "BiMixSurrogate"),
+    "curve_features": ("mixopt.surrogates.curve_features", "CurveFeatures"),
     "gaussian_process": ("mixopt.surrogates.gaussian_process", "GaussianProcess"),
     "lightgbm": ("mixopt.surrogates.boosted_trees", "BoostedTrees"),
     "lightgbm_few": ("mixopt.surrogates.boosted_trees", "TreesForFewRuns"),
     "log_linear": ("mixopt.surrogates.log_linear", "LogLinearSurrogate"),
+    "multi_source_gp": ("mixopt.surrogates.multi_source_gp", "MultiSourceGP"),
     "power_law": ("mixopt.surrogates.power_law", "PowerLawSurrogate"),
     "ridge": ("mixopt.surrogates.ridge", "Ridge"),
     "scaling_additive": ("mixopt.surrogates.scaling_additive", "ScalingAdditiveSurrogate"),
