@@ -30,14 +30,12 @@ from mixopt.proposal import Proposal
 from mixopt.recommendation import Settings, Study, recommend
 from mixopt.space import MixtureSpace
 from mixopt.surrogates import get_surrogate
-from mixopt.surrogates.base import Surrogate
+from mixopt.surrogates.base import Surrogate, takes_several_sources
 from mixopt.surrogates.cross_validation import checked_folds
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
 from mixopt.swarm import Points, Swarm
 
-DEFAULT_SURROGATE = "gaussian_process"
-ONE_SOURCE = frozenset({"gaussian_process", "lightgbm", "log_linear", "power_law", "ridge", "scheffe"})
-"""Surrogates that do not look at sizes and token counts; of several sources they are fitted on the one where the answer is wanted."""
+DEFAULT_SURROGATE = "auto"
 LOSS_UNIT = "the metrics' own unit"
 SEEDS = 1
 """Runs of each mixture that differences are judged for: a user trains the target once."""
@@ -52,6 +50,7 @@ class FitResult:
         config: what was asked for.
         domains, space: natural mixture, caps and bounds, and the feasible mixtures.
         surrogate: its name.
+        several: whether it takes runs of several sizes and token counts together.
         prediction: the fitted surrogates with the objective on top.
         proposal: the answer.
         diagnostics: JSON values of `diagnostics.json`.
@@ -63,6 +62,7 @@ class FitResult:
     domains: DomainSet
     space: MixtureSpace
     surrogate: str
+    several: bool
     prediction: Prediction
     proposal: Proposal
     diagnostics: Mapping[str, Any]
@@ -93,7 +93,7 @@ class FitResult:
             table: Table = read_table(mixtures) if isinstance(mixtures, Path) else table_of(mixtures, "The table of mixtures")
             asked = read_asked(table, self.runs, self.prediction.source)
         known = list(dict.fromkeys(self.fitted_on.points().sources))
-        check_sources(asked.points, known, several=self.surrogate not in ONE_SOURCE)
+        check_sources(asked.points, known, several=self.several)
         return asked
 
     def predict(self, mixtures: Points | pl.DataFrame | Path) -> pl.DataFrame:
@@ -143,7 +143,8 @@ def fit(
     surrogate = surrogate or config.surrogate or DEFAULT_SURROGATE
     name = surrogate if isinstance(surrogate, str) else type(surrogate).__name__
     model = get_surrogate(surrogate, **_options(surrogate, config)) if isinstance(surrogate, str) else surrogate
-    fitted_on, notes = _at_one_source(runs.swarm, name, source)
+    several = takes_several_sources(model)
+    fitted_on, notes = _at_one_source(runs.swarm, name, source, several)
     settings = Settings(
         metrics=weights,
         objective_kind=config.objective.kind,
@@ -160,20 +161,20 @@ def fit(
     objective, measured, prediction = study.objective, study.measured, study.prediction
     notes = (*runs.notes, *_prior_notes(config, runs), *notes, *_noise_notes(objective, config))
     diagnostics = _diagnostics(name, prediction, measured, objective, proposal, fitted_on, seed, notes)
-    return FitResult(runs, config, domains, space, name, prediction, proposal, diagnostics, notes, fitted_on)
+    return FitResult(runs, config, domains, space, name, several, prediction, proposal, diagnostics, notes, fitted_on)
 
 
 def _options(surrogate: str, config: FitFile) -> dict[str, Any]:
-    return {"sizes": dict(config.sizes)} if config.sizes and surrogate not in ONE_SOURCE else {}
+    return {"sizes": dict(config.sizes)} if config.sizes and takes_several_sources(get_surrogate(surrogate)) else {}
 
 
-def _at_one_source(swarm: Swarm, name: str, source: Any) -> tuple[Swarm, tuple[str, ...]]:
+def _at_one_source(swarm: Swarm, name: str, source: Any, several: bool) -> tuple[Swarm, tuple[str, ...]]:
     """The runs that a surrogate is fitted on, and what to say of the others."""
     sources = list(dict.fromkeys(swarm.points().sources))
     if len(sources) == 1:
         return swarm, ()
     where = f"Runs are of {len(sources)} sizes and token counts; the answer is for {spoken(source)}"
-    if name not in ONE_SOURCE:
+    if several:
         return swarm, (f"{where}.",)
     there = swarm.at_source(source)
     if len(there) < MINIMUM_TRIALS:

@@ -1,8 +1,8 @@
 """A surrogate of one source carried to another by a constant ratio per metric, known from one or a few anchor runs there.
 
 On public runs one anchor predicts the losses of a size twice as large within .5 to 1.2%, without any law (methods/surrogates-measured.md, B). The ratio is the
-mean of measured over predicted loss at the anchors. Its uncertainty: what the anchors differ by, or where there is one, what the surrogate and the noise leave
-open, and never less than RATIO_STD, for the ratio is not quite constant over mixtures. The main trade-off: the ranking is the proxy's; however many
+mean of measured over predicted loss at the anchors. Its uncertainty has two parts: what the surrogate and the noise leave open at the anchors, less the more there
+are; and how much the ratio depends on the mixture, which more anchors measure and do not lower. The main trade-off: the ranking is the proxy's; however many
 anchors there are, they do not change it.
 """
 
@@ -22,8 +22,9 @@ from mixopt.surrogates.scales import Sizes, sources_in
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
-RATIO_STD = 0.005
-"""Of the ratio over mixtures, relative: the error that one anchor left on public runs is .5 to 1.2%, part of it noise."""
+RATIO_STD, RATIO_ANCHORS = 0.02, 2.0
+"""Spread of the ratio over mixtures, relative, before anchors are seen, and so many of them it counts as: on public runs one anchor left errors of .5 to 1.2% between
+neighbouring sizes, and of 3% from 1M to 60M parameters (RegMix, benchmarks/scaling.py)."""
 
 
 class AnchorRatio:
@@ -90,11 +91,11 @@ def _ratio(fitted: Fitted, anchors: Swarm, proxy: Source, metrics: Sequence[str]
             )
     ratios_AK = measured_AK / posterior.mean
     mean_K = ratios_AK.mean(axis=0)
+    count = len(ratios_AK)
     doubt_K = np.abs(mean_K) * np.sqrt(np.mean((posterior.std**2 + 2 * noise_AK**2) / posterior.mean**2, axis=0))
-    spread_K = ratios_AK.std(axis=0, ddof=1) if len(ratios_AK) > 1 else doubt_K
-    # With two or three anchors their own spread is hardly known; what the surrogate leaves open counts as two more.
-    pooled_K = np.sqrt(((len(ratios_AK) - 1) * spread_K**2 + 2 * doubt_K**2) / (len(ratios_AK) + 1))
-    std_K = np.sqrt(pooled_K**2 / len(ratios_AK) + (RATIO_STD * mean_K) ** 2)
+    seen_K = np.maximum(ratios_AK.var(axis=0, ddof=1) - doubt_K**2, 0.0) if count > 1 else np.zeros(len(metrics))
+    apart_K = ((count - 1) * seen_K + RATIO_ANCHORS * (RATIO_STD * mean_K) ** 2) / (count - 1 + RATIO_ANCHORS)
+    std_K = np.sqrt(apart_K + (apart_K + doubt_K**2) / count)
     return Ratio(mean_K, std_K, np.abs(mean_K) * fitted.noise_std)
 
 

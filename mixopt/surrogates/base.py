@@ -41,10 +41,18 @@ class Fitted(Protocol):
 
 
 class Surrogate(Protocol):
-    """Fits one model per metric on the realized mixtures of a swarm of one source.
+    """Fits one model per metric on the realized mixtures of a swarm.
+
+    A surrogate whose attribute `several_sources` is true takes runs of several sizes and token counts together and answers at the source of each point; all
+    others want a swarm of one source.
 
     Raises (fit):
         DataError: fewer than 4 trials, or a metric that some trial was not scored on.
     """
 
     def fit(self, swarm: Swarm, metrics: Sequence[str]) -> Fitted: ...
+
+
+def takes_several_sources(surrogate: Surrogate) -> bool:
+    """Whether it fits runs of several sizes and token counts together."""
+    return bool(getattr(surrogate, "several_sources", False))

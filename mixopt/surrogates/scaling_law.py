@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class ScalingSurrogate:
     sizes: Sizes | None = None
     unique_tokens: Mapping[str, float] | None = None
     one_size: bool = False
+    several_sources: ClassVar[bool] = True
 
     def fit(self, swarm: Swarm, metrics: Sequence[str]) -> FittedLaw:
         """Fits on the realized mixtures of `swarm`.

@@ -30,6 +30,7 @@ from mixopt.mixture import FloatArray
 from mixopt.surrogates.base import Fitted, Posterior
 from mixopt.surrogates.cross_validation import OutOfFold, TooFewToCheck, checked_folds, fit_with_out_of_fold, noise_at, rank_correlation
 from mixopt.surrogates.observations import mixture_groups
+from mixopt.surrogates.scales import Sizes
 from mixopt.swarm import Points, Swarm
 
 MEMBERS = ("gaussian_process", "ridge", "power_law")
@@ -66,10 +67,17 @@ class Stack:
 
 
 class Stacked:
-    """Fits `MEMBERS`, or those named; see the module's docstring."""
+    """Fits `MEMBERS`, or those named; see the module's docstring. A swarm of several sources gets the members of `stacked_sources`.
 
-    def __init__(self, members: Sequence[str] = MEMBERS) -> None:
+    Args:
+        sizes: name of a size -> parameters, for names that are no numbers; needed for several sizes only.
+    """
+
+    several_sources = True
+
+    def __init__(self, members: Sequence[str] = MEMBERS, sizes: Sizes | None = None) -> None:
         self.members = tuple(members)
+        self.sizes = sizes
 
     def fit(self, swarm: Swarm, metrics: Sequence[str]) -> FittedStack:
         """Fits on the realized mixtures of `swarm`. Trials too few to predict some from others get the weights of before.
@@ -80,6 +88,8 @@ class Stacked:
         try:
             return self.fit_with_out_of_fold(swarm, metrics, folds_for(len(swarm)), seed=0)[0]
         except TooFewToCheck:
+            if _of_several_sources(swarm):
+                raise
             names, why = self._usable(swarm)
             fitted = [_surrogate(name).fit(swarm, metrics) for name in names]
             prior = Stack(_trusted(names), 1.0)
@@ -92,6 +102,10 @@ class Stacked:
             TooFewToCheck: see `cross_validation.checked_folds`.
         """
         folds = max(folds, folds_for(len(swarm)))
+        if _of_several_sources(swarm):
+            from mixopt.surrogates.stacked_sources import fit_sources
+
+            return fit_sources(swarm, metrics, self.sizes, folds, seed)
         order = np.argsort(np.array(swarm.trial_ids), kind="stable")
         swarm = swarm.by_trial_id()  # so that sums come out the same whatever the order was
         numbers_N = checked_folds(mixture_groups(swarm), folds, seed)
@@ -107,12 +121,13 @@ class Stacked:
         means_KNS = np.stack([left_out.mean for left_out in errors], axis=-1).transpose(1, 0, 2).copy()
         variances_KNS = np.stack([left_out.std for left_out in errors], axis=-1).transpose(1, 0, 2) ** 2
         mean_NK, std_NK = np.empty_like(measured_NK), np.empty_like(measured_NK)
+        trusted_S, floor_S = _trusted(names), np.array([FLOOR.get(name, 0.0) for name in names])
         stacks, scores = [], {}
         for column, metric in enumerate(metrics):
             measured_N = measured_NK[:, column].copy()
-            stacks.append(_put_together(names, measured_N, means_KNS[column], variances_KNS[column]))
-            mean_NK[order, column], std_NK[order, column] = _left_out(
-                names, numbers_N, measured_N, means_KNS[column], variances_KNS[column]
+            stacks.append(put_together(measured_N, means_KNS[column], variances_KNS[column], trusted_S, floor_S))
+            mean_NK[order, column], std_NK[order, column] = stack_left_out(
+                numbers_N, measured_N, means_KNS[column], variances_KNS[column], trusted_S, floor_S
             )
             scores[metric] = [rank_correlation(means, measured_N) for means in means_KNS[column].T]
         stack = FittedStack(tuple(metrics), names, tuple(fitted), tuple(stacks), scores, why)
@@ -135,6 +150,10 @@ def folds_for(trials: int) -> int:
     return FOLDS_OF_FEW if trials <= FEW else FOLDS
 
 
+def _of_several_sources(swarm: Swarm) -> bool:
+    return len(swarm) > 0 and len(set(swarm.points().sources)) > 1
+
+
 def _surrogate(name: str) -> Any:
     from mixopt.surrogates import get_surrogate
 
@@ -147,44 +166,52 @@ def _trusted(names: Sequence[str]) -> FloatArray:
     return np.asarray(trusted / trusted.sum()) if trusted.any() else np.full(len(names), 1 / len(names))
 
 
-def _put_together(names: Sequence[str], measured_N: FloatArray, means_NS: FloatArray, variances_NS: FloatArray) -> Stack:
-    weights_S = _weights(names, measured_N, means_NS)
-    mean_N, variance_N = _mixed(weights_S, means_NS, variances_NS)
+def put_together(
+    measured_N: FloatArray, means_NS: FloatArray, variances_NS: FloatArray, trusted_S: FloatArray, floor_S: FloatArray
+) -> Stack:
+    """Weights and spread from predictions out of fold: `trusted_S` is where weights are pulled to, `floor_S` the least of each."""
+    weights_S = find_weights(measured_N, means_NS, trusted_S, floor_S)
+    mean_N, variance_N = mix(weights_S, means_NS, variances_NS)
     sizes_N = np.abs(measured_N - mean_N) / np.sqrt(np.maximum(variance_N, MINIMUM_STD**2))
     ratio = max(float(np.quantile(sizes_N, COVERED)) / norm.ppf(0.5 + COVERED / 2), MINIMUM_STD)
     spread = ratio ** (len(sizes_N) / (len(sizes_N) + SPREAD_PRIOR))
     return Stack(weights_S, float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD)))
 
 
-def _weights(names: Sequence[str], measured_N: FloatArray, means_NS: FloatArray) -> FloatArray:
+def find_weights(measured_N: FloatArray, means_NS: FloatArray, trusted_S: FloatArray, floor_S: FloatArray) -> FloatArray:
     """Nonnegative weights of least squared error plus pull, shape (S,), summing to 1, each at least its floor."""
-    floor_S = np.array([FLOOR.get(name, 0.0) for name in names])
     free = 1 - floor_S.sum()
     errors_NS = (means_NS - measured_N[:, None]) / np.sqrt(len(measured_N))
     errors_NS /= max(float(np.sqrt((errors_NS**2).sum(axis=0).min())), MINIMUM_STD)
     # Weights sum to 1, so the stack's error is the weighted sum of the members' errors. One more row makes them sum to 1.
-    pull_SS = np.sqrt(PULL / len(measured_N)) * np.eye(len(names))
-    sides = np.concatenate([errors_NS, pull_SS, np.full((1, len(names)), SUM_TO_ONE)])
-    wanted = np.concatenate([-errors_NS @ floor_S, pull_SS @ (_trusted(names) - floor_S), [SUM_TO_ONE * free]])
+    pull_SS = np.sqrt(PULL / len(measured_N)) * np.eye(len(floor_S))
+    sides = np.concatenate([errors_NS, pull_SS, np.full((1, len(floor_S)), SUM_TO_ONE)])
+    wanted = np.concatenate([-errors_NS @ floor_S, pull_SS @ (trusted_S - floor_S), [SUM_TO_ONE * free]])
     extra_S, _ = nnls(sides, wanted)
     return np.asarray(floor_S + extra_S / extra_S.sum() * free)
 
 
-def _mixed(weights_S: FloatArray, means_NS: FloatArray, variances_NS: FloatArray) -> tuple[FloatArray, FloatArray]:
+def mix(weights_S: FloatArray, means_NS: FloatArray, variances_NS: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean and variance of a mixture of members, both (N,)."""
     mean_N = means_NS @ weights_S
     return mean_N, variances_NS @ weights_S + ((means_NS - mean_N[:, None]) ** 2) @ weights_S
 
 
-def _left_out(
-    names: Sequence[str], numbers_N: NDArray[np.int64], measured_N: FloatArray, means_NS: FloatArray, variances_NS: FloatArray
+def stack_left_out(
+    numbers_N: NDArray[np.int64],
+    measured_N: FloatArray,
+    means_NS: FloatArray,
+    variances_NS: FloatArray,
+    trusted_S: FloatArray,
+    floor_S: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Mean and std of each fold's measurements by a stack put together on the others, both (N,)."""
     mean_N, std_N = np.empty((2, len(measured_N)))
     for fold in np.unique(numbers_N):
         inside = numbers_N == fold
-        stack = _put_together(names, measured_N[~inside], means_NS[~inside], variances_NS[~inside])
-        mean_N[inside], variance_B = _mixed(stack.weights, means_NS[inside], variances_NS[inside])
+        rest = () if inside.all() else (measured_N[~inside], means_NS[~inside], variances_NS[~inside])
+        stack = put_together(*rest, trusted_S, floor_S) if rest else Stack(trusted_S, 1.0)
+        mean_N[inside], variance_B = mix(stack.weights, means_NS[inside], variances_NS[inside])
         std_N[inside] = stack.spread * np.sqrt(variance_B)
     return mean_N, std_N
 
@@ -231,7 +258,7 @@ class FittedStack:
         """Weighted mean of the members', shape (n, metrics)."""
         return np.asarray(sum(weights * fitted.mean(points) for weights, fitted in zip(self.weights, self.fitted, strict=True)))
 
-    def posterior(self, points: Points) -> StackedPosterior:
+    def posterior(self, points: Points) -> Posterior:
         """Of the mixture of members at `points`."""
         return StackedPosterior(self.weights, self._spreads, tuple(fitted.posterior(points) for fitted in self.fitted))
 

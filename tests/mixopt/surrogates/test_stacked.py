@@ -12,11 +12,12 @@ import pytest
 from mixopt.mixture import FloatArray
 from mixopt.surrogates import stacked
 from mixopt.surrogates.cross_validation import fit_with_out_of_fold, out_of_fold
-from mixopt.surrogates.stacked import PULL, Stacked, _mixed, _trusted, _weights
+from mixopt.surrogates.stacked import FLOOR, PULL, Stacked, _trusted, find_weights, mix
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 
 NAMES = ("gaussian_process", "ridge", "power_law")
+FLOORS = np.array([FLOOR.get(name, 0.0) for name in NAMES])
 
 
 def swarm(count: int, seed: int = 0, noise: float = 0.01) -> Swarm:
@@ -31,7 +32,7 @@ def test_weights_minimize_squared_error_plus_pull() -> None:
     rng = np.random.default_rng(0)
     measured = rng.normal(size=30)
     means = measured[:, None] + rng.normal(size=(30, 3)) * [0.3, 0.5, 0.25]
-    found = _weights(NAMES, measured, means)
+    found = find_weights(measured, means, _trusted(NAMES), FLOORS)
 
     def loss(weights: FloatArray) -> float:
         least = np.mean((measured[:, None] - means) ** 2, axis=0).min()
@@ -48,7 +49,7 @@ def test_the_power_law_keeps_its_floor_and_weights_sum_to_one() -> None:
     rng = np.random.default_rng(1)
     measured = rng.normal(size=400)
     means = np.stack([measured + 0.01 * rng.normal(size=400), rng.normal(size=400), 5 * rng.normal(size=400)], axis=1)
-    weights = _weights(NAMES, measured, means)
+    weights = find_weights(measured, means, _trusted(NAMES), FLOORS)
     assert weights.sum() == pytest.approx(1)
     assert weights[2] == pytest.approx(0.1)
     assert weights[0] > 0.85
@@ -59,7 +60,7 @@ def test_the_mixture_has_the_moments_of_draws_from_its_members() -> None:
     rng = np.random.default_rng(2)
     member = rng.choice(3, p=weights, size=200_000)
     draws = means[0, member] + np.sqrt(variances[0, member]) * rng.normal(size=200_000)
-    mean, variance = _mixed(weights, means, variances)
+    mean, variance = mix(weights, means, variances)
     assert draws.mean() == pytest.approx(mean[0], abs=0.02)
     assert draws.var() == pytest.approx(variance[0], rel=0.03)
 
