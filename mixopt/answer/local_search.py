@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mixopt.answer.projected_gradient import follow
 from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
 
@@ -27,6 +28,8 @@ STEP = 1e-4
 SNAP = 1e-6
 # A constraint is kept if it is missed by no more than this, in its own unit.
 KEPT_WITHIN = 1e-6
+# SLSQP's own cost grows with the cube of the units: more of them follow the projected gradient, unless there are limits, which it knows nothing of.
+MANY_UNITS = 64
 # The check asks about moves of this share of the tokens, and reports what a percentage point would bring.
 MOVE = 1e-3
 PERCENTAGE_POINT = 0.01
@@ -67,6 +70,13 @@ class Residuals:
 def descend(function: BatchFunction, space: MixtureSpace, start: FloatArray, limits: Limits | None = None) -> tuple[FloatArray, str]:
     """Local minimum from `start` (domains,), feasible up to `limits`, and what the solver said."""
     lower, upper = space.unit_lower, space.unit_upper
+    if len(lower) > MANY_UNITS and limits is None:
+
+        def slopes(point: FloatArray) -> FloatArray:
+            return np.asarray(differences(lambda weights: function(weights)[:, None], space, point)[1][0])
+
+        found, message = follow(function, slopes, space, space.units.collapse(start))
+        return space.project(space.units.expand(np.where(found < lower + SNAP, lower, found))[None])[0], message
     point, message = _slsqp(function, space, space.units.collapse(start), lower, upper, limits)
     if point is None:
         return start, message

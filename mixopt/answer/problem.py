@@ -20,8 +20,15 @@ from mixopt.simplex import kl_divergence, sample_uniform
 from mixopt.space import MixtureSpace
 
 PROBES = 256
+LARGE = 5000
+"""Domains times metrics."""
 # Moves of a piecewise constant function are sought among so many candidates where a constraint is relaxed.
 FEW_CANDIDATES = 2000
+
+
+def is_large(space: MixtureSpace, metrics: int) -> bool:
+    """Whether predictions of all metrics cost so much that a search must do with few of them."""
+    return len(space.domains) * metrics > LARGE
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,12 @@ class Problem:
         """The largest miss of a floor by mixtures (n, domains), shape (n,); 0 and less where there is none."""
         return self.limits.excess(weights).max(axis=1) if self.limits is not None else np.zeros(len(weights))
 
-    def solve(self, candidates: int = CANDIDATES) -> Optimum:
+    @property
+    def large(self) -> bool:
+        """Whether each prediction costs so much that candidates must be few: hundreds of domains and dozens of metrics."""
+        return is_large(self.space, len(self.prediction.objective.metrics))
+
+    def solve(self, candidates: int | None = None) -> Optimum:
         """The best feasible mixture found.
 
         Raises:
@@ -70,6 +82,8 @@ class Problem:
         """
         pieces = self.pieces if self.prediction.objective.kind == "worst_case" else None
         seed = self.prediction.seed
+        if candidates is None:
+            candidates = FEW_CANDIDATES if self.large else CANDIDATES
         optimum = minimize(self.value, self.space, self.starts, seed, self.smooth, candidates, self.limits, pieces)
         if optimum.method == "closest":
             raise self._out_of_reach(optimum.weights)

@@ -30,6 +30,8 @@ from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
 STRENGTHS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+LARGE, STRENGTHS_OF_LARGE = 5000, (0.0, 0.05, 0.2, 1.0)
+"""Domains times metrics beyond which every answer costs seconds: one split and fewer strengths then."""
 DEFAULT_PULL = 0.05
 """Olmix's (arXiv 2602.12237), which there weighs raw losses; here it is a share of the objective's spread over the swarm."""
 SPLITS = 4
@@ -74,18 +76,20 @@ def choose_pull(swarm: Swarm, space: MixtureSpace, objective: Objective, natural
         return PullChoice(DEFAULT_PULL, f"{DEFAULT_PULL:g} by default: {mixtures} mixtures are too few to choose it by cross-validation")
     rng = np.random.default_rng([seed, 0x9011])
     rows = []
-    for _ in range(SPLITS):
+    large = len(space.domains) * len(objective.metrics) > LARGE
+    strengths = STRENGTHS_OF_LARGE if large else STRENGTHS
+    for _ in range(1 if large else SPLITS):
         halves = [_Opinion.of(swarm, half, objective, space.domains, natural) for half in _halves(groups, rng)]
         for proposing, judging in (halves, halves[::-1]):
-            rows.append(judging.values(_answers(proposing, space, spread, rng)))
+            rows.append(judging.values(_answers(proposing, space, spread, rng, strengths)))
     values = np.array(rows)
     scores = values.mean(axis=0)
     best = int(np.argmin(scores))
     errors = (values - values[:, [best]]).std(axis=0, ddof=1) / np.sqrt(len(values))
     chosen = int(np.flatnonzero(scores - scores[best] <= errors)[-1])
     runs = min(len(swarm) // 2, MOST_RUNS_PER_HALF)
-    how = f"{STRENGTHS[chosen]:g}, the largest within one standard error of the best in {len(values)} halves of about {runs} runs, each judged by the other"
-    return PullChoice(STRENGTHS[chosen], how, STRENGTHS, tuple(scores.tolist()), tuple(errors.tolist()))
+    how = f"{strengths[chosen]:g}, the largest within one standard error of the best in {len(values)} halves of about {runs} runs, each judged by the other"
+    return PullChoice(strengths[chosen], how, strengths, tuple(scores.tolist()), tuple(errors.tolist()))
 
 
 def _halves(groups: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -119,13 +123,13 @@ class _Opinion:
         return self.objective.difference(losses, self.natural_losses)
 
 
-def _answers(opinion: _Opinion, space: MixtureSpace, spread: float, rng: np.random.Generator) -> FloatArray:
+def _answers(opinion: _Opinion, space: MixtureSpace, spread: float, rng: np.random.Generator, strengths: tuple[float, ...]) -> FloatArray:
     """The best mixture for each strength, shape (strengths, domains); each starts from the best candidate or from the stronger pull's answer."""
     natural = opinion.natural
     candidates = np.concatenate([space.project(natural[None]), space.sample(CANDIDATES, rng)])
     predicted, divergence = opinion.values(candidates), kl_divergence(candidates, natural)
     answers: list[FloatArray] = []
-    for strength in sorted(STRENGTHS, reverse=True):
+    for strength in sorted(strengths, reverse=True):
 
         def pulled(weights: FloatArray, weight: float = strength * spread) -> FloatArray:
             return opinion.values(weights) + weight * kl_divergence(weights, natural)

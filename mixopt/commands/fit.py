@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,7 @@ def fit(
     from mixopt.fitting.runs import read_runs
     from mixopt.fitting.tables import read_table
     from mixopt.surrogates import get_surrogate
+    from mixopt.surrogates.threads import metrics_at_once
 
     asked = FitFile() if config is None else load_fit_file(config)
     name = surrogate or asked.surrogate or DEFAULT_SURROGATE
@@ -67,7 +69,8 @@ def fit(
     reporter = RichReporter()
     for note in (*runs.notes, *said):
         reporter.note(note)
-    with reporter.stage(f"Fitting {len(runs.swarm)} runs of {len(runs.swarm.metrics)} metrics", None, ""):
+    what = f"Fitting {len(runs.swarm)} runs of {len(runs.swarm.metrics)} metrics"
+    with reporter.stage(what, None, ""), metrics_at_once(os.cpu_count() or 1):
         result = fit_runs(runs, config=asked, surrogate=name)
         files = result.write(out, predict)
     _show(result, reporter.output, files)
