@@ -27,8 +27,10 @@ IN_LOSS_UNITS = ("mean", "weighted")
 BITS_PER_BYTE = "bits per byte"
 SEED_STDS, MIXTURE_STDS = "standard deviations of a seed", "standard deviations over the mixtures"
 
-# Losses are float32 means of values near 1: seeds that agree better than this agree by rounding, and dividing by less would blow up.
+# Losses are float32 means of values near 1: seeds that agree better than this agree by rounding, and dividing by less would blow up. Of metrics
+# in smaller units, this share of their largest value.
 LEAST_NOISE_BITS_PER_BYTE = 1e-6
+LEAST_VALUE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,13 @@ def measure_noise(values: FloatArray, groups: NDArray[np.int64]) -> Noise:
             "Seed noise cannot be measured: no mixture was trained with two seeds.",
             "Finish the repeats at the natural and uniform mixtures (`proxy.seeds`), then propose again.",
         )
-    return Noise(np.maximum(np.sqrt(squares / degrees), LEAST_NOISE_BITS_PER_BYTE), degrees, repeated)
+    return Noise(np.maximum(np.sqrt(squares / degrees), least_noise(values)), degrees, repeated)
+
+
+def least_noise(values: FloatArray) -> FloatArray:
+    """The least noise that is taken for one, of `values` (trials, quantities), shape (quantities,)."""
+    largest = np.abs(values).max(axis=0, initial=LEAST_VALUE)
+    return np.asarray(LEAST_NOISE_BITS_PER_BYTE * np.minimum(largest, 1.0))
 
 
 def fit_objective(
@@ -210,7 +218,7 @@ def fit_objective(
         natural_losses = estimates.natural_losses
     else:
         natural_losses = losses[_natural_rows(swarm, natural)].mean(axis=0)
-    spread = np.maximum(_mixture_means(losses, mixture_groups(swarm)).std(axis=0), LEAST_NOISE_BITS_PER_BYTE)
+    spread = np.maximum(_mixture_means(losses, mixture_groups(swarm)).std(axis=0), least_noise(losses))
     return Objective(
         kind=kind,
         metrics=tuple(metrics[index] for index in kept),
@@ -249,7 +257,7 @@ def find_noise(
         noise = measure_noise(losses, groups)
     else:
         assert estimates.metrics == metrics, "estimates are of the metrics asked for"
-        noise = Noise(np.maximum(estimates.noise_std, LEAST_NOISE_BITS_PER_BYTE), 0, 0)
+        noise = Noise(np.maximum(estimates.noise_std, least_noise(losses)), 0, 0)
     return noise, _reasons(metrics, _mixture_means(losses, groups), noise, loss_unit)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
-from mixopt.objective import LEAST_NOISE_BITS_PER_BYTE, Estimates, Objective
+from mixopt.objective import Estimates, Objective, least_noise
 from mixopt.proposal import Effect
 from mixopt.surrogates.base import Fitted, Posterior, Surrogate
 from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold
@@ -66,11 +66,10 @@ class Prediction:
 
     def noise(self) -> dict[str, float]:
         """Seed noise of every metric that was fitted: measured for those of the objective, else as the surrogate found it."""
-        found = (
-            dict(zip(self.others.metrics, np.maximum(self.others.noise_std, LEAST_NOISE_BITS_PER_BYTE).tolist(), strict=True))
-            if self.others
-            else {}
-        )
+        found: dict[str, float] = {}
+        if self.others:
+            least = least_noise(self.losses(self.natural[None], self.others.metrics))
+            found = dict(zip(self.others.metrics, np.maximum(self.others.noise_std, least).tolist(), strict=True))
         return found | dict(zip(self.objective.metrics, self.objective.noise_std, strict=True))
 
     def losses(self, weights: FloatArray, metrics: Sequence[str]) -> FloatArray:

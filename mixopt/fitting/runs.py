@@ -25,7 +25,8 @@ import numpy as np
 import polars as pl
 
 from mixopt.errors import ConfigError, DataError
-from mixopt.fitting.tables import COST, MISSING, NAME_COLUMN, SEED, SIZE, TOKENS, Table, named, nearest, read_table
+from mixopt.fitting.copies import copied_rows
+from mixopt.fitting.tables import COST, MISSING, NAME_COLUMN, SEED, SIZE, SOURCE_COLUMNS, TOKENS, Table, named, nearest, read_table
 from mixopt.mixture import FloatArray
 from mixopt.quantities import parse_count
 from mixopt.surrogates.observations import MINIMUM_TRIALS
@@ -98,6 +99,9 @@ def join_tables(mixtures: Table, metrics: Table, maximize: Sequence[str] = ()) -
     _check_maximize(maximize, names)
     weights, notes = checked_weights(mixtures, domains)
     pairs, said = _pairs(mixtures, metrics)
+    notes += [*said, *_apart_notes(metrics)]
+    values = metrics.matrix(names)
+    pairs, names_kept, said = _complete(pairs, mixtures, values, names, maximize)
     notes += said
     used = sorted(domain for column, domain in enumerate(domains) if weights[[row for row, _ in pairs], column].any())
     unused = tuple(sorted(set(domains) - set(used)))
@@ -105,17 +109,36 @@ def join_tables(mixtures: Table, metrics: Table, maximize: Sequence[str] = ()) -
         notes.append(f"{_listed('Domain', unused)} {_has(unused)} no weight in any run: nothing is known of {_them(unused)}, so left out.")
     if len(used) < 2:
         raise DataError(f"{mixtures.name}: all runs are of the one domain {used[0]}.", "A mixture needs runs of at least two domains.")
-    values = metrics.matrix(names)
-    kept, names_kept, said = _complete(pairs, mixtures, values, names, maximize)
-    notes += said
-    runs = _sorted_runs(kept, mixtures, metrics)
+    runs = _sorted_runs(pairs, mixtures, metrics)
     losses = values[[run.metrics_row for run in runs]][:, [names.index(name) for name in names_kept]]
     losses *= np.where([name in maximize for name in names_kept], -1.0, 1.0)
     shares = weights[[run.mixtures_row for run in runs]][:, [domains.index(domain) for domain in used]]
+    copied = copied_rows(shares, losses, [run.source.key for run in runs])
+    if copied.any():
+        rows = [run.given for run, copy in zip(runs, copied.tolist(), strict=True) if copy]
+        notes.append(
+            f"{_listed('Run', rows)} {_has(rows)} the mixture and, to the last digit, every metric of another run, and no repeat differs from its fellows: "
+            f"copies, which say nothing of noise, so left out."
+        )
+        runs, losses, shares = [run for run, copy in zip(runs, copied.tolist(), strict=True) if not copy], losses[~copied], shares[~copied]
+        if len(runs) < MINIMUM_TRIALS:
+            raise DataError(f"A fit needs at least {MINIMUM_TRIALS} runs, got {len(runs)} and copies of them.", "Run more.")
     if len(runs) < len(used):
         notes.append(f"There are {len(runs)} runs for {len(used)} domains: fewer runs than domains leave most of the surface unknown.")
     swarm = Swarm(tuple(used), _table(runs, shares, names_kept, losses))
     return Runs(swarm, frozenset(set(maximize) & set(names_kept)), tuple(notes), {run.trial_id: run.given for run in runs}, unused)
+
+
+def _apart_notes(metrics: Table) -> list[str]:
+    """Columns of the metrics' table that a user may have meant for metrics."""
+    apart = [column for column in (*SOURCE_COLUMNS, NAME_COLUMN) if column in metrics.columns]
+    return (
+        [
+            f"{_listed('Column', apart)} of {metrics.name} {'says' if len(apart) == 1 else 'say'} where runs come from and {'is no metric' if len(apart) == 1 else 'are no metrics'}."
+        ]
+        if apart
+        else []
+    )
 
 
 def checked_weights(table: Table, domains: Sequence[str]) -> tuple[FloatArray, list[str]]:
@@ -138,7 +161,10 @@ def checked_weights(table: Table, domains: Sequence[str]) -> tuple[FloatArray, l
     off = np.abs(sums - 1) > SUM_WITHIN
     if off.any():
         rows = [f"{ids[row]} ({sums[row]:.4g})" for row in np.flatnonzero(off).tolist()]
-        hint = "Weights are shares of tokens and sum to 1 within 2%; every column that is no id or one of size, tokens, seed, cost is a domain."
+        apart = [column for column in (*SOURCE_COLUMNS, NAME_COLUMN) if column in table.columns]
+        hint = "Weights are shares of tokens and sum to 1 within 2%; every column that is no id or one of size, tokens, seed, cost, name is a domain."
+        if apart:
+            hint += f" If {named(apart)} is a domain here, give it another name."
         if (np.abs(sums / 100 - 1) <= SUM_WITHIN).all():
             hint = "They look like percent: divide them by 100."
         raise DataError(f"{table.name}: the weights do not sum to 1 in {_listed('run', rows)}.", hint)

@@ -115,7 +115,7 @@ def _fit_metric(
     folds: NDArray[np.int64],
 ) -> MetricTrees:
     center = float(outputs.mean())
-    scale = max(float(outputs.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))
+    scale = max(float(outputs.std()), MINIMUM_RELATIVE_STD * (abs(center) or 1.0))
     outputs = (outputs - center) / scale
     full = train(features, outputs)
     held_out = [folds == fold for fold in range(int(folds.max()) + 1)]

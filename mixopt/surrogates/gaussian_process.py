@@ -150,7 +150,7 @@ class GaussianProcess:
 def fit_metric(features_NF: FloatArray, observations: Observations, outputs_N: FloatArray) -> MetricFit:
     """The posterior mode of one metric's hyperparameters, and the process conditioned on its outputs (bits per byte, shape (N,))."""
     center = float(outputs_N.mean())
-    scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_SCALE * max(abs(center), 1.0))
+    scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_SCALE * (abs(center) or 1.0))
     standard_N = (outputs_N - center) / scale
     x_NI = weights(observations.schedules)
     shape = fit_noise_shape(x_NI, standard_N, observations.groups)

@@ -90,7 +90,7 @@ class LinearSurrogate:
 def fit_metric(directions: Directions, outputs_N: FloatArray, groups: NDArray[np.int64]) -> LinearFit:
     """The ridge regression of largest evidence, and what errors on mixtures left out show beyond it."""
     center = float(outputs_N.mean())
-    scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))
+    scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * (abs(center) or 1.0))
     y_N = (outputs_N - center) / scale
     count, squares_R = len(y_N), directions.sizes**2
     projected_R = directions.trials.T @ y_N

@@ -151,7 +151,7 @@ def fit_laws(observations: Observations, x_NI: FloatArray, laws: Sequence[Law], 
 def fit_law(law: Law, x_NI: FloatArray, outputs_N: FloatArray, groups: NDArray[np.int64], starts_SP: FloatArray | None = None) -> LawFit:
     """The posterior mode over all starts and the curvature there. Pure: starts are drawn with a fixed seed, unless they are given."""
     center = float(outputs_N.mean())
-    scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * max(abs(center), 1.0))
+    scale = max(float(outputs_N.std()), MINIMUM_RELATIVE_STD * (abs(center) or 1.0))
     y_N = (outputs_N - center) / scale
     mean_P, std_P = law.prior(x_NI.shape[1])
     rounds = WARM_ROUNDS
