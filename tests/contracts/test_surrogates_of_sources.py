@@ -170,5 +170,5 @@ def test_one_anchor_carries_a_proxy_to_another_size() -> None:
 def test_a_ratio_of_losses_around_zero_means_nothing() -> None:
     runs = together(part(SOURCES[0], 20, 0), part(SOURCES[2], 3, 3))
     shifted = Swarm(DOMAINS, runs.table.with_columns(pl.col("bits_per_byte") - 2.7))
-    with pytest.raises(DataError, match="changes its sign.*multi_source_gp"):
+    with pytest.raises(DataError, match=r"changes its sign.*multi_source_gp"):
         get_surrogate("anchor_ratio").fit(shifted, METRICS)
