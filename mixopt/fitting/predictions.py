@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from mixopt.errors import DataError
-from mixopt.fitting.runs import Runs, checked_weights, row_sources
+from mixopt.fitting.runs import Runs, row_sources
 from mixopt.fitting.tables import Table, named, nearest
+from mixopt.fitting.weights import checked_weights
 from mixopt.mixture import FloatArray
 from mixopt.prediction import Prediction
 from mixopt.swarm import Points
