@@ -33,6 +33,7 @@ from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.base import Surrogate, takes_several_sources
 from mixopt.surrogates.cross_validation import checked_folds
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
+from mixopt.surrogates.stacked import folds_for
 from mixopt.swarm import Points, Swarm
 
 DEFAULT_SURROGATE = "auto"
@@ -260,8 +261,8 @@ def _diagnostics(
 
 
 def _fold_count(name: str, runs: int) -> int:
-    """Folds that the surrogate's out-of-fold predictions were made with."""
-    return FOLDS
+    """Folds that the surrogate's out-of-fold predictions were made with: a stack of few runs makes more."""
+    return max(FOLDS, folds_for(runs)) if name == "auto" else FOLDS
 
 
 def _described(prediction: Prediction) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from mixopt.errors import DataError
 from mixopt.fitting.copies import copied_rows
+from mixopt.fitting.fit import fit
 from mixopt.fitting.runs import Runs, join_tables
 from mixopt.fitting.tables import table_of
 from mixopt.objective import measure_noise
@@ -52,6 +53,11 @@ def test_predictions_are_in_the_unit_of_the_metric(name: str, arrays: tuple[np.n
     found, scaled = (get_surrogate(name).fit(swarm, METRICS) for swarm in (plain, small))
     np.testing.assert_allclose(scaled.mean(plain.points()), unit * found.mean(plain.points()), rtol=1e-6)
     np.testing.assert_allclose(scaled.noise_std, unit * found.noise_std, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "folds"), [("auto", 10), ("ridge", 5)])
+def test_baselines_are_judged_on_the_folds_of_the_surrogate(name: str, folds: int, arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    assert fit(join(*arrays), surrogate=name).diagnostics["folds"] == folds
 
 
 def test_copies_are_no_repeats(arrays: tuple[np.ndarray, np.ndarray]) -> None:
