@@ -34,9 +34,9 @@ from mixopt.surrogates.gaussian_process import (
     SEARCH_STDS,
     TOLERANCE,
     GaussianProcess,
-    factor_with_jitter,
 )
 from mixopt.surrogates.kernel import JITTER, matern_arguments
+from mixopt.surrogates.misfit import factor_with_jitter
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.surrogates.scales import Sizes, sources_in
 from mixopt.surrogates.sourced_observations import SourcedObservations
