@@ -14,7 +14,7 @@ SOURCE = Source("trained", "nano", 10)
 
 def test_correlation_falls_with_the_hellinger_distance() -> None:
     near, far = np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.0, 1.0])
-    shifted = near + [0.02, -0.02, 0.0]
+    shifted = near + np.array([0.02, -0.02, 0.0])
     factor = misfit_factor(np.stack([near, shifted, far, near])[:, None])
     correlation = factor @ factor.T
     distance = 1 - np.sqrt(near) @ np.sqrt(shifted)  # squared
@@ -38,7 +38,7 @@ def test_a_difference_of_neighbours_is_surer_than_its_ends() -> None:
     losses = 1 + (0.1 + weights @ np.array([1.0, 0.5, 0.2, 0.1])) ** -0.5 + 0.05 * np.sin(20 * weights[:, 0])
     swarm = Swarm.from_arrays(tuple("abcd"), weights[:, None], ("loss",), losses[:, None], SOURCE)
     here = np.full(4, 0.25)
-    there = here + [0.01, -0.01, 0.0, 0.0]
+    there = here + np.array([0.01, -0.01, 0.0, 0.0])
     for name in ("power_law", "ridge"):
         posterior = (
             get_surrogate(name).fit(swarm, ["loss"]).posterior(Points(tuple("abcd"), np.stack([here, there])[:, None], (SOURCE,) * 2))
