@@ -24,6 +24,7 @@ from mixopt.tracking.findings import Findings
 from mixopt.tracking.note import signed
 from mixopt.tracking.report.blocks import Drawing, Fact, Facts, Heading, LongText, Notes, Prose, Section, Table, missing, percent
 from mixopt.tracking.report.render import Head, render
+from mixopt.tracking.report.sections import relaxation_table
 
 if TYPE_CHECKING:
     from mixopt.fitting.fit import FitResult
@@ -166,11 +167,7 @@ def _holds(result: FitResult) -> Section:
         Notes(proposal.binding) if proposal.binding else Prose("No bound, cap or floor: the optimum lies inside all of them.")
     ]
     if proposal.relaxations:
-        rows = [
-            [r.constraint, r.change, signed(r.gain.mean), f"{signed(r.gain.low)} to {signed(r.gain.high)}"] for r in proposal.relaxations
-        ]
-        head = ["constraint", "relaxed", "objective", "90% interval"]
-        blocks += [Heading("What relaxing each would bring"), Table(f"Predicted change of the objective, {unit}", head, rows, words=[1])]
+        blocks.append(relaxation_table(proposal, unit))
     if proposal.sensitivities:
         ordered = sorted(proposal.sensitivities.items(), key=lambda item: (item[1].mean, item[0]))
         rows = [[name, signed(effect.mean), f"{signed(effect.low)} to {signed(effect.high)}"] for name, effect in ordered]

@@ -186,7 +186,10 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
 
 
 def _constraints(findings: Findings, proposal: Proposal) -> str:
-    notes = [f"- {sentence}" for sentence in proposal.binding]
+    brings = {
+        relaxation.constraint: f" ({relaxation.change}: objective {signed(relaxation.gain.mean)})" for relaxation in proposal.relaxations
+    }
+    notes = [f"- {sentence}{brings.get(sentence, '')}" for sentence in proposal.binding]
     unique = findings.context.get("unique") or {}
     for kind, why in (("floored", "less"), ("capped", "more")):
         tokens = {name: count for name, (count, note) in sorted(unique.items()) if note == kind}

@@ -87,7 +87,16 @@ def mixture_section(findings: Findings) -> Section:
         blocks += [Heading("By group"), groups]
     blocks.append(Heading("What holds the proposal back"))
     blocks.append(Notes(proposal.binding) if proposal.binding else Prose("No bound and no epoch cap: the optimum lies inside all of them."))
+    if proposal.relaxations:
+        blocks.append(relaxation_table(proposal, findings.objective_unit))
     return Section("mixture", title, blocks)
+
+
+def relaxation_table(proposal: Proposal, unit: str) -> Table:
+    """What relaxing each binding constraint would bring."""
+    rows = [[r.constraint, r.change, signed(r.gain.mean), f"{signed(r.gain.low)} to {signed(r.gain.high)}"] for r in proposal.relaxations]
+    caption = f"What relaxing each would bring: predicted change of the objective, {unit}"
+    return Table(caption, ["constraint", "relaxed", "objective", "90% interval"], rows, words=[1])
 
 
 def _sorted(weights: Mapping[str, float]) -> list[tuple[str, float]]:

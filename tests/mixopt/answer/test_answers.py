@@ -272,3 +272,12 @@ def test_too_few_mixtures_for_cross_validation_get_the_default_pull() -> None:
     proposal = recommend(swarm(domains, 10), MixtureSpace.from_domains(domains), domains, Known(), replace(SETTINGS, pull=None))
     assert proposal.evidence["pull"] == pytest.approx(0.05)
     assert "10 mixtures are too few" in proposal.evidence["pull_choice"]["how"]
+
+
+def test_a_report_shows_what_relaxing_a_cap_would_bring() -> None:
+    from mixopt.tracking.report.sections import relaxation_table
+
+    proposal = propose(domain_set(a=(0.0, 0.2)))
+    table = relaxation_table(proposal, "bits per byte")
+    assert table.rows[0][0] == proposal.binding[0]
+    assert "raised from 0.2 to 0.21" in table.rows[0][1]
