@@ -167,7 +167,7 @@ def main() -> int:
         print("Set MIXOPT_SHARED to the shared data folder (it holds data/swarms/regmix).", file=sys.stderr)
         return 2
     folder = Path(os.environ["MIXOPT_SHARED"]) / "data" / "swarms" / "regmix"
-    rows = run(folder, [32, 128], 1) if arguments.quick else run(folder, [16, 32, 64, 128, 256, 512], 3)
+    rows = run(folder, [32, 128], 1) if arguments.quick else run(folder, [16, 32, 64, 128, 256, 512], 5)
     print(
         f"{'surrogate':17} {'n':>4} {'table':9} {'target':8} {'spearman':>8} {'regret_percent':>14} {'coverage90':>10} {'cpu_seconds':>11}"
     )

@@ -40,6 +40,8 @@ from mixopt.trial import Source
 # Mixtures and joint draws for the expected gain: its cost is the cube of the first, some milliseconds per metric.
 GAIN_CANDIDATES, GAIN_DRAWS = 192, 256
 ALTERNATIVES = 3
+# Where predictions of unseen runs say nothing, the natural mixture is the answer unless a gain of the losses' whole spread speaks against it.
+NO_EVIDENCE_PULL = 1.0
 # Moving a percentage point of the tokens for less than this share of the noise is nothing.
 FIRST_ORDER_WITHIN = 0.05
 
@@ -204,7 +206,17 @@ class Study:
         return max(self.measured.spread, self.measured.noise_std)
 
     def choose_pull(self, space: MixtureSpace, seed: int) -> PullChoice:
+        rank = self._rank_out_of_fold()
+        if rank is not None and rank <= 0:
+            how = f"{NO_EVIDENCE_PULL:g}, for the surrogate does not rank runs that it has not seen (Spearman {rank:.2f} out of fold)"
+            return PullChoice(NO_EVIDENCE_PULL, how)
         return choose_pull(self.measured.swarm, space, self.objective, self.prediction.natural, self.spread, seed)
+
+    def _rank_out_of_fold(self) -> float | None:
+        """Spearman of the objective out of fold; None where it could not be checked."""
+        found = out_of_fold_evidence(self.prediction, self.objective, self.measured)["spearman"]
+        value = found.get("objective")
+        return None if value is None else float(value)
 
 
 def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings, pull: float) -> Problem:

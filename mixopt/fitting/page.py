@@ -99,6 +99,7 @@ def trust_words(result: FitResult) -> str:
     return (
         f"Out of fold, the surrogate ranks runs with a Spearman correlation of {entry['spearman']:.3f}, {better} the best trivial rule "
         f"({RULES[rule]}: {rank:.3f})."
+        + ("" if entry["spearman"] > max(rank, 0.0) else " These runs are no evidence for a mixture: do not act on the proposal.")
     )
 
 

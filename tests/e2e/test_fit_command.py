@@ -273,3 +273,22 @@ def test_an_unknown_metric_to_maximize_names_the_nearest(run: Run) -> None:
     with pytest.raises(MixoptError) as raised:
         run(None, None, "--maximize", "prosa")
     assert "prose" in str(raised.value)
+
+
+def test_a_slip_in_a_table_is_pointed_at(run: Run) -> None:
+    mixtures, metrics = frames()
+    folder = run(mixtures, changed(prose=2500.0)(metrics))
+    assert "Run run-00 has 2500 of 'prose'" in said(folder)
+
+
+def test_losses_that_have_nothing_to_do_with_mixtures_are_no_evidence(run: Run) -> None:
+    """Pulled to the prior, and said."""
+    mixtures, _ = frames(30)
+    noise = pl.DataFrame(np.random.default_rng(3).normal(2, 0.1, (30, 2)), schema=["prose", "program"], orient="row")
+    folder = run(mixtures, noise.insert_column(0, mixtures["run"]), "--surrogate", "gaussian_process")
+    found = json.loads((folder / "diagnostics.json").read_text())
+    if found["objective"]["spearman"] <= 0:
+        mixture = yaml.safe_load((folder / "proposal.yaml").read_text())["mixture"]
+        assert max(abs(weight - 0.25) for weight in mixture.values()) < 0.1
+    assert found["objective"]["spearman"] < 0.4
+    assert "no evidence for a mixture" in said(folder)
