@@ -279,23 +279,29 @@ class FittedLaw:
 
     def mean(self, points: Points) -> FloatArray:
         """The laws at their best parameters, shape (n, metrics)."""
-        return self._mean(self.observations.inputs(points))
+        return self.values_at(self.observations.inputs(points))
 
-    def _mean(self, x_MI: FloatArray) -> FloatArray:
+    def values_at(self, x_MI: FloatArray) -> FloatArray:
+        """As `mean`, of inputs."""
         pairs = zip(self.laws, self.fits, strict=True)
         return np.stack([fit.center + fit.scale * law.evaluate(fit.theta[None], x_MI)[0][0] for law, fit in pairs], axis=1)
 
+    def drift(self, x_MI: FloatArray) -> FloatArray:
+        """An error that all points share, times its standard deviation, (M, metrics), bits per byte; laws of mixtures alone have none."""
+        return np.zeros((len(x_MI), len(self.fits)))
+
     def posterior(self, points: Points) -> GaussianPosterior:
-        """The laws, their spread and their misfit at `points`."""
+        """The laws, their spread, their misfit and their drift at `points`."""
         x_MI = self.observations.inputs(points)
         pairs = zip(self.laws, self.fits, strict=True)
         spreads = [fit.scale * law.evaluate(fit.theta[None], x_MI)[1][0] @ fit.factor for law, fit in pairs]
         variances = [(spread**2).sum(axis=1) + fit.misfit_std**2 for spread, fit in zip(spreads, self.fits, strict=True)]
+        drift_MK = self.drift(x_MI)
         schedules_MPD = self.observations.align(points)
         beside_MO = x_MI[:, schedules_MPD[0].size :] if len(schedules_MPD) else x_MI
 
         def factor(metric: int) -> FloatArray:
             misfit_MM = self.fits[metric].misfit_std * misfit_factor(schedules_MPD, beside_MO)
-            return np.concatenate([spreads[metric], misfit_MM], axis=1)
+            return np.concatenate([spreads[metric], misfit_MM, drift_MK[:, metric : metric + 1]], axis=1)
 
-        return GaussianPosterior(self._mean(x_MI), np.sqrt(np.stack(variances, axis=1)), factor)
+        return GaussianPosterior(self.values_at(x_MI), np.sqrt(np.stack(variances, axis=1) + drift_MK**2), factor)
