@@ -155,8 +155,8 @@ def _toward_limits(
     fresh = ranked.joined(_Ranked.of(function, limits, np.stack([*points, nearest[0]])))
     if fresh.missed[0] == 0:
         return _best_of(fresh, function, space, limits, smooth)
-    closest = fresh.points[[int(np.argmin(evaluate(miss, fresh.points[: 4 * STARTS])))]]
-    return closest[0], "closest", "no mixture found keeps every floor"
+    tries = np.stack([*points, *fresh.points[: 4 * STARTS]])
+    return tries[int(np.argmin(evaluate(miss, tries)))], "closest", "no mixture found keeps every floor"
 
 
 def evaluate(function: BatchFunction, points: FloatArray) -> FloatArray:
