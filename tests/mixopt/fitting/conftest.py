@@ -25,7 +25,8 @@ def frames() -> tuple[pl.DataFrame, pl.DataFrame]:
     losses = 2 + np.exp(-weights @ WORTH) + rng.normal(0, 0.005, (RUNS, len(METRICS)))
     ids = pl.Series("run", [f"r{row}" for row in range(RUNS)])
     mixtures, metrics = (
-        pl.DataFrame(values, schema=list(names), orient="row").insert_column(0, ids) for values, names in ((weights, DOMAINS), (losses, METRICS))
+        pl.DataFrame(values, schema=list(names), orient="row").insert_column(0, ids)
+        for values, names in ((weights, DOMAINS), (losses, METRICS))
     )
     return mixtures, metrics
 
@@ -51,7 +52,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 def table() -> Callable[..., Table]:
     """A table from its columns, as one that was read: `table("mixtures.csv", run="a b", web=[1, 0])`."""
 
-    def of(name: str, **columns: str | list[object]) -> Table:
+    def of(name: str, /, **columns: str | list[object]) -> Table:
         lists = {column: cells.split() if isinstance(cells, str) else cells for column, cells in columns.items()}
         return table_of(pl.DataFrame(lists, strict=False), name)
 
