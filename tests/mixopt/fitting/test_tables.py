@@ -120,7 +120,7 @@ def test_what_is_no_table_of_runs(content: str | bytes, message: str, hint: str,
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent.csv does not exist"):
+    with pytest.raises(DataError, match=r"absent\.csv does not exist"):
         read_table(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="is a folder"):
         read_table(tmp_path)
