@@ -122,11 +122,11 @@ class FitFile(Model):
     def _counts_belong_together(self) -> FitFile:
         counted = [name for name, domain in self.domains.items() if domain.tokens is not None]
         if self.budget_tokens is not None and not counted:
-            raise ValueError("budget_tokens needs the tokens of the domains; give them, or leave it out")
+            raise ValueError("`budget_tokens` needs the tokens of the domains; give them, or leave it out")
         for name, domain in self.domains.items():
             if domain.max_epochs is not None and (domain.tokens is None or self.budget_tokens is None):
                 raise ValueError(
-                    f"max_epochs of domain '{name}' needs its tokens and budget_tokens; give both, or cap its weight by bounds"
+                    f"`max_epochs` of domain '{name}' needs its tokens and budget_tokens; give both, or cap its weight by bounds"
                 )
             if counted and domain.tokens is None:
                 raise ValueError(f"domain '{name}' has no tokens, but '{counted[0]}' has; give them for all domains or for none")

@@ -33,7 +33,7 @@ from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.base import Surrogate, takes_several_sources
 from mixopt.surrogates.cross_validation import checked_folds
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
-from mixopt.surrogates.stacked import folds_for
+from mixopt.surrogates.stacked import Stacked, folds_for
 from mixopt.swarm import Points, Swarm
 
 DEFAULT_SURROGATE = "auto"
@@ -163,7 +163,7 @@ def fit(
     proposal = recommend(fitted_on, space, domains, model, settings, study)
     objective, measured, prediction = study.objective, study.measured, study.prediction
     notes = (*runs.notes, *_outlier_notes(fitted_on), *_prior_notes(config, runs), *notes, *_noise_notes(objective, config))
-    diagnostics = _diagnostics(name, prediction, measured, objective, proposal, fitted_on, seed, notes)
+    diagnostics = _diagnostics(name, model, prediction, measured, objective, proposal, fitted_on, seed, notes)
     return FitResult(runs, config, domains, space, name, several, prediction, proposal, diagnostics, notes, fitted_on)
 
 
@@ -240,6 +240,7 @@ def _noise_notes(objective: Objective, config: FitFile) -> list[str]:
 
 def _diagnostics(
     name: str,
+    model: Surrogate,
     prediction: Prediction,
     measured: Measured,
     objective: Objective,
@@ -271,18 +272,18 @@ def _diagnostics(
         body |= {"folds": 0, "not_judged": prediction.errors_missing, "objective": None, "metrics": {}}
     else:
         rows = prediction.rows_of(there.trial_ids)
-        folds = checked_folds(mixture_groups(fitted_on), _fold_count(name, len(fitted_on)), seed)[rows]
+        numbers = checked_folds(mixture_groups(fitted_on), _fold_count(model, len(fitted_on)), seed)
         errors = prediction.errors.rows(rows)
         stds = np.array([entry["std"] for entry in proposal.evidence["predicted"]])
         shares = there.points().averages()
-        body |= {"folds": int(folds.max()) + 1, **diagnose(errors, prediction.metrics, objective, stds, shares, folds)}
+        body |= {"folds": int(numbers.max()) + 1, **diagnose(errors, prediction.metrics, objective, stds, shares, numbers[rows])}
         body["metrics"] = {metric: body["metrics"][metric] for metric in sorted(body["metrics"])}
     return {**body, "meaning": {**MEANINGS, "baselines": BASELINES}, "notes": list(notes)}
 
 
-def _fold_count(name: str, runs: int) -> int:
-    """Folds that the surrogate's out-of-fold predictions were made with: a stack of few runs makes more."""
-    return max(FOLDS, folds_for(runs)) if name == "auto" else FOLDS
+def _fold_count(model: Surrogate, runs: int) -> int:
+    """Folds that the surrogate's out-of-fold predictions were made with: a stack of few runs makes more of them than it is asked for."""
+    return max(FOLDS, folds_for(runs)) if isinstance(model, Stacked) else FOLDS
 
 
 def _described(prediction: Prediction) -> dict[str, Any]:
