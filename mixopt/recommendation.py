@@ -59,6 +59,7 @@ class Settings:
         loss_unit: of the losses in the swarm.
         source: where the answer is wanted; None: the only source of the swarm.
         measured_only: refuse a swarm without the natural mixture or without repeats, instead of letting the surrogate say what they are.
+        sizes: name of a size -> parameters, for names that are no numbers; only the order of sources needs them.
     """
 
     metrics: Mapping[str, float]
@@ -71,6 +72,7 @@ class Settings:
     loss_unit: str = BITS_PER_BYTE
     source: Source | None = None
     measured_only: bool = False
+    sizes: Mapping[str, float] | None = None
 
 
 def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
@@ -185,7 +187,7 @@ class Study:
             DataError, ConfigError: as `recommend`.
         """
         source = answer_source(swarm, settings.source)
-        runs = measured_at(swarm, source)
+        runs = measured_at(swarm, source, settings.sizes)
         natural = domains.natural().array(space.domains)
         fits = estimates = None
         if not settings.measured_only and any(lacking(runs, domains.natural())):

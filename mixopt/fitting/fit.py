@@ -158,6 +158,7 @@ def fit(
         confidence=config.objective.confidence,
         loss_unit=LOSS_UNIT,
         source=source,
+        sizes=dict(config.sizes),
     )
     study = Study.of(fitted_on, space, domains, model, settings)
     proposal = recommend(fitted_on, space, domains, model, settings, study)
