@@ -27,7 +27,7 @@ import numpy as np
 
 from mixopt.mixture import FloatArray
 from mixopt.surrogates import get_surrogate, surrogate_names
-from mixopt.surrogates.cross_validation import rank_correlation
+from mixopt.surrogates.cross_validation import noise_at, rank_correlation
 from mixopt.surrogates.features import weights
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
@@ -102,8 +102,9 @@ def predict(name: str, train: Swarm, tables: dict[str, Swarm]) -> tuple[dict[str
     seconds = time.process_time() - start
     predictions = {}
     for table, swarm in tables.items():
-        posterior = fitted.posterior(swarm.points())
-        predictions[table] = Prediction(posterior.mean, np.sqrt(posterior.std**2 + fitted.noise_std**2))
+        points = swarm.points()
+        posterior = fitted.posterior(points)
+        predictions[table] = Prediction(posterior.mean, np.sqrt(posterior.std**2 + noise_at(fitted, points) ** 2))
     return predictions, seconds
 
 
