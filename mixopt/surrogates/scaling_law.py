@@ -33,7 +33,7 @@ EXPONENT_PRIOR = (float(np.log(0.35)), 0.25)
 """Of log a: .34 and .28 in Hoffmann et al. 2022 (arXiv 2203.15556), .35 in arXiv 2305.16264."""
 DRIFT_SHARE, DRIFT_SHARE_OF_TWO, SCALES_FOR_A_LAW = 0.3, 0.5, 3
 """Std of a law's error beyond the scales that were run, as a share of the change it predicts from the nearest of them: from three scales on, and from fewer. On
-the public tables two sizes left errors of 3 to 5% where losses were said to fall by 7 to 12%, three errors of 1% where they fall by 3%; without this part
+the public tables errors were .4 to .55 of the fall that two sizes foretold (5 to 11%), and from three sizes .4 to .5 of a fall of 2%, .1 of one of 8 to 10%. Without this part
 90% intervals held 5 to 50% of the losses at the next size from two sizes, 55 to 92% from three (benchmarks/scaling.py)."""
 
 
