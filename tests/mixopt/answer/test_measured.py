@@ -81,7 +81,9 @@ def test_measured_is_where_the_answer_is_wanted_else_at_the_largest_with_enough_
 
 def test_values_are_differences_to_natural_with_pooled_noise() -> None:
     runs = LAW.swarm(shares(0.25, 0.25, 0.6))
-    moved = Swarm(runs.domains, runs.table.with_columns(bits_per_byte=pl.col("bits_per_byte") + 0.02 * (pl.col("trial_id") == "row-000001")))
+    moved = Swarm(
+        runs.domains, runs.table.with_columns(bits_per_byte=pl.col("bits_per_byte") + 0.02 * (pl.col("trial_id") == "row-000001"))
+    )
     found = Measured.of(moved, objective())
     np.testing.assert_allclose(found.values, [0, 0.02, 0.35], atol=1e-12)
     assert found.noise_std == pytest.approx(0.02 / np.sqrt(2))

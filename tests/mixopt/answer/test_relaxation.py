@@ -154,7 +154,9 @@ def test_relaxing_never_predicts_a_loss(seed: int, pull: float, floored: bool) -
     rng = np.random.default_rng(seed)
     rates, most = rng.normal(size=(2, 3)), rng.uniform(0.34, 0.8, 3)
     law = Law(NAMES, ("one", "two"), lambda p: 1 + np.exp(p @ rates.T), doubt=0.001)
-    domains = domain_set(dict(zip(NAMES, rng.uniform(1, 2, 3), strict=True)), bounds={n: (0.0, m) for n, m in zip(NAMES, most, strict=True)})
+    domains = domain_set(
+        dict(zip(NAMES, rng.uniform(1, 2, 3), strict=True)), bounds={n: (0.0, m) for n, m in zip(NAMES, most, strict=True)}
+    )
     problem = posed(law, domains, pull, (Floor("two", "natural"),) if floored else ())
     weights = problem.solve(300).weights
     for found in relaxations(problem, domains, weights):
