@@ -24,7 +24,7 @@ from mixopt.tracking.findings import Findings
 from mixopt.tracking.note import signed
 from mixopt.tracking.report.blocks import Drawing, Fact, Facts, Heading, LongText, Notes, Prose, Section, Table, missing, percent
 from mixopt.tracking.report.render import Head, render
-from mixopt.tracking.report.sections import relaxation_table
+from mixopt.tracking.report.sections import relaxation_table, sensitivity_table
 
 if TYPE_CHECKING:
     from mixopt.fitting.fit import FitResult
@@ -170,14 +170,7 @@ def _holds(result: FitResult) -> Section:
     if proposal.relaxations:
         blocks.append(relaxation_table(proposal, unit))
     if proposal.sensitivities:
-        ordered = sorted(proposal.sensitivities.items(), key=lambda item: (item[1].mean, item[0]))
-        rows = [[name, signed(effect.mean), f"{signed(effect.low)} to {signed(effect.high)}"] for name, effect in ordered]
-        blocks += [
-            Heading("One more point of a domain"),
-            Table(
-                f"Predicted change of the objective, {unit}, all others giving in proportion", ["domain", "change", "90% interval"], rows
-            ),
-        ]
+        blocks += [Heading("One more point of a domain"), sensitivity_table(proposal, unit, folded="")]
     return Section("held", "What holds the proposal back", blocks)
 
 
