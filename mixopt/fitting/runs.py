@@ -210,7 +210,7 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
         DataError: ids repeat, no id is in both, or most of a table has no partner.
     """
     apart = [[column for column in (SIZE, TOKENS, SEED) if column in table.columns] for table in (mixtures, metrics)]
-    for table, columns in ((mixtures, apart[0]), (metrics, apart[1])):
+    for table, columns in zip((mixtures, metrics), apart, strict=True):
         repeated = sorted(key for key, count in Counter(_keys(table, columns)).items() if count > 1)
         if repeated:
             by = " and ".join([table.id_column, *columns])
