@@ -60,6 +60,7 @@ class Settings:
         source: where the answer is wanted; None: the only source of the swarm.
         measured_only: refuse a swarm without the natural mixture or without repeats, instead of letting the surrogate say what they are.
         sizes: name of a size -> parameters, for names that are no numbers; only the order of sources needs them.
+        negated: metrics of which more is better, stored as their negatives; only sentences need them.
     """
 
     metrics: Mapping[str, float]
@@ -73,6 +74,7 @@ class Settings:
     source: Source | None = None
     measured_only: bool = False
     sizes: Mapping[str, float] | None = None
+    negated: frozenset[str] = frozenset()
 
 
 def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
@@ -234,7 +236,7 @@ def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[st
     limits = None
     if settings.floors:
         floors = resolve_floors(settings.floors, prediction.metrics, tuple(settings.metrics))
-        limits = place_floors(prediction, floors, baselines, prediction.noise(), settings.confidence)
+        limits = place_floors(prediction, floors, baselines, prediction.noise(), settings.confidence, settings.negated)
     return Problem.of(prediction, space, pull * study.spread, limits, np.stack(list(baselines.values())))
 
 

@@ -165,8 +165,13 @@ def guard(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any], 
         f"The predicted difference to the best measured {'feasible ' if best['feasible'] else ''}mixture ({best['label'] or best['trial_id']}) is "
         f"{gain.mean:.3g} {unit} (90% interval {gain.low:.3g} to {gain.high:.3g})"
     )
-    sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
-    return {"difference": effect_json(gain), "inside_noise": bool(inside), "sentence": sentence}
+    worse = gain.mean >= indistinct and gain.low > 0
+    if worse:
+        why = "a floor or the pull" if best["feasible"] else "the caps"
+        sentence += f": that mixture is predicted to be better, and is not proposed because of {why}."
+    else:
+        sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
+    return {"difference": effect_json(gain), "inside_noise": bool(inside), "worse": bool(worse), "sentence": sentence}
 
 
 def out_of_fold_evidence(prediction: Prediction, objective: Objective, measured: Measured) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def fit(
         loss_unit=LOSS_UNIT,
         source=source,
         sizes=dict(config.sizes),
+        negated=runs.maximized,
     )
     study = Study.of(fitted_on, space, domains, model, settings)
     proposal = recommend(fitted_on, space, domains, model, settings, study)

@@ -210,7 +210,7 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
         DataError: ids repeat, no id is in both, or most of a table has no partner.
     """
     apart = [[column for column in (SIZE, TOKENS, SEED) if column in table.columns] for table in (mixtures, metrics)]
-    for table, columns in ((mixtures, apart[0]), (metrics, apart[1])):
+    for table, columns in zip((mixtures, metrics), apart, strict=True):
         repeated = sorted(key for key, count in Counter(_keys(table, columns)).items() if count > 1)
         if repeated:
             by = " and ".join([table.id_column, *columns])
@@ -228,12 +228,10 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
             "Add it to the table that lacks it.",
         )
     if len(set(left)) < len(left):
-        shared_by = sorted(key for key, count in Counter(left).items() if count > 1)
-        differ = sorted(set(apart[0]) - set(apart[1]))
+        rows = ["/".join(key) for key in sorted(key for key, count in Counter(left).items() if count > 1)]
         raise DataError(
-            f"{mixtures.name} has several runs of {listed('id', ['/'.join(key) for key in shared_by])}, and {metrics.name} does not say which of them "
-            f"its row is of.",
-            f"Add the column {' and '.join(differ)} to {metrics.name}, or give every run an id of its own.",
+            f"{mixtures.name} has several runs of {listed('id', rows)}, and {metrics.name} does not say which of them its row is of.",
+            f"Add the column {' and '.join(sorted(set(apart[0]) - set(shared)))} to {metrics.name}, or give every run an id of its own.",
         )
     places: dict[tuple[str, ...], list[int]] = {}
     for row, key in enumerate(right):

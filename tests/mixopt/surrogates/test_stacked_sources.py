@@ -63,17 +63,18 @@ def test_sizes_of_unknown_parameters_do_without_the_law() -> None:
     assert members_for(runs.points().sources, sizes) == (PROCESS, RATIO, LAW)
 
 
-@pytest.mark.parametrize("sizes", [("70M", "160M"), ("70M", "160M", "410M")])
-def test_metrics_of_both_signs_do_without_the_ratio(sizes: tuple[str, ...]) -> None:
+def test_metrics_of_both_signs_do_without_the_ratio() -> None:
+    sizes = ("70M", "160M")
     plain, shifted = swarm(sizes), swarm(sizes, shift=2.4)
     assert (np.sign(shifted.values(["one"])).min(), np.sign(shifted.values(["one"])).max()) == (-1, 1)
     fitted = Stacked().fit(shifted, ["one"])
+    usual = Stacked().fit(plain, ["one"])
     assert RATIO not in fitted.names
-    assert RATIO in Stacked().fit(plain, ["one"]).names
+    assert RATIO in usual.names
     assert "changes its sign" in fitted.left_out
     assert fitted.weights.sum(axis=0) == pytest.approx(1)
     asked = points((sizes[-1],) * 20)
-    assert np.corrcoef(fitted.mean(asked)[:, 0], Stacked().fit(plain, ["one"]).mean(asked)[:, 0])[0, 1] > 0.95
+    assert np.corrcoef(fitted.mean(asked)[:, 0], usual.mean(asked)[:, 0])[0, 1] > 0.95
 
 
 def test_where_too_little_was_measured_the_largest_other_size_is_told() -> None:
