@@ -92,7 +92,9 @@ def test_single_weight_baseline_learns_domain_and_sign_on_the_other_folds() -> N
     moved = measured.copy()
     moved[folds == 0] = 100 * RNG.normal(size=(10, 2))
     np.testing.assert_array_equal(single_weight_predictions(shares, moved, folds)[folds == 0], found[folds == 0])
-    np.testing.assert_array_equal(linear_predictions(shares, moved, folds)[folds == 0], linear_predictions(shares, measured, folds)[folds == 0])
+    np.testing.assert_array_equal(
+        linear_predictions(shares, moved, folds)[folds == 0], linear_predictions(shares, measured, folds)[folds == 0]
+    )
 
 
 def test_a_weight_that_never_varies_predicts_the_mean() -> None:
