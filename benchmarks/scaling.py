@@ -5,7 +5,8 @@
 Three parts. `law`: made-up losses E + A N^-a + (w.p)^-g D^-b over 5 domains, three sizes, noise of 1% of the spread; asked at three times the largest size and tokens.
 `regmix` (needs MIXOPT_SHARED): 128 runs at 1M and k anchors of the 60M table, asked about the other mixtures at 60M, mean of 13 validation domains' errors; beside the
 1M runs alone and the anchors alone; three subsets. `mixinglaws` (needs MIXINGLAWS, a checkout of github yegcjs/mixinglaws, whose data has no licence and is not here): fits on
-steps 6k to 30k of 70M and 160M, or of 305M too, asked about 410M at 30k steps; anchors are mixtures at 410M.
+steps 6k to 30k of 70M and 160M, or of 305M too, asked about 410M at 30k steps and about 1B from 20k steps on; anchors are mixtures at 410M. Sizes count parameters
+without the embedding.
 
 error_percent: mean |predicted / measured - 1|. spearman: over mixtures, mean over metrics. coverage90: of 90% intervals of measurements.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mixinglaws import read
+from mixinglaws import PARAMETERS, read
 from rows_file import why_unwritable, write_rows
 from surrogates import load_regmix
 
@@ -74,11 +75,12 @@ def fit_and_score(
     asked: Sequence[tuple[Points, FloatArray]],
     anchors: int,
     metrics: Sequence[str],
+    **options: object,
 ) -> Row:
-    """Mean over subsets: `runs` and what each is asked."""
+    """Mean over subsets: `runs` and what each is asked; options are the surrogate's."""
     found, begun = [], time.process_time()
     for one, (points, measured) in zip(runs, asked, strict=True):
-        found.append(scored(get_surrogate(name).fit(one, metrics), points, measured))
+        found.append(scored(get_surrogate(name, **options).fit(one, metrics), points, measured))
     seconds = (time.process_time() - begun) / len(runs)
     error, spearman, coverage = np.mean(found, axis=0).tolist()
     return Row(part, setting, name, anchors, error, spearman, coverage, seconds)
@@ -139,19 +141,27 @@ def regmix_rows(folder: Path, cheap_runs: Sequence[int], anchor_counts: Sequence
 
 def mixinglaws_rows(folder: Path, anchor_counts: Sequence[int]) -> Iterator[Row]:
     for table in ("5Mix", "RedPajama"):
-        target = read(folder, table, ["410M"], lambda _size, step: step == 30_000)
+        targets = {
+            "410M": read(folder, table, ["410M"], lambda _size, step: step == 30_000),
+            "1B": read(folder, table, ["1B"], lambda _size, step: step >= 20_000),
+        }
+        target = targets["410M"]
         metrics = target.metrics
         for sizes in (("70M", "160M"), ("70M", "160M", "305M")):
             small = read(folder, table, sizes, lambda _size, step: 6_000 <= step <= 30_000)
-            common = [metric for metric in metrics if metric in small.metrics]
-            asked = [(target.points(), target.values(common))]
-            for name in LAWS:
-                yield fit_and_score("mixinglaws", f"{table} {' '.join(sizes)} to 410M", name, [small], asked, 0, common)
-        ends = read(folder, table, ["160M"], lambda _size, step: step == 30_000)
-        for anchors in anchor_counts:
-            few = target.select(list(target.trial_ids[:: max(len(target) // anchors, 1)][:anchors]))
-            for name in ("anchor_ratio", "multi_source_gp"):
-                yield fit_and_score("mixinglaws", f"{table} 160M to 410M", name, [together(ends, few)], asked, anchors, common)
+            for beyond, asked in targets.items():
+                points = [(asked.points(), asked.values(metrics))]
+                for name in LAWS:
+                    setting = f"{table} {' '.join(sizes)} to {beyond}"
+                    yield fit_and_score("mixinglaws", setting, name, [small], points, 0, metrics, sizes=PARAMETERS)
+        for size in ("70M", "160M", "305M"):
+            ends = read(folder, table, [size], lambda _size, step: step == 30_000)
+            for anchors in anchor_counts:
+                few = target.select(list(target.trial_ids[:: max(len(target) // anchors, 1)][:anchors]))
+                rest = target.select([name for name in target.trial_ids if name not in few.trial_ids])
+                points = [(rest.points(), rest.values(metrics))]
+                for name in ("anchor_ratio", "multi_source_gp"):
+                    yield fit_and_score("mixinglaws", f"{table} {size} to 410M", name, [together(ends, few)], points, anchors, metrics)
 
 
 def main() -> int:

@@ -27,13 +27,16 @@ import numpy as np
 
 from mixopt.mixture import FloatArray
 from mixopt.surrogates import get_surrogate, surrogate_names
-from mixopt.surrogates.cross_validation import rank_correlation
+from mixopt.surrogates.cross_validation import noise_at, rank_correlation
 from mixopt.surrogates.features import weights
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 
 TARGET = "pile_cc"
 Z90 = 1.6449
+# Laws of a domain's own share predict no other metric, and of runs at one source those over several are the process of one or a law like the others.
+LEFT_OUT = {"sft_law", "multi_source_gp", "anchor_ratio", "curve_features", "scaling_additive", "scaling_joint", "scaling_effective"}
+NAMES = tuple(name for name in surrogate_names() if name not in LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ def predict(name: str, train: Swarm, tables: dict[str, Swarm]) -> tuple[dict[str
     seconds = time.process_time() - start
     predictions = {}
     for table, swarm in tables.items():
-        posterior = fitted.posterior(swarm.points())
-        predictions[table] = Prediction(posterior.mean, np.sqrt(posterior.std**2 + fitted.noise_std**2))
+        points = swarm.points()
+        posterior = fitted.posterior(points)
+        predictions[table] = Prediction(posterior.mean, np.sqrt(posterior.std**2 + noise_at(fitted, points) ** 2))
     return predictions, seconds
 
 
@@ -134,7 +138,7 @@ def run(folder: Path, sizes: list[int], subsets: int) -> list[Row]:
     train = swarms.pop("train_1m")
     rows = []
     for n in sizes:
-        for name in (*surrogate_names(), "linear"):
+        for name in (*NAMES, "linear"):
             repeats: list[list[Row]] = []
             for seed in range(1 if n == len(train) else subsets):
                 chosen = np.random.default_rng(seed).permutation(len(train))[:n]
@@ -164,7 +168,7 @@ def main() -> int:
         print("Set MIXOPT_SHARED to the shared data folder (it holds data/swarms/regmix).", file=sys.stderr)
         return 2
     folder = Path(os.environ["MIXOPT_SHARED"]) / "data" / "swarms" / "regmix"
-    rows = run(folder, [32, 128], 1) if arguments.quick else run(folder, [16, 32, 64, 128, 256, 512], 3)
+    rows = run(folder, [32, 128], 1) if arguments.quick else run(folder, [16, 32, 64, 128, 256, 512], 5)
     print(
         f"{'surrogate':17} {'n':>4} {'table':9} {'target':8} {'spearman':>8} {'regret_percent':>14} {'coverage90':>10} {'cpu_seconds':>11}"
     )

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixopt.answer.local_search import KEPT_WITHIN, BatchFunction, Limits, Residuals, descend, residuals
+from mixopt.answer.local_search import KEPT_WITHIN, MANY_UNITS, BatchFunction, Limits, Residuals, descend, residuals
 from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
 
 CANDIDATES = 20_000
 # RegMix averages the best 100 (paper) or 128 (code) of 100,000.
 ELITES = 100
-STARTS = 4
+STARTS, STARTS_OF_MANY = 4, 2
 # Asks for points in chunks, so that a Gaussian process on 500 trials stays below 100 MB.
 CHUNK = 4096
 
@@ -128,7 +128,7 @@ def _best_of(
         return weights[0], "mean of best", f"mean of the best {kept} candidates"
     best, method, status = _Ranked(ranked.points[:1], ranked.values[:1], ranked.missed[:1]), "candidates", "not started"
     messages: list[str] = []
-    starts = _spread(ranked.points, STARTS)
+    starts = _spread(ranked.points, STARTS if len(space.unit_lower) <= MANY_UNITS else STARTS_OF_MANY)
     if limits is not None:
         starts.append(ranked.points[int(np.argmin(ranked.values))])
     for start in starts:
@@ -155,8 +155,8 @@ def _toward_limits(
     fresh = ranked.joined(_Ranked.of(function, limits, np.stack([*points, nearest[0]])))
     if fresh.missed[0] == 0:
         return _best_of(fresh, function, space, limits, smooth)
-    closest = fresh.points[[int(np.argmin(evaluate(miss, fresh.points[: 4 * STARTS])))]]
-    return closest[0], "closest", "no mixture found keeps every floor"
+    tries = np.stack([*points, *fresh.points[: 4 * STARTS]])
+    return tries[int(np.argmin(evaluate(miss, tries)))], "closest", "no mixture found keeps every floor"
 
 
 def evaluate(function: BatchFunction, points: FloatArray) -> FloatArray:

@@ -17,7 +17,7 @@ from mixopt.mixture import FloatArray
 from mixopt.objective import Estimates, Objective, least_noise
 from mixopt.proposal import Effect
 from mixopt.surrogates.base import Fitted, Posterior, Surrogate
-from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold
+from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold, noise_at
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
@@ -155,8 +155,8 @@ class Fits:
         return cls(*fit_with_out_of_fold(surrogate, swarm, metrics, FOLDS, seed))
 
     def estimates(self, natural: Points) -> Estimates:
-        """Seed noise and losses at the natural mixture (one point), as the surrogate sees them."""
-        return Estimates(self.fitted.metrics, self.fitted.noise_std, self.fitted.mean(natural)[0])
+        """Seed noise and losses at the natural mixture (one point, at its source), as the surrogate sees them."""
+        return Estimates(self.fitted.metrics, noise_at(self.fitted, natural)[0], self.fitted.mean(natural)[0])
 
     def only(self, metrics: tuple[str, ...]) -> Fits:
         """The same for some of the metrics."""

@@ -40,6 +40,8 @@ from mixopt.trial import Source
 # Mixtures and joint draws for the expected gain: its cost is the cube of the first, some milliseconds per metric.
 GAIN_CANDIDATES, GAIN_DRAWS = 192, 256
 ALTERNATIVES = 3
+# Where predictions of unseen runs say nothing, the natural mixture is the answer unless a gain of the losses' whole spread speaks against it.
+NO_EVIDENCE_PULL = 1.0
 # Moving a percentage point of the tokens for less than this share of the noise is nothing.
 FIRST_ORDER_WITHIN = 0.05
 
@@ -57,6 +59,8 @@ class Settings:
         loss_unit: of the losses in the swarm.
         source: where the answer is wanted; None: the only source of the swarm.
         measured_only: refuse a swarm without the natural mixture or without repeats, instead of letting the surrogate say what they are.
+        sizes: name of a size -> parameters, for names that are no numbers; only the order of sources needs them.
+        negated: metrics of which more is better, stored as their negatives; only sentences need them.
     """
 
     metrics: Mapping[str, float]
@@ -69,6 +73,8 @@ class Settings:
     loss_unit: str = BITS_PER_BYTE
     source: Source | None = None
     measured_only: bool = False
+    sizes: Mapping[str, float] | None = None
+    negated: frozenset[str] = frozenset()
 
 
 def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
@@ -183,7 +189,7 @@ class Study:
             DataError, ConfigError: as `recommend`.
         """
         source = answer_source(swarm, settings.source)
-        runs = measured_at(swarm, source)
+        runs = measured_at(swarm, source, settings.sizes)
         natural = domains.natural().array(space.domains)
         fits = estimates = None
         if not settings.measured_only and any(lacking(runs, domains.natural())):
@@ -204,7 +210,17 @@ class Study:
         return max(self.measured.spread, self.measured.noise_std)
 
     def choose_pull(self, space: MixtureSpace, seed: int) -> PullChoice:
+        rank = self._rank_out_of_fold()
+        if rank is not None and rank <= 0:
+            how = f"{NO_EVIDENCE_PULL:g}, for the surrogate does not rank runs that it has not seen (Spearman {rank:.2f} out of fold)"
+            return PullChoice(NO_EVIDENCE_PULL, how)
         return choose_pull(self.measured.swarm, space, self.objective, self.prediction.natural, self.spread, seed)
+
+    def _rank_out_of_fold(self) -> float | None:
+        """Spearman of the objective out of fold; None where it could not be checked."""
+        found = out_of_fold_evidence(self.prediction, self.objective, self.measured)["spearman"]
+        value = found.get("objective")
+        return None if value is None else float(value)
 
 
 def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings, pull: float) -> Problem:
@@ -220,7 +236,7 @@ def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[st
     limits = None
     if settings.floors:
         floors = resolve_floors(settings.floors, prediction.metrics, tuple(settings.metrics))
-        limits = place_floors(prediction, floors, baselines, prediction.noise(), settings.confidence)
+        limits = place_floors(prediction, floors, baselines, prediction.noise(), settings.confidence, settings.negated)
     return Problem.of(prediction, space, pull * study.spread, limits, np.stack(list(baselines.values())))
 
 

@@ -34,7 +34,11 @@ def read_table(path: str) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answers the jobs on stdin until it closes. What libraries print goes to stderr, so that replies stay one line of JSON each."""
+    """Answers the jobs on stdin until it closes. What libraries print goes to stderr, so that replies stay one line of JSON each.
+
+    On one core: some libraries count cores instead of reading OMP_NUM_THREADS, and threads that wait for each other are charged for it.
+    """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:

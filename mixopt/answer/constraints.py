@@ -32,6 +32,7 @@ class FloorSet:
         scales: a noise of each floor's metric, shape (floors,), which makes misses of different metrics comparable.
         confidence: posterior standard deviations that the predicted loss must keep from the limit.
         unit: of losses.
+        negated: metrics of which more is better, whose losses are their negatives; sentences give them in their own sign.
     """
 
     prediction: Prediction
@@ -41,6 +42,7 @@ class FloorSet:
     scales: FloatArray
     confidence: float
     unit: str
+    negated: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.floors)
@@ -62,21 +64,31 @@ class FloorSet:
         )
 
     def _sentence(self, floor: Floor, base: float, limit: float) -> str:
+        turned = floor.metric in self.negated
+        sign, allows, joined = (-1.0, "at least", "less") if turned else (1.0, "at most", "and")
         margin = f"{floor.by:g}%" if floor.percent else f"{floor.by:g}"
-        whose = f"{SPOKEN_BASELINES[floor.baseline]}'s predicted {base:.4g}" if isinstance(floor.baseline, str) else f"{base:.4g}"
-        more = f" and {margin}" if floor.by else ""
+        whose = (
+            f"{SPOKEN_BASELINES[floor.baseline]}'s predicted {sign * base:.4g}" if isinstance(floor.baseline, str) else f"{sign * base:.4g}"
+        )
+        more = f" {joined} {margin}" if floor.by else ""
         sure = f", with {self.confidence:g} posterior standard deviations to spare" if self.confidence else ""
-        return f"{floor.metric}: the floor allows at most {limit:.4g} {self.unit} ({whose}{more}){sure}"
+        return f"{floor.metric}: the floor allows {allows} {sign * limit:.4g} {self.unit} ({whose}{more}){sure}"
 
 
 def place_floors(
-    prediction: Prediction, floors: Sequence[Floor], baselines: Mapping[str, FloatArray], noise: Mapping[str, float], confidence: float
+    prediction: Prediction,
+    floors: Sequence[Floor],
+    baselines: Mapping[str, FloatArray],
+    noise: Mapping[str, float],
+    confidence: float,
+    negated: frozenset[str] = frozenset(),
 ) -> FloorSet:
     """The floors (of `resolve_floors`) as constraints.
 
     Args:
         baselines: name -> weights (domains,) of every baseline that a floor may name.
         noise: metric -> a scale of its losses above 0.
+        negated: metrics of which more is better.
 
     Raises:
         ConfigError: the confidence is no finite number of at least 0.
@@ -93,4 +105,4 @@ def place_floors(
     margins = np.array([floor.by / 100 * abs(loss) if floor.percent else floor.by for floor, loss in zip(floors, base, strict=True)])
     scales = np.array([noise[floor.metric] for floor in floors])
     unit = prediction.objective.loss_unit
-    return FloorSet(prediction, tuple(floors), base_losses, base_losses + margins, scales, confidence, unit)
+    return FloorSet(prediction, tuple(floors), base_losses, base_losses + margins, scales, confidence, unit, negated)

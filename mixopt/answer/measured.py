@@ -22,6 +22,7 @@ from mixopt.proposal import effect_json
 from mixopt.space import MixtureSpace
 from mixopt.surrogates.cross_validation import rank_correlation
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
+from mixopt.surrogates.scales import Sizes, sources_in
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 
@@ -57,8 +58,12 @@ class Measured:
         return cls(swarm, values, noise_std, float(values.std(ddof=1)))
 
 
-def sources_of(swarm: Swarm) -> list[Source]:
-    """The sources of a swarm, the cheapest first: by the FLOPs of a run, or by its tokens where those are not known."""
+def sources_of(swarm: Swarm, sizes: Sizes | None = None) -> list[Source]:
+    """The sources of a swarm, the cheapest first: as `scales.sources_in`; where that is not known, by the FLOPs or the tokens of a run."""
+    try:
+        return list(sources_in(swarm, sizes))
+    except DataError:
+        pass
     trials = swarm.trials()
     found: dict[Source, list[float]] = {}
     for source, flops in zip(swarm.points().sources, trials["flops"].to_list(), strict=True):
@@ -88,19 +93,19 @@ def answer_source(swarm: Swarm, wanted: Source | None) -> Source:
     return sources[0]
 
 
-def measured_at(swarm: Swarm, source: Source) -> Swarm:
+def measured_at(swarm: Swarm, source: Source, sizes: Sizes | None = None) -> Swarm:
     """The runs whose losses are told as measured: those of `source`, or, where they are fewer than 4, of the largest source with 4.
 
     Raises:
         DataError: no source has 4 runs.
     """
-    enough = [known for known in sources_of(swarm) if len(swarm.at_source(known)) >= MINIMUM_TRIALS]
+    enough = [known for known in sources_of(swarm, sizes) if len(swarm.at_source(known)) >= MINIMUM_TRIALS]
     if not enough:
         raise DataError(
             f"A proposal needs at least {MINIMUM_TRIALS} finished trials of one source, got {len(swarm)} of several.", "Run more trials."
         )
     chosen = source if source in enough else enough[-1]
-    return swarm if len(enough) == len(sources_of(swarm)) == 1 else swarm.at_source(chosen)
+    return swarm if len(enough) == len(set(swarm.points().sources)) == 1 else swarm.at_source(chosen)
 
 
 def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:
@@ -160,8 +165,13 @@ def guard(prediction: Prediction, optimum: FloatArray, best: Mapping[str, Any], 
         f"The predicted difference to the best measured {'feasible ' if best['feasible'] else ''}mixture ({best['label'] or best['trial_id']}) is "
         f"{gain.mean:.3g} {unit} (90% interval {gain.low:.3g} to {gain.high:.3g})"
     )
-    sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
-    return {"difference": effect_json(gain), "inside_noise": bool(inside), "sentence": sentence}
+    worse = gain.mean >= indistinct and gain.low > 0
+    if worse:
+        why = "a floor or the pull" if best["feasible"] else "the caps"
+        sentence += f": that mixture is predicted to be better, and is not proposed because of {why}."
+    else:
+        sentence += ", inside the noise: verification decides between the two." if inside else ", beyond the noise."
+    return {"difference": effect_json(gain), "inside_noise": bool(inside), "worse": bool(worse), "sentence": sentence}
 
 
 def out_of_fold_evidence(prediction: Prediction, objective: Objective, measured: Measured) -> dict[str, Any]:

@@ -201,8 +201,12 @@ class FitFile(Model):
             if floor.metric not in (*runs.swarm.metrics, ALL):
                 message = f"`objective.floors` of {WHAT} names '{floor.metric}', which is no metric of the runs."
                 raise ConfigError(message, nearest(floor.metric, runs.swarm.metrics))
-            base = floor.baseline if isinstance(floor.baseline, str) else runs.sign(floor.metric) * floor.baseline
-            found.append(replace(floor, baseline=base))
+            if isinstance(floor.baseline, str):
+                found.append(floor)
+                continue
+            # A number is in the metric's own sign, so that `all` is spelled out here.
+            names = tuple(self.weights(runs.swarm.metrics)) if floor.metric == ALL and ALL not in runs.swarm.metrics else (floor.metric,)
+            found += [replace(floor, metric=name, baseline=runs.sign(name) * floor.baseline) for name in names]
         return tuple(found)
 
 

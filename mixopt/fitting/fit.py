@@ -38,6 +38,8 @@ from mixopt.swarm import Points, Swarm
 
 DEFAULT_SURROGATE = "auto"
 LOSS_UNIT = "the metrics' own unit"
+OUTLIER, MOST_OUTLIERS = 30.0, 5
+"""In median absolute deviations: 20 standard deviations of a normal distribution."""
 SEEDS = 1
 """Runs of each mixture that differences are judged for: a user trains the target once."""
 
@@ -156,11 +158,13 @@ def fit(
         confidence=config.objective.confidence,
         loss_unit=LOSS_UNIT,
         source=source,
+        sizes=dict(config.sizes),
+        negated=runs.maximized,
     )
     study = Study.of(fitted_on, space, domains, model, settings)
     proposal = recommend(fitted_on, space, domains, model, settings, study)
     objective, measured, prediction = study.objective, study.measured, study.prediction
-    notes = (*runs.notes, *_prior_notes(config, runs), *notes, *_noise_notes(objective, config))
+    notes = (*runs.notes, *_outlier_notes(fitted_on), *_prior_notes(config, runs), *notes, *_noise_notes(objective, config))
     diagnostics = _diagnostics(name, model, prediction, measured, objective, proposal, fitted_on, seed, notes)
     return FitResult(runs, config, domains, space, name, several, prediction, proposal, diagnostics, notes, fitted_on)
 
@@ -186,6 +190,24 @@ def _at_one_source(swarm: Swarm, name: str, source: Any, several: bool) -> tuple
     return there, (
         f"{where}, and the surrogate {name} fits the {len(there)} runs there; the other {len(swarm) - len(there)} are not used.",
     )
+
+
+def _outlier_notes(swarm: Swarm) -> list[str]:
+    """Runs whose value of a metric is so far from all others at their source that a slip is likelier than a mixture."""
+    notes = []
+    for source in dict.fromkeys(swarm.points().sources):
+        there = swarm.at_source(source)
+        values = there.values(swarm.metrics)
+        away = np.abs(values - np.median(values, axis=0))
+        far = away > OUTLIER * np.maximum(np.median(away, axis=0), np.finfo(float).tiny)
+        # Most values alike to the last digit say nothing of how far is far.
+        far &= np.median(away, axis=0) > 0
+        for row, column in zip(*np.nonzero(far), strict=True):
+            notes.append(
+                f"Run {there.trial_ids[row]} has {values[row, column]:.4g} of '{swarm.metrics[column]}', more than {OUTLIER:g} times as far from the "
+                "median as half of the runs: look whether that is a slip."
+            )
+    return notes[:MOST_OUTLIERS] + ([f"{len(notes) - MOST_OUTLIERS} more such values."] if len(notes) > MOST_OUTLIERS else [])
 
 
 def _prior_notes(config: FitFile, runs: Runs) -> list[str]:

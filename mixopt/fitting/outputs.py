@@ -159,6 +159,9 @@ def against_best(proposal: Proposal) -> str:
     gain = guard["difference"]
     kind = "best measured mixture" if best["feasible"] else "best measured mixture, which does not keep the caps"
     told = "inside the noise: only training both would tell which is better" if guard["inside_noise"] else "beyond the noise"
+    if guard["worse"]:
+        why = "a floor or the pull" if best["feasible"] else "the caps"
+        told = f"so that mixture is predicted to be better; it is not proposed because of {why}"
     return (
         f"Against the {kind} ({best['label'] or best['trial_id']}) the predicted difference is {gain['mean']:.3g} {proposal.evidence['objective_unit']} "
         f"(90% interval {gain['low']:.3g} to {gain['high']:.3g}), {told}."

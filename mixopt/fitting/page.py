@@ -24,6 +24,7 @@ from mixopt.tracking.findings import Findings
 from mixopt.tracking.note import signed
 from mixopt.tracking.report.blocks import Drawing, Fact, Facts, Heading, LongText, Notes, Prose, Section, Table, missing, percent
 from mixopt.tracking.report.render import Head, render
+from mixopt.tracking.report.sections import relaxation_table, sensitivity_table
 
 if TYPE_CHECKING:
     from mixopt.fitting.fit import FitResult
@@ -98,6 +99,7 @@ def trust_words(result: FitResult) -> str:
     return (
         f"Out of fold, the surrogate ranks runs with a Spearman correlation of {entry['spearman']:.3f}, {better} the best trivial rule "
         f"({RULES[rule]}: {rank:.3f})."
+        + ("" if entry["spearman"] > max(rank, 0.0) else " These runs are no evidence for a mixture: do not act on the proposal.")
     )
 
 
@@ -166,20 +168,9 @@ def _holds(result: FitResult) -> Section:
         Notes(proposal.binding) if proposal.binding else Prose("No bound, cap or floor: the optimum lies inside all of them.")
     ]
     if proposal.relaxations:
-        rows = [
-            [r.constraint, r.change, signed(r.gain.mean), f"{signed(r.gain.low)} to {signed(r.gain.high)}"] for r in proposal.relaxations
-        ]
-        head = ["constraint", "relaxed", "objective", "90% interval"]
-        blocks += [Heading("What relaxing each would bring"), Table(f"Predicted change of the objective, {unit}", head, rows, words=[1])]
+        blocks.append(relaxation_table(proposal, unit))
     if proposal.sensitivities:
-        ordered = sorted(proposal.sensitivities.items(), key=lambda item: (item[1].mean, item[0]))
-        rows = [[name, signed(effect.mean), f"{signed(effect.low)} to {signed(effect.high)}"] for name, effect in ordered]
-        blocks += [
-            Heading("One more point of a domain"),
-            Table(
-                f"Predicted change of the objective, {unit}, all others giving in proportion", ["domain", "change", "90% interval"], rows
-            ),
-        ]
+        blocks += [Heading("One more point of a domain"), sensitivity_table(proposal, unit, folded="")]
     return Section("held", "What holds the proposal back", blocks)
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from mixopt.errors import DataError
-from mixopt.fitting.runs import Runs, checked_weights, row_sources
+from mixopt.fitting.runs import Runs, row_sources
 from mixopt.fitting.tables import Table, named, nearest
+from mixopt.fitting.weights import checked_weights
 from mixopt.mixture import FloatArray
 from mixopt.prediction import Prediction
 from mixopt.swarm import Points
@@ -82,9 +84,9 @@ def predictions(prediction: Prediction, runs: Runs, points: Points) -> pl.DataFr
         if fitted is None:
             continue
         mean, std = np.empty((2, len(points.sources), len(fitted.metrics)))
-        for at in range(0, len(points.sources), CHUNK):
-            posterior = fitted.posterior(_part(points, slice(at, at + CHUNK)))
-            mean[at : at + CHUNK], std[at : at + CHUNK] = posterior.mean, posterior.std
+        for rows in _chunks(points):
+            posterior = fitted.posterior(_part(points, rows))
+            mean[rows], std[rows] = posterior.mean, posterior.std
         for column, metric in enumerate(fitted.metrics):
             columns[f"{metric}_mean"], columns[f"{metric}_std"] = runs.sign(metric) * mean[:, column], std[:, column]
     frame = {name: columns[name] for metric in sorted(prediction.metrics) for name in (f"{metric}_mean", f"{metric}_std")}
@@ -116,15 +118,24 @@ def check_sources(points: Points, known: Sequence[Source], several: bool) -> Non
     """That predictions are asked where the surrogate can answer.
 
     Raises:
-        DataError: it was fitted at one source, and the table asks about another.
+        DataError: it was fitted at one source, and the table asks about another: a surrogate over several would not look at the source either.
     """
     unknown = [source for source in dict.fromkeys(points.sources) if source not in known]
-    if unknown and not several:
+    if unknown and (not several or len(known) == 1):
         raise DataError(
             f"Predictions are asked at size {unknown[0].size} and {unknown[0].tokens:,} tokens, where no run was fitted.",
             f"Runs are at {', '.join(f'size {source.size} and {source.tokens:,} tokens' for source in known)}.",
         )
 
 
-def _part(points: Points, rows: slice) -> Points:
-    return replace(points, schedules=points.schedules[rows], sources=points.sources[rows])
+def _chunks(points: Points) -> list[NDArray[np.int64]]:
+    """Rows of points in chunks, each of one source: one prediction does not depend on what else the table asks about."""
+    found = []
+    for source in dict.fromkeys(points.sources):
+        rows = np.flatnonzero([other == source for other in points.sources])
+        found += [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
+    return found
+
+
+def _part(points: Points, rows: NDArray[np.int64]) -> Points:
+    return replace(points, schedules=points.schedules[rows], sources=tuple(points.sources[row] for row in rows))

@@ -26,7 +26,22 @@ import polars as pl
 
 from mixopt.errors import ConfigError, DataError
 from mixopt.fitting.copies import copied_rows
-from mixopt.fitting.tables import COST, MISSING, NAME_COLUMN, SEED, SIZE, SOURCE_COLUMNS, TOKENS, Table, named, nearest, read_table
+from mixopt.fitting.tables import (
+    COST,
+    MISSING,
+    NAME_COLUMN,
+    SEED,
+    SIZE,
+    SOURCE_COLUMNS,
+    TOKENS,
+    Table,
+    has,
+    listed,
+    named,
+    nearest,
+    read_table,
+)
+from mixopt.fitting.weights import checked_weights
 from mixopt.mixture import FloatArray
 from mixopt.quantities import parse_count
 from mixopt.surrogates.observations import MINIMUM_TRIALS
@@ -34,10 +49,6 @@ from mixopt.swarm import SCHEMA, Swarm
 from mixopt.trial import Source
 from mixopt.verification import OBJECTIVE
 
-SUM_WITHIN = 0.02
-"""Weights may miss a sum of 1 by so much: what rounding to two or three digits does to a dozen of them. They are then renormalized."""
-SAID_WITHIN = 1e-6
-"""Sums nearer to 1 than this are float error and not worth a note."""
 MOST_MISSING = 0.1
 """Share of the runs that may lack a metric before the metric, and not the runs, is left out."""
 UNKNOWN_SIZE, UNKNOWN_TOKENS = "unknown", 1
@@ -106,7 +117,7 @@ def join_tables(mixtures: Table, metrics: Table, maximize: Sequence[str] = ()) -
     used = sorted(domain for column, domain in enumerate(domains) if weights[[row for row, _ in pairs], column].any())
     unused = tuple(sorted(set(domains) - set(used)))
     if unused:
-        notes.append(f"{_listed('Domain', unused)} {_has(unused)} no weight in any run: nothing is known of {_them(unused)}, so left out.")
+        notes.append(f"{listed('Domain', unused)} {has(unused)} no weight in any run: nothing is known of {_them(unused)}, so left out.")
     if len(used) < 2:
         raise DataError(f"{mixtures.name}: all runs are of the one domain {used[0]}.", "A mixture needs runs of at least two domains.")
     runs = _sorted_runs(pairs, mixtures, metrics)
@@ -117,7 +128,7 @@ def join_tables(mixtures: Table, metrics: Table, maximize: Sequence[str] = ()) -
     if copied.any():
         rows = [run.given for run, copy in zip(runs, copied.tolist(), strict=True) if copy]
         notes.append(
-            f"{_listed('Run', rows)} {_has(rows)} the mixture and, to the last digit, every metric of another run, and no repeat differs from its fellows: "
+            f"{listed('Run', rows)} {has(rows)} the mixture and, to the last digit, every metric of another run, and no repeat differs from its fellows: "
             f"copies, which say nothing of noise, so left out."
         )
         runs, losses, shares = [run for run, copy in zip(runs, copied.tolist(), strict=True) if not copy], losses[~copied], shares[~copied]
@@ -134,47 +145,11 @@ def _apart_notes(metrics: Table) -> list[str]:
     apart = [column for column in (*SOURCE_COLUMNS, NAME_COLUMN) if column in metrics.columns]
     return (
         [
-            f"{_listed('Column', apart)} of {metrics.name} {'says' if len(apart) == 1 else 'say'} where runs come from and {'is no metric' if len(apart) == 1 else 'are no metrics'}."
+            f"{listed('Column', apart)} of {metrics.name} {'says' if len(apart) == 1 else 'say'} where runs come from and {'is no metric' if len(apart) == 1 else 'are no metrics'}."
         ]
         if apart
         else []
     )
-
-
-def checked_weights(table: Table, domains: Sequence[str]) -> tuple[FloatArray, list[str]]:
-    """Weights of a table's rows, shape (rows, domains), summing to 1, and what was changed.
-
-    Raises:
-        DataError: a weight is missing, negative or not finite, or a row does not sum to 1 within 2%; rows are named by id.
-    """
-    weights, ids = table.matrix(domains), table.ids
-    for wrong, what, hint in (
-        (np.isnan(weights), "no weight", "Write 0 where a run has none of a domain."),
-        (np.isinf(weights), "an infinite weight", "Weights are shares of tokens."),
-        (weights < 0, "a negative weight", "Weights are shares of tokens: at least 0, and 1 together."),
-    ):
-        if wrong.any():
-            column = int(np.argmax(wrong.any(axis=0)))
-            rows = [ids[row] for row in np.flatnonzero(wrong[:, column]).tolist()]
-            raise DataError(f"{table.name}: domain '{domains[column]}' has {what} in {_listed('run', rows)}.", hint)
-    sums = weights.sum(axis=1)
-    off = np.abs(sums - 1) > SUM_WITHIN
-    if off.any():
-        rows = [f"{ids[row]} ({sums[row]:.4g})" for row in np.flatnonzero(off).tolist()]
-        apart = [column for column in (*SOURCE_COLUMNS, NAME_COLUMN) if column in table.columns]
-        hint = "Weights are shares of tokens and sum to 1 within 2%; every column that is no id or one of size, tokens, seed, cost, name is a domain."
-        if apart:
-            hint += f" If {named(apart)} is a domain here, give it another name."
-        if (np.abs(sums / 100 - 1) <= SUM_WITHIN).all():
-            hint = "They look like percent: divide them by 100."
-        raise DataError(f"{table.name}: the weights do not sum to 1 in {_listed('run', rows)}.", hint)
-    uneven = np.abs(sums - 1) > SAID_WITHIN
-    notes = []
-    if uneven.any():
-        notes.append(
-            f"{int(uneven.sum())} of {len(sums)} mixtures did not sum to 1 ({sums.min():.4g} to {sums.max():.4g}); they were renormalized."
-        )
-    return weights / sums[:, None], notes
 
 
 def row_sources(table: Table, default: Source) -> tuple[Source, ...]:
@@ -235,13 +210,13 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
         DataError: ids repeat, no id is in both, or most of a table has no partner.
     """
     apart = [[column for column in (SIZE, TOKENS, SEED) if column in table.columns] for table in (mixtures, metrics)]
-    for table, columns in ((mixtures, apart[0]), (metrics, apart[1])):
+    for table, columns in zip((mixtures, metrics), apart, strict=True):
         repeated = sorted(key for key, count in Counter(_keys(table, columns)).items() if count > 1)
         if repeated:
             by = " and ".join([table.id_column, *columns])
             rows = ["/".join(key) for key in repeated]
             raise DataError(
-                f"{table.name}: {_listed('id', rows)} {'occurs' if len(rows) == 1 else 'occur'} more than once.",
+                f"{table.name}: {listed('id', rows)} {'occurs' if len(rows) == 1 else 'occur'} more than once.",
                 f"Give every row another {by}.",
             )
     shared = [column for column in apart[0] if column in apart[1]]
@@ -251,6 +226,12 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
         raise DataError(
             f"An id has several rows in both tables, which do not share the column {' or '.join(differ)} that tells them apart.",
             "Add it to the table that lacks it.",
+        )
+    if len(set(left)) < len(left):
+        rows = ["/".join(key) for key in sorted(key for key, count in Counter(left).items() if count > 1)]
+        raise DataError(
+            f"{mixtures.name} has several runs of {listed('id', rows)}, and {metrics.name} does not say which of them its row is of.",
+            f"Add the column {' and '.join(sorted(set(apart[0]) - set(shared)))} to {metrics.name}, or give every run an id of its own.",
         )
     places: dict[tuple[str, ...], list[int]] = {}
     for row, key in enumerate(right):
@@ -272,7 +253,7 @@ def _pairs(mixtures: Table, metrics: Table) -> tuple[list[tuple[int, int]], list
             )
         if rows:
             lacking = "metrics" if table is mixtures else "mixture"
-            notes.append(f"{_listed('Run', rows)} {_has(rows)} no {lacking} and {'is' if len(rows) == 1 else 'are'} left out.")
+            notes.append(f"{listed('Run', rows)} {has(rows)} no {lacking} and {'is' if len(rows) == 1 else 'are'} left out.")
     return pairs, notes
 
 
@@ -285,7 +266,7 @@ def _complete(
     empty = np.asarray(holes.all(axis=1))
     if empty.any():
         rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(empty).tolist()})
-        notes.append(f"{_listed('Run', rows)} {_has(rows)} no finite metric and {'is' if len(rows) == 1 else 'are'} left out.")
+        notes.append(f"{listed('Run', rows)} {has(rows)} no finite metric and {'is' if len(rows) == 1 else 'are'} left out.")
     sparse = holes[~empty].mean(axis=0) > MOST_MISSING if (~empty).any() else np.ones(len(names), dtype=bool)
     for column in np.flatnonzero(sparse).tolist():
         lacking = int(holes[~empty, column].sum())
@@ -295,7 +276,7 @@ def _complete(
         rows = sorted({ids[pairs[row][0]] for row in np.flatnonzero(holed).tolist()})
         where = [names[column] for column in np.flatnonzero(holes[holed].any(axis=0) & ~sparse).tolist()]
         notes.append(
-            f"{_listed('Run', rows)} {_has(rows)} no finite value of {named(where)} and {'is' if len(rows) == 1 else 'are'} left out."
+            f"{listed('Run', rows)} {has(rows)} no finite value of {named(where)} and {'is' if len(rows) == 1 else 'are'} left out."
         )
     kept = [pair for pair, out in zip(pairs, (empty | holed).tolist(), strict=True) if not out]
     if 2 * len(kept) < len(pairs) or sparse.all():
@@ -316,7 +297,7 @@ def _complete(
         raise DataError(f"No metric differs between runs: {' '.join(notes)}", "Give a metric that mixtures move.")
     gone = [metric for metric in maximize if metric not in names_kept]
     if gone:
-        notes.append(f"{_listed('Metric', gone)} to maximize {'is' if len(gone) == 1 else 'are'} among those left out.")
+        notes.append(f"{listed('Metric', gone)} to maximize {'is' if len(gone) == 1 else 'are'} among those left out.")
     return kept, names_kept, notes
 
 
@@ -380,7 +361,7 @@ def _costs(mixtures: Table, metrics: Table, pairs: Sequence[tuple[int, int]]) ->
             wrong = [table.ids[row] for row in np.flatnonzero(~((costs > 0) & np.isfinite(costs)))]
             if wrong:
                 raise DataError(
-                    f"{table.name}: {_listed('run', wrong)} {_has(wrong)} no cost above 0.", "Give every run one, or leave the column out."
+                    f"{table.name}: {listed('run', wrong)} {has(wrong)} no cost above 0.", "Give every run one, or leave the column out."
                 )
             return [float(costs[pair[side]]) for pair in pairs]
     return [float("nan")] * len(pairs)
@@ -413,14 +394,6 @@ def _table(runs: Sequence[_Run], shares: FloatArray, metrics: Sequence[str], los
         seconds=pl.lit(float("nan")),
     )
     return long.select(list(SCHEMA))
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{what}{'' if len(names) == 1 else 's'} {named(names)}"
-
-
-def _has(names: Sequence[str]) -> str:
-    return "has" if len(names) == 1 else "have"
 
 
 def _them(names: Sequence[str]) -> str:

@@ -141,6 +141,14 @@ def named(ids: Sequence[str]) -> str:
     return shown if len(ids) <= MOST_NAMED else f"{shown} and {len(ids) - MOST_NAMED} more"
 
 
+def listed(what: str, names: Sequence[str]) -> str:
+    return f"{what}{'' if len(names) == 1 else 's'} {named(names)}"
+
+
+def has(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
 def _read_csv(path: Path) -> tuple[list[str], list[list[Cell]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # line ends as they are: a quoted cell may hold some

@@ -27,6 +27,10 @@ RATIO_STD, RATIO_ANCHORS = 0.02, 2.0
 neighbouring sizes, and of 3% from 1M to 60M parameters (RegMix, benchmarks/scaling.py)."""
 
 
+class NoRatio(DataError):
+    """A metric whose losses are 0 or of both signs: nothing is a multiple of them."""
+
+
 class AnchorRatio:
     """Fits `base` at the source with most runs; see the module's docstring.
 
@@ -45,7 +49,8 @@ class AnchorRatio:
         """Fits on the realized mixtures of `swarm`.
 
         Raises:
-            DataError: as the surrogate `base` says of the runs of its source; or losses at anchors and predictions for them of different sign, or 0.
+            DataError: as the surrogate `base` says of the runs of its source.
+            NoRatio: losses at anchors and predictions for them have different signs, or are 0.
         """
         from mixopt.surrogates import get_surrogate
 
@@ -86,7 +91,7 @@ def _ratio(fitted: Fitted, anchors: Swarm, proxy: Source, metrics: Sequence[str]
                 "Score those trials on it, or leave the metric out.",
             )
         if (measured_AK[:, column] * posterior.mean[:, column] <= 0).any():
-            raise DataError(
+            raise NoRatio(
                 f"Metric '{metric}' is 0 or changes its sign between sources, so that a ratio means nothing.", "Use multi_source_gp."
             )
     ratios_AK = measured_AK / posterior.mean

@@ -5,8 +5,8 @@ form needs to know which domain a metric is of and says nothing of others. Here 
 with a constant c and the paper's factor of tokens; with one domain in the sum and c = 0 it is the paper's. Runs of one token count leave the
 factor at its prior, which is the single-source form. It has no term for the size, so runs are of one.
 
-`eps` keeps zeros finite, and a fitted one is what makes the law useful on sparse mixtures: on RegMix's Pile-CC at 128 runs Spearman is EPSTABLE. Each term
-depends on one share only, so domains cannot stand in for each other, and where they do the law is far behind the power law.
+`eps` keeps zeros finite, and a fitted one is what makes the law useful on sparse mixtures. Each term depends on one share only, so domains cannot stand in for each other: on RegMix
+at 128 runs it ranks Pile-CC by .975 and the mean of 13 metrics by .956 (the power law: .961 and .981), and picks worse mixtures (benchmarks/surrogates.py).
 """
 
 from __future__ import annotations

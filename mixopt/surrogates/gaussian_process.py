@@ -24,6 +24,7 @@ from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, out_of_
 from mixopt.surrogates.features import root_and_log, weights
 from mixopt.surrogates.inducing import Inducing, condition
 from mixopt.surrogates.kernel import JITTER, Hyperparameters, Prior, covariance, negative_log_posterior, variance
+from mixopt.surrogates.misfit import factor_with_jitter
 from mixopt.surrogates.noise import NoiseShape, fit_noise_shape
 from mixopt.surrogates.observations import Observations, mixture_groups
 from mixopt.surrogates.posterior import GaussianPosterior
@@ -258,20 +259,3 @@ class FittedGaussianProcess:
         features_NF = root_and_log(self.observations.schedules)
         means_N, variances_N = fit.conditioned.left_out(features_NF, standard_N, fit.noise_variance(x_NI), fit.parameters, numbers_N)
         return fit.center + fit.scale * means_N, fit.scale * np.sqrt(np.maximum(variances_N, MINIMUM_VARIANCE))
-
-
-def factor_with_jitter(covariance_MM: FloatArray) -> FloatArray:
-    """Lower Cholesky factor of a covariance that may be singular (repeated points), after the least of a few additions to its diagonal.
-
-    Additions grow tenfold from 1e-10 (a std of 1e-5 of the output's) until the factorisation succeeds.
-    """
-    diagonal = np.diag_indices(len(covariance_MM))
-    jitter = MINIMUM_VARIANCE
-    while True:
-        attempt_MM = covariance_MM.copy()
-        attempt_MM[diagonal] += jitter
-        try:
-            return np.asarray(cholesky(attempt_MM, lower=True, overwrite_a=True))
-        except np.linalg.LinAlgError:
-            jitter *= 10
-            assert jitter < 1, "a posterior covariance is positive semidefinite up to round-off"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixopt.mixture import FloatArray
+from mixopt.surrogates.misfit import misfit_factor
 from mixopt.surrogates.observations import Observations, repeat_variance
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.surrogates.threads import one_blas_thread, over_metrics
@@ -179,13 +180,13 @@ class FittedLinear:
         for fit in self.fits:
             left_M = own_M - along_MR**2 @ fit.shrunk
             variances.append(fit.scale**2 * fit.signal * np.maximum(left_M, 0.0) + fit.misfit_std**2)
-        same = np.unique(z_MF, axis=0, return_inverse=True)[1].reshape(-1)
+        schedules_MPD = self.observations.align(points)
 
         def factor(metric: int) -> FloatArray:
             fit = self.fits[metric]
             left_MM = z_MF @ z_MF.T - (along_MR * fit.shrunk) @ along_MR.T
             eigenvalues_M, vectors_MM = np.linalg.eigh(left_MM)
             spread_MM = fit.scale * np.sqrt(fit.signal) * vectors_MM * np.sqrt(np.maximum(eigenvalues_M, 0.0))
-            return np.concatenate([spread_MM, fit.misfit_std * np.equal.outer(same, np.unique(same))], axis=1)
+            return np.concatenate([spread_MM, fit.misfit_std * misfit_factor(schedules_MPD)], axis=1)
 
         return GaussianPosterior(self._means(along_MR), np.sqrt(np.stack(variances, axis=1)), factor)

@@ -1,13 +1,15 @@
-"""One Gaussian process per metric over mixtures and sources: cheap runs inform what an expensive source was hardly asked about.
+"""A Gaussian process over mixtures and sources: many cheap runs and a few expensive ones answer for the expensive source.
 
-    loss at source s = level_s + w_s u(p) + sqrt(v_s) d_s(p) + noise_s
+Per metric one exact process (`source_kernel`): every source is a multiple of a common one, plus a level, plus a deviation, with noise of its own. The
+reference is the source with most mixtures. From one source it *is* the single-source process. The main trade-off: cost grows with the cube of all runs, so that
+beyond `MOST_TRIALS` those of the cheapest sources are thinned.
 
-u is shared by all sources, d_s is a source's own departure from it, both with the kernel of `gaussian_process` (Matern-5/2 over root and log features and a
-small linear part); the intrinsic coregionalization model of rank one plus a diagonal (Alvarez, Rosasco & Lawrence 2012, section 4.2). Priors take sources
-for alike: w around 1, v around a twentieth. A source that is not like the others gets a large v or a w near 0 where its runs show it. With one source it is
-`gaussian_process`. Sources are names: nothing is said of one that was never run; scaling laws do that.
+A proxy that has nothing to do with the target must not hurt: a target with at least `LEAST_ALONE` runs is also fitted alone, and answers alone where that
+predicts its own runs better, left out one by one (log density). On made-up laws of which the proxy's (128 runs) had nothing to do with the target's (8 to 48
+runs), errors were .92 to 1.01 times those of the target's runs alone, and 1.01 to 1.48 times without this; where laws were the same, .10 to .46 times.
 
-The main trade-off: cost grows with the cube of all runs, so that beyond a few thousand those of the cheapest sources are thinned.
+It answers at sources that have at least one run and refuses others: nothing about a further source follows from levels of some without a law of scale,
+which is what the scaling laws are for.
 
 Legend: N trials, M points, F features, S sources, P parameters.
 """
@@ -18,8 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import cho_solve, cholesky, lapack, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
 from mixopt.errors import DataError
@@ -34,123 +35,72 @@ from mixopt.surrogates.gaussian_process import (
     SEARCH_STDS,
     TOLERANCE,
     GaussianProcess,
-    factor_with_jitter,
 )
-from mixopt.surrogates.kernel import JITTER, matern_arguments
+from mixopt.surrogates.kernel import JITTER
+from mixopt.surrogates.misfit import factor_with_jitter
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.surrogates.scales import Sizes, sources_in
+from mixopt.surrogates.source_kernel import (
+    IntArray,
+    SourceHyperparameters,
+    negative_log_posterior,
+    source_covariance,
+    source_prior,
+    source_variance,
+)
 from mixopt.surrogates.sourced_observations import SourcedObservations
 from mixopt.surrogates.threads import over_metrics
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
 MOST_TRIALS = 2048
-LEVEL_VARIANCE = 1.0
-"""Prior variance of a source's level about its mean loss, in units of the losses' variance, as the single process has it."""
-# Mean and std of the logarithms: lengthscales as `kernel.Prior`; linear part over Matern; w; v; noise over the variance.
-LENGTHSCALE_STD, LINEAR_PRIOR = 1.0, (-3.0, 1.5)
-LOADING_PRIOR, DEPARTURE_PRIOR, NOISE_PRIOR = (0.0, 0.5), (float(np.log(0.05)), 1.5), (-4.0, 1.5)
-
-
-@dataclass(frozen=True)
-class SourceKernel:
-    """Hyperparameters of one metric: `lengthscales` (F,), `linear` over the Matern part, and per source `loadings`, `departures`, `noises`, each (S,)."""
-
-    lengthscales: FloatArray
-    linear: float
-    loadings: FloatArray
-    departures: FloatArray
-    noises: FloatArray
-
-    @classmethod
-    def from_logs(cls, logs_P: FloatArray, sources: int) -> SourceKernel:
-        """From natural logarithms: lengthscales, linear, then w, v and noise of each source."""
-        values_P = np.exp(logs_P)
-        rest = values_P[-3 * sources :]
-        return cls(
-            values_P[: -3 * sources - 1],
-            float(values_P[-3 * sources - 1]),
-            rest[:sources],
-            rest[sources : 2 * sources],
-            rest[2 * sources :],
-        )
-
-    @property
-    def between(self) -> FloatArray:
-        """Covariance of sources at one mixture, shape (S, S)."""
-        return np.asarray(np.outer(self.loadings, self.loadings) + np.diag(self.departures))
-
-    def covariance(self, a_NF: FloatArray, at_N: NDArray[np.int64], b_MF: FloatArray, at_M: NDArray[np.int64]) -> FloatArray:
-        """Prior covariance of noise-free losses, shape (N, M)."""
-        s_NM = matern_arguments(a_NF / self.lengthscales, b_MF / self.lengthscales)
-        base_NM = (1 + s_NM + s_NM * s_NM / 3) * np.exp(-s_NM) + (a_NF * (self.linear / a_NF.shape[1])) @ b_MF.T
-        return np.asarray(self.between[np.ix_(at_N, at_M)] * base_NM + LEVEL_VARIANCE * np.equal.outer(at_N, at_M))
-
-    def variance(self, a_NF: FloatArray, at_N: NDArray[np.int64]) -> FloatArray:
-        """The diagonal of `covariance`, shape (N,)."""
-        base_N = 1 + self.linear / a_NF.shape[1] * np.einsum("nf,nf->n", a_NF, a_NF)
-        return np.asarray(np.diag(self.between)[at_N] * base_N + LEVEL_VARIANCE)
-
-
-def log_prior_moments(features: int, sources: int) -> tuple[FloatArray, FloatArray]:
-    """Mean and std of the logarithms of the hyperparameters, both (P,)."""
-    means = np.concatenate([np.full(features, -1 + 0.5 * np.log(features)), [LINEAR_PRIOR[0]]])
-    stds = np.concatenate([np.full(features, LENGTHSCALE_STD), [LINEAR_PRIOR[1]]])
-    for mean, std in (LOADING_PRIOR, DEPARTURE_PRIOR, NOISE_PRIOR):
-        means, stds = np.append(means, np.full(sources, mean)), np.append(stds, np.full(sources, std))
-    return means, stds
-
-
-def negative_log_posterior(
-    logs_P: FloatArray, features_NF: FloatArray, at_N: NDArray[np.int64], outputs_N: FloatArray, means_P: FloatArray, stds_P: FloatArray
-) -> tuple[float, FloatArray]:
-    """Negative log marginal likelihood minus log prior, up to a constant, and its gradient (P,); as `kernel.negative_log_posterior`."""
-    count = (len(logs_P) - features_NF.shape[1] - 1) // 3
-    kernel = SourceKernel.from_logs(logs_P, count)
-    scaled_NF = features_NF / kernel.lengthscales
-    s_NN = matern_arguments(scaled_NF, scaled_NF)
-    decay_NN = np.exp(-s_NN)
-    linear_NN = (features_NF * (kernel.linear / features_NF.shape[1])) @ features_NF.T
-    base_NN = (1 + s_NN + s_NN * s_NN / 3) * decay_NN + linear_NN
-    between_NN = kernel.between[np.ix_(at_N, at_N)]
-    k_NN = between_NN * base_NN + LEVEL_VARIANCE * np.equal.outer(at_N, at_N)
-    k_NN[np.diag_indices(len(k_NN))] += kernel.noises[at_N] + JITTER
-    factor_NN, failed = lapack.dpotrf(k_NN, lower=1)
-    assert failed == 0, "a covariance with noise on its diagonal is positive definite"
-    half_NN = lapack.dpotri(factor_NN, lower=1)[0]
-    inverse_NN = half_NN + half_NN.T
-    inverse_NN[np.diag_indices(len(inverse_NN))] *= 0.5
-    alpha_N = inverse_NN @ outputs_N
-    value = 0.5 * outputs_N @ alpha_N + np.log(np.diag(factor_NN)).sum()
-    weight_NN = inverse_NN - np.outer(alpha_N, alpha_N)  # d value = 1/2 sum(weight * dK)
-    shared_NN = weight_NN * between_NN
-    pull_NN = shared_NN * ((5 / 3) * (1 + s_NN) * decay_NN)
-    lengthscales_F = np.einsum("nf,n,nf->f", scaled_NF, pull_NN.sum(axis=1), scaled_NF)
-    lengthscales_F = lengthscales_F - np.einsum("nf,nf->f", scaled_NF, pull_NN @ scaled_NF)
-    hot_NS = np.equal.outer(at_N, np.arange(count)).astype(np.float64)
-    blocks_SS = hot_NS.T @ (weight_NN * base_NN) @ hot_NS
-    gradient_P = np.concatenate(
-        [
-            lengthscales_F,
-            [0.5 * np.vdot(shared_NN, linear_NN)],
-            kernel.loadings * (blocks_SS @ kernel.loadings),
-            0.5 * kernel.departures * np.diag(blocks_SS),
-            0.5 * kernel.noises * (hot_NS.T @ np.diag(weight_NN)),
-        ]
-    )
-    standard_P = (logs_P - means_P) / stds_P
-    return float(value + 0.5 * standard_P @ standard_P), gradient_P + standard_P / stds_P
+LEAST_ALONE, BLOCK_ROWS = 8, 512
+"""Runs of a source from which on it is also fitted alone: fewer cannot show that the others do not help."""
 
 
 @dataclass(frozen=True)
 class SourcesFit:
-    """The process of one metric: `centers` (S,) and `scale` standardise its losses; `factor` (N, N) and `alpha` (N,) condition on them."""
+    """The process of one metric over some sources, conditioned on its outputs.
 
-    kernel: SourceKernel
+    Attributes:
+        centers: mean loss per source (S,), bits per byte; `scale`: std of the reference's losses. Outputs are standardised with them.
+        factor: lower Cholesky factor of the covariance of the observations, shape (N, N).
+        alpha: inverse of that covariance times the standardised outputs, shape (N,).
+    """
+
+    parameters: SourceHyperparameters
     centers: FloatArray
     scale: float
+    features: FloatArray
+    at: IntArray
     factor: FloatArray
     alpha: FloatArray
+
+    def means(self, features_MF: FloatArray, at_M: IntArray) -> FloatArray:
+        """Shape (M,), bits per byte."""
+        k_MN = source_covariance(features_MF, at_M, self.features, self.at, self.parameters)
+        return np.asarray(self.centers[at_M] + self.scale * (k_MN @ self.alpha))
+
+    def stds(self, features_MF: FloatArray, at_M: IntArray) -> FloatArray:
+        """Of noise-free losses, shape (M,), bits per byte."""
+        k_NM = source_covariance(self.features, self.at, features_MF, at_M, self.parameters)
+        explained_NM = solve_triangular(self.factor, k_NM, lower=True)
+        left_M = source_variance(features_MF, at_M, self.parameters) - np.einsum("nm,nm->m", explained_NM, explained_NM)
+        return np.asarray(self.scale * np.sqrt(np.maximum(left_M, MINIMUM_VARIANCE)))
+
+    def joint_factor(self, features_MF: FloatArray, at_M: IntArray) -> FloatArray:
+        """Cholesky factor of the posterior covariance over points, shape (M, M), bits per byte."""
+        k_NM = source_covariance(self.features, self.at, features_MF, at_M, self.parameters)
+        explained_NM = solve_triangular(self.factor, k_NM, lower=True)
+        left_MM = source_covariance(features_MF, at_M, features_MF, at_M, self.parameters) - explained_NM.T @ explained_NM
+        return self.scale * factor_with_jitter(left_MM)
+
+    def log_density_left_out(self, source: int) -> float:
+        """Sum of log densities of a source's runs, each left out (Rasmussen & Williams 2006, equations 5.10 to 5.12), up to a constant; bits per byte."""
+        precision_N = np.diag(cho_solve((self.factor, True), np.eye(len(self.alpha))))
+        errors_N, variance_N = self.alpha / precision_N, 1 / precision_N
+        log_N = -0.5 * (errors_N**2 / variance_N + np.log(variance_N)) - np.log(self.scale)
+        return float(log_N[self.at == source].sum())
 
 
 class MultiSourceGP:
@@ -173,51 +123,70 @@ class MultiSourceGP:
         """
         if len(swarm) == 0 or len(set(swarm.points().sources)) == 1:
             return GaussianProcess().fit(swarm, metrics)
-        sources = sources_in(swarm, self.sizes)
-        observations = SourcedObservations.of(_thinned(swarm, sources), metrics)
-        order = {source: index for index, source in enumerate(sources)}
-        at_N = np.array([order[source] for source in observations.sources])
-        features_NF = root_and_log(observations.schedules)
-        rows = np.arange(len(at_N))
-        if len(rows) > HYPERPARAMETER_TRIALS:
-            rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:HYPERPARAMETER_TRIALS])
-        fits = over_metrics(lambda outputs_N: _fit_metric(features_NF, at_N, len(sources), outputs_N, rows), observations.values.T)
-        return FittedSources(observations, sources, features_NF, at_N, fits)
+        by_cost = sources_in(swarm, self.sizes)
+        observed = SourcedObservations.of(_thinned(swarm, by_cost), metrics)
+        mixtures = {source: set[int]() for source in by_cost}
+        for source, group in zip(observed.sources, observed.groups.tolist(), strict=True):
+            mixtures[source].add(group)
+        # The reference is the source of most mixtures, of equals the costliest; the others follow by cost.
+        reference = max(reversed(by_cost), key=lambda source: len(mixtures[source]))
+        sources = (reference, *(source for source in by_cost if source != reference))
+        number = {source: index for index, source in enumerate(sources)}
+        at_N = np.array([number[source] for source in observed.sources], dtype=np.int64)
+        features_NF = root_and_log(observed.schedules)
+        fits = over_metrics(lambda outputs_N: _fit_metric(features_NF, at_N, outputs_N, len(sources)), observed.values.T)
+        return FittedSources(observed, sources, by_cost[-1], fits)
 
 
 def _thinned(swarm: Swarm, sources: Sequence[Source]) -> Swarm:
     """At most MOST_TRIALS trials: those of the costliest sources first, of the source that no longer fits a random part."""
     if len(swarm) <= MOST_TRIALS:
         return swarm
+    swarm = swarm.by_trial_id()
     at = np.array([sources.index(source) for source in swarm.points().sources])
     shuffled = np.random.default_rng(0).permutation(len(swarm))
     kept = shuffled[np.argsort(-at[shuffled], kind="stable")][:MOST_TRIALS]
     return swarm.select([swarm.trial_ids[row] for row in kept])
 
 
-def _fit_metric(
-    features_NF: FloatArray, at_N: NDArray[np.int64], sources: int, outputs_N: FloatArray, rows: NDArray[np.int64]
-) -> SourcesFit:
-    counts_S = np.maximum(np.bincount(at_N, minlength=sources), 1)
-    centers_S = np.bincount(at_N, weights=outputs_N, minlength=sources) / counts_S
-    residuals_N = outputs_N - centers_S[at_N]
-    scale = max(float(np.sqrt(np.mean(residuals_N**2))), MINIMUM_RELATIVE_SCALE * max(float(np.abs(outputs_N).max()), 1.0))
-    standard_N = residuals_N / scale
-    means_P, stds_P = log_prior_moments(features_NF.shape[1], sources)
-    found = minimize(
+def _fit_metric(features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, sources: int) -> tuple[SourcesFit, dict[int, SourcesFit]]:
+    """The process over all sources, and those of sources that predict their own runs better alone."""
+    together = condition(features_NF, at_N, outputs_N, sources)
+    alone = {}
+    for source in range(1, sources):
+        rows = at_N == source
+        if rows.sum() >= LEAST_ALONE:
+            fit = condition(features_NF[rows], np.zeros(rows.sum(), dtype=np.int64), outputs_N[rows], 1)
+            if fit.log_density_left_out(0) > together.log_density_left_out(source):
+                alone[source] = fit
+    return together, alone
+
+
+def condition(features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, sources: int) -> SourcesFit:
+    """The posterior mode of one metric's hyperparameters, and the process conditioned on its outputs (bits per byte, shape (N,))."""
+    centers_S = np.bincount(at_N, outputs_N, sources) / np.bincount(at_N, minlength=sources)
+    scale = max(float(outputs_N[at_N == 0].std()), MINIMUM_RELATIVE_SCALE * max(float(np.abs(centers_S).max()), 1.0))
+    standard_N = (outputs_N - centers_S[at_N]) / scale
+    prior = source_prior(features_NF.shape[1], sources)
+    reach_P = SEARCH_STDS * prior.std
+    rows = np.arange(len(at_N))
+    if len(rows) > HYPERPARAMETER_TRIALS:
+        rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:HYPERPARAMETER_TRIALS])
+    some_NF = features_NF[rows]
+    result = minimize(
         negative_log_posterior,
-        means_P,
-        args=(features_NF[rows], at_N[rows], standard_N[rows], means_P, stds_P),
+        prior.mean,
+        args=(some_NF, at_N[rows], some_NF @ some_NF.T / some_NF.shape[1], standard_N[rows], prior),
         jac=True,
         method="L-BFGS-B",
-        bounds=np.stack([means_P - SEARCH_STDS * stds_P, means_P + SEARCH_STDS * stds_P], axis=1),
+        bounds=np.stack([prior.mean - reach_P, prior.mean + reach_P], axis=1),
         options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE},
     )
-    kernel = SourceKernel.from_logs(found.x, sources)
-    k_NN = kernel.covariance(features_NF, at_N, features_NF, at_N)
-    k_NN[np.diag_indices(len(k_NN))] += kernel.noises[at_N] + JITTER
+    parameters = SourceHyperparameters.from_vector(result.x, features_NF.shape[1])
+    k_NN = source_covariance(features_NF, at_N, features_NF, at_N, parameters)
+    k_NN[np.diag_indices(len(k_NN))] += parameters.noise[at_N] + JITTER
     factor_NN = cholesky(k_NN, lower=True)
-    return SourcesFit(kernel, centers_S, scale, factor_NN, cho_solve((factor_NN, True), standard_N))
+    return SourcesFit(parameters, centers_S, scale, features_NF, at_N, factor_NN, cho_solve((factor_NN, True), standard_N))
 
 
 @dataclass(frozen=True)
@@ -225,15 +194,15 @@ class FittedSources:
     """Processes of several metrics over the same trials.
 
     Attributes:
-        sources: that were run, cheapest first.
-        features, at: of the trials, shapes (N, F) and (N,): `at` numbers the source of each.
+        sources: that were run; the first is the reference.
+        costliest: of them.
+        fits: per metric the process over all sources, and processes of single sources that answer in its place.
     """
 
     observations: SourcedObservations
     sources: tuple[Source, ...]
-    features: FloatArray
-    at: NDArray[np.int64]
-    fits: tuple[SourcesFit, ...]
+    costliest: Source
+    fits: tuple[tuple[SourcesFit, dict[int, SourcesFit]], ...]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -242,57 +211,73 @@ class FittedSources:
     @property
     def noise_std(self) -> FloatArray:
         """Learned noise of the costliest source, shape (metrics,), bits per byte."""
-        return np.array([fit.scale * np.sqrt(fit.kernel.noises[-1]) for fit in self.fits])
+        return np.asarray(self._noise()[self.sources.index(self.costliest)])
 
     def noise_at(self, points: Points) -> FloatArray:
         """Learned noise of the source of every point, shape (n, metrics), bits per byte."""
-        at_M = self._numbers(points)
-        return np.stack([fit.scale * np.sqrt(fit.kernel.noises[at_M]) for fit in self.fits], axis=1)
+        return np.asarray(self._noise()[self._located(points)[1]])
 
-    def mean(self, points: Points) -> FloatArray:
-        """Posterior mean at each point's source, shape (n, metrics)."""
-        return self._moments(points, with_std=False)[0]
+    def _noise(self) -> FloatArray:
+        """Shape (S, metrics)."""
+        noise_SK = np.empty((len(self.sources), len(self.fits)))
+        for column, (together, alone) in enumerate(self.fits):
+            noise_SK[:, column] = together.scale * np.sqrt(together.parameters.noise)
+            for source, fit in alone.items():
+                noise_SK[source, column] = fit.scale * np.sqrt(fit.parameters.noise[0])
+        return noise_SK
 
-    def posterior(self, points: Points) -> GaussianPosterior:
-        """Mean and std at each point's source; joint over points of all sources.
+    def _located(self, points: Points) -> tuple[FloatArray, IntArray]:
+        """Features and numbers of sources of `points`.
 
         Raises:
             DataError: other domains or phases, or a source that was never run.
         """
-        features_MF, at_M = root_and_log(self.observations.align(points)), self._numbers(points)
-        means_MK, stds_MK = self._moments(points, with_std=True)
-
-        def factor(metric: int) -> FloatArray:
-            fit = self.fits[metric]
-            k_NM = fit.kernel.covariance(self.features, self.at, features_MF, at_M)
-            explained_NM = solve_triangular(fit.factor, k_NM, lower=True)
-            left_MM = fit.kernel.covariance(features_MF, at_M, features_MF, at_M) - explained_NM.T @ explained_NM
-            return fit.scale * factor_with_jitter(left_MM)
-
-        return GaussianPosterior(means_MK, stds_MK, factor)
-
-    def _numbers(self, points: Points) -> NDArray[np.int64]:
-        known = {source: number for number, source in enumerate(self.sources)}
-        unknown = sorted({source.key for source in points.sources if source not in known})
+        features_MF = root_and_log(self.observations.align(points))
+        number = {source: index for index, source in enumerate(self.sources)}
+        unknown = sorted({source.key for source in points.sources if source not in number})
         if unknown:
             raise DataError(
                 f"No run was at {', '.join(unknown)}, and this surrogate says nothing of sources without runs.",
                 "Run a few mixtures there, or use a law over sizes, as scaling_effective.",
             )
-        return np.array([known[source] for source in points.sources], dtype=np.int64)
+        return features_MF, np.array([number[source] for source in points.sources], dtype=np.int64)
 
-    def _moments(self, points: Points, with_std: bool) -> tuple[FloatArray, FloatArray]:
-        features_MF, at_M = root_and_log(self.observations.align(points)), self._numbers(points)
-        means_MK, stds_MK = np.zeros((2, len(at_M), len(self.fits)))
+    def mean(self, points: Points) -> FloatArray:
+        """Posterior mean at the points' sources, shape (n, metrics)."""
+        return self._moments(*self._located(points), with_std=False)[0]
 
-        def fill(column: int) -> None:
-            fit = self.fits[column]
-            k_MN = fit.kernel.covariance(features_MF, at_M, self.features, self.at)
-            means_MK[:, column] = fit.centers[at_M] + fit.scale * (k_MN @ fit.alpha)
-            if with_std:
-                explained_NM = solve_triangular(fit.factor, k_MN.T, lower=True)
-                left_M = fit.kernel.variance(features_MF, at_M) - np.einsum("nm,nm->m", explained_NM, explained_NM)
-                stds_MK[:, column] = fit.scale * np.sqrt(np.maximum(left_M, MINIMUM_VARIANCE))
+    def posterior(self, points: Points) -> GaussianPosterior:
+        """Mean and std at `points`; the joint covariance is computed when the posterior is sampled."""
+        features_MF, at_M = self._located(points)
+        means_MK, stds_MK = self._moments(features_MF, at_M, with_std=True)
+        return GaussianPosterior(means_MK, stds_MK, lambda metric: self._joint_factor(features_MF, at_M, metric))
+
+    def _moments(self, features_MF: FloatArray, at_M: IntArray, with_std: bool) -> tuple[FloatArray, FloatArray]:
+        means_MK = np.empty((len(features_MF), len(self.fits)))
+        stds_MK = np.zeros_like(means_MK)
+
+        def fill(metric: int) -> None:
+            for fit, rows, at in self._parts(at_M, metric):
+                for start in range(0, len(rows), BLOCK_ROWS):
+                    block = slice(start, start + BLOCK_ROWS)
+                    means_MK[rows[block], metric] = fit.means(features_MF[rows[block]], at[block])
+                    if with_std:
+                        stds_MK[rows[block], metric] = fit.stds(features_MF[rows[block]], at[block])
 
         over_metrics(fill, range(len(self.fits)))
         return means_MK, stds_MK
+
+    def _joint_factor(self, features_MF: FloatArray, at_M: IntArray, metric: int) -> FloatArray:
+        """Of all points, shape (M, M): block by block where sources answer alone."""
+        factor_MM, column = np.zeros((len(at_M), len(at_M))), 0
+        for fit, rows, at in self._parts(at_M, metric):
+            factor_MM[rows, column : column + len(rows)] = fit.joint_factor(features_MF[rows], at)
+            column += len(rows)
+        return factor_MM
+
+    def _parts(self, at_M: IntArray, metric: int) -> list[tuple[SourcesFit, IntArray, IntArray]]:
+        """Which process answers for which points, and their sources' numbers in that process."""
+        together, alone = self.fits[metric]
+        parts = [(fit, np.flatnonzero(at_M == source), np.zeros((at_M == source).sum(), dtype=np.int64)) for source, fit in alone.items()]
+        rest = np.flatnonzero(~np.isin(at_M, list(alone)))
+        return [part for part in [*parts, (together, rest, at_M[rest])] if len(part[1])]

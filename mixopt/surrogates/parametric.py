@@ -10,7 +10,7 @@ rounds. Robust, because laws miss mixtures near the corners by much more than no
 (measured for the log-linear law: Spearman .964 against .873, methods/surrogates-measured.md).
 
 Uncertainty is in two parts, as for trees: *spread*, the Laplace approximation of the parameters carried to the points (joint over them), and *misfit*, what
-residuals show beyond seed noise: the same everywhere, independent between mixtures. The main trade-off: a law is rigid, so far from the
+residuals show beyond seed noise: of the same size everywhere, and alike at neighbouring mixtures (`misfit`). The main trade-off: a law is rigid, so far from the
 swarm it is more certain than it should be.
 
 Inputs are the weights of all phases, side by side; laws over several sources have the source's size and tokens beside them (`scaling_law`).
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from mixopt.mixture import FloatArray
 from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, out_of_fold_by
 from mixopt.surrogates.features import weights
+from mixopt.surrogates.misfit import misfit_factor
 from mixopt.surrogates.observations import Observations, mixture_groups, repeat_variance
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.surrogates.threads import over_metrics
@@ -278,23 +279,29 @@ class FittedLaw:
 
     def mean(self, points: Points) -> FloatArray:
         """The laws at their best parameters, shape (n, metrics)."""
-        return self._mean(self.observations.inputs(points))
+        return self.values_at(self.observations.inputs(points))
 
-    def _mean(self, x_MI: FloatArray) -> FloatArray:
+    def values_at(self, x_MI: FloatArray) -> FloatArray:
+        """As `mean`, of inputs."""
         pairs = zip(self.laws, self.fits, strict=True)
         return np.stack([fit.center + fit.scale * law.evaluate(fit.theta[None], x_MI)[0][0] for law, fit in pairs], axis=1)
 
+    def drift(self, x_MI: FloatArray) -> FloatArray:
+        """An error that all points share, times its standard deviation, (M, metrics), bits per byte; laws of mixtures alone have none."""
+        return np.zeros((len(x_MI), len(self.fits)))
+
     def posterior(self, points: Points) -> GaussianPosterior:
-        """The laws, their spread and their misfit at `points`."""
+        """The laws, their spread, their misfit and their drift at `points`."""
         x_MI = self.observations.inputs(points)
         pairs = zip(self.laws, self.fits, strict=True)
         spreads = [fit.scale * law.evaluate(fit.theta[None], x_MI)[1][0] @ fit.factor for law, fit in pairs]
         variances = [(spread**2).sum(axis=1) + fit.misfit_std**2 for spread, fit in zip(spreads, self.fits, strict=True)]
-        # Points at the same mixture share their misfit, so that a mixture never differs from itself.
-        same = np.unique(x_MI, axis=0, return_inverse=True)[1].reshape(-1)
+        drift_MK = self.drift(x_MI)
+        schedules_MPD = self.observations.align(points)
+        beside_MO = x_MI[:, schedules_MPD[0].size :] if len(schedules_MPD) else x_MI
 
         def factor(metric: int) -> FloatArray:
-            misfit = self.fits[metric].misfit_std * np.equal.outer(same, np.unique(same))
-            return np.concatenate([spreads[metric], misfit], axis=1)
+            misfit_MM = self.fits[metric].misfit_std * misfit_factor(schedules_MPD, beside_MO)
+            return np.concatenate([spreads[metric], misfit_MM, drift_MK[:, metric : metric + 1]], axis=1)
 
-        return GaussianPosterior(self._mean(x_MI), np.sqrt(np.stack(variances, axis=1)), factor)
+        return GaussianPosterior(self.values_at(x_MI), np.sqrt(np.stack(variances, axis=1) + drift_MK**2), factor)

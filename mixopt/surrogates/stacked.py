@@ -172,17 +172,22 @@ def put_together(
     """Weights and spread from predictions out of fold: `trusted_S` is where weights are pulled to, `floor_S` the least of each."""
     weights_S = find_weights(measured_N, means_NS, trusted_S, floor_S)
     mean_N, variance_N = mix(weights_S, means_NS, variances_NS)
-    sizes_N = np.abs(measured_N - mean_N) / np.sqrt(np.maximum(variance_N, MINIMUM_STD**2))
+    sizes_N = np.abs(measured_N - mean_N) / np.sqrt(np.maximum(variance_N, least_std(measured_N) ** 2))
     ratio = max(float(np.quantile(sizes_N, COVERED)) / norm.ppf(0.5 + COVERED / 2), MINIMUM_STD)
     spread = ratio ** (len(sizes_N) / (len(sizes_N) + SPREAD_PRIOR))
     return Stack(weights_S, float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD)))
+
+
+def least_std(measured_N: FloatArray) -> float:
+    """Below this lies round-off; of metrics in small units, this share of their largest value."""
+    return MINIMUM_STD * min(max(float(np.abs(measured_N).max()), MINIMUM_STD**3), 1.0)
 
 
 def find_weights(measured_N: FloatArray, means_NS: FloatArray, trusted_S: FloatArray, floor_S: FloatArray) -> FloatArray:
     """Nonnegative weights of least squared error plus pull, shape (S,), summing to 1, each at least its floor."""
     free = 1 - floor_S.sum()
     errors_NS = (means_NS - measured_N[:, None]) / np.sqrt(len(measured_N))
-    errors_NS /= max(float(np.sqrt((errors_NS**2).sum(axis=0).min())), MINIMUM_STD)
+    errors_NS /= max(float(np.sqrt((errors_NS**2).sum(axis=0).min())), least_std(measured_N))
     # Weights sum to 1, so the stack's error is the weighted sum of the members' errors. One more row makes them sum to 1.
     pull_SS = np.sqrt(PULL / len(measured_N)) * np.eye(len(floor_S))
     sides = np.concatenate([errors_NS, pull_SS, np.full((1, len(floor_S)), SUM_TO_ONE)])
@@ -241,9 +246,9 @@ class FittedStack:
 
     @property
     def noise_std(self) -> FloatArray:
-        """Seed noise, shape (metrics,), bits per byte: as the members found it, root mean square by weight."""
-        noise_SK = np.stack([fitted.noise_std for fitted in self.fitted])
-        return np.asarray(self._spreads * np.sqrt((self.weights * noise_SK**2).sum(axis=0)))
+        """Seed noise, shape (metrics,), bits per byte: as the most trusted member found it. `noise_at` is what makes intervals of measurements honest, and holds
+        what laws miss, too."""
+        return self.fitted[0].noise_std
 
     @property
     def _spreads(self) -> FloatArray:

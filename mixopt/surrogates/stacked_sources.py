@@ -11,17 +11,19 @@ The main trade-off: a process over all runs costs the cube of their number; what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
+from mixopt.surrogates.anchor_ratio import NoRatio
 from mixopt.surrogates.base import Fitted, Posterior
 from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, noise_at, rank_correlation
 from mixopt.surrogates.observations import mixture_groups
-from mixopt.surrogates.scales import Sizes, sources_in
+from mixopt.surrogates.scales import Sizes, parameters_of, sources_in
 from mixopt.surrogates.stacked import FittedStack, Stack, mix, put_together, stack_left_out
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
@@ -37,25 +39,52 @@ FLOOR = 0.1
 
 def members_for(sources: Sequence[Source], sizes: Sizes | None) -> tuple[str, ...]:
     """Names of the members that runs of these sources can fit."""
-    scales = max(len({source.size for source in sources}), len({source.tokens for source in sources}))
-    one_evaluator = len({source.evaluator for source in sources}) == 1
-    return (PROCESS, RATIO, LAW) if scales >= LEAST_SCALES and one_evaluator else (PROCESS, RATIO)
+    return (PROCESS, RATIO) if _no_law(sources, sizes) else (PROCESS, RATIO, LAW)
+
+
+def _no_law(sources: Sequence[Source], sizes: Sizes | None) -> str:
+    """Why the scaling law cannot be fitted; "" if it can."""
+    names = {source.size for source in sources}
+    if max(len(names), len({source.tokens for source in sources})) < LEAST_SCALES:
+        return f"fewer than {LEAST_SCALES} sizes or token counts: too little for {LAW}"
+    if len({source.evaluator for source in sources}) > 1:
+        return f"several evaluators: too little in common for {LAW}"
+    try:
+        if len(names) > 1:
+            _ = [parameters_of(name, sizes) for name in sorted(names)]
+    except DataError as error:
+        return f"{LAW} needs them: {error.message}"
+    return ""
 
 
 def fit_sources(swarm: Swarm, metrics: Sequence[str], sizes: Sizes | None, folds: int, seed: int) -> tuple[FittedSourcesStack, OutOfFold]:
     """The stack of a swarm of several sources, and predictions of each trial, at its own source, by fits that did not see its mixture.
 
+    Where some metric has both signs, so that ratios mean nothing, the anchor ratio is left out.
+
     Raises:
         DataError: as the members say; sources whose order is not known.
         TooFewToCheck: see `cross_validation.checked_folds`.
     """
+    sources = sources_in(swarm, sizes)
+    names, why = members_for(sources, sizes), _no_law(sources, sizes)
+    try:
+        return _fit_members(swarm, metrics, sizes, folds, seed, names, why)
+    except NoRatio as error:
+        names = tuple(name for name in names if name != RATIO)
+        return _fit_members(swarm, metrics, sizes, folds, seed, names, "; ".join(filter(None, [error.message.rstrip("."), why])))
+
+
+def _fit_members(
+    swarm: Swarm, metrics: Sequence[str], sizes: Sizes | None, folds: int, seed: int, names: tuple[str, ...], left_out: str
+) -> tuple[FittedSourcesStack, OutOfFold]:
+    """As `fit_sources`, of these members."""
     from mixopt.surrogates import get_surrogate
 
     order = np.argsort(np.array(swarm.trial_ids), kind="stable")
     swarm = swarm.by_trial_id()
     numbers_N = checked_folds(mixture_groups(swarm), folds, seed)
     sources = sources_in(swarm, sizes)
-    names = members_for(sources, sizes)
     surrogates = [get_surrogate(name, sizes=sizes) for name in names]
     fitted = tuple(surrogate.fit(swarm, metrics) for surrogate in surrogates)
     ids, measured_NK, at_N = np.array(swarm.trial_ids), swarm.values(metrics), np.array([sources.index(s) for s in swarm.points().sources])
@@ -77,7 +106,7 @@ def fit_sources(swarm: Swarm, metrics: Sequence[str], sizes: Sizes | None, folds
     enough = np.flatnonzero(counts >= LEAST_JUDGES)
     focus = int(enough[-1]) if len(enough) else -1
     costliest = int(np.sum(at_N == len(sources) - 1))
-    trusted_S = np.array([float(name == (PROCESS if costliest >= LEAST_FOR_PROCESS else RATIO)) for name in names])
+    trusted_S = np.array([float(name == (PROCESS if costliest >= LEAST_FOR_PROCESS or RATIO not in names else RATIO)) for name in names])
     floor_S = np.array([FLOOR if name == LAW else 0.0 for name in names])
     trusted_S = trusted_S * (1 - floor_S.sum()) + floor_S
     judges_N = judged_N & (at_N == focus) if focus == len(sources) - 1 else np.zeros(len(at_N), dtype=bool)
@@ -105,7 +134,7 @@ def fit_sources(swarm: Swarm, metrics: Sequence[str], sizes: Sizes | None, folds
         fitted=fitted,
         stacks=tuple(stacks),
         scores=scores,
-        left_out=_left_out_words(names),
+        left_out=left_out,
         sources=sources,
     )
     if left.any():
@@ -116,10 +145,6 @@ def fit_sources(swarm: Swarm, metrics: Sequence[str], sizes: Sizes | None, folds
     return stack_fit, OutOfFold(mean_NK[back], std_NK[back], measured_NK[back])
 
 
-def _left_out_words(names: Sequence[str]) -> str:
-    return "" if LAW in names else f"fewer than {LEAST_SCALES} sizes or token counts, or several evaluators: too little for {LAW}"
-
-
 @dataclass(frozen=True)
 class FittedSourcesStack(FittedStack):
     """As `FittedStack`, over several sources; `sources` are those that were run, cheapest first."""
@@ -128,31 +153,79 @@ class FittedSourcesStack(FittedStack):
 
     def mean(self, points: Points) -> FloatArray:
         """Weighted mean of the members', shape (n, metrics); at sources without runs the law's."""
-        law = self._law_for(points)
-        return super().mean(points) if law is None else law.mean(points)
+        return self._by_source(points, super().mean, lambda law, part: law.mean(part))
 
     def noise_at(self, points: Points) -> FloatArray:
         """Seed noise at every point, shape (n, metrics), bits per byte."""
-        law = self._law_for(points)
-        return super().noise_at(points) if law is None else noise_at(law, points)
+        return self._by_source(points, super().noise_at, noise_at)
 
     def posterior(self, points: Points) -> Posterior:
-        """Of the mixture of members at `points`.
+        """Of the mixture of members at `points`, of the law at those of sources without runs; draws of the two kinds are independent.
 
         Raises:
             DataError: a source without runs, and too few sizes or token counts for a law.
         """
-        law = self._law_for(points)
-        return super().posterior(points) if law is None else law.posterior(points)
+        beyond_M, law = self._beyond(points)
+        if law is None:
+            return super().posterior(points)
+        if beyond_M.all():
+            return law.posterior(points)
+        return JoinedPosterior(beyond_M, super().posterior(_rows(points, ~beyond_M)), law.posterior(_rows(points, beyond_M)))
 
-    def _law_for(self, points: Points) -> Fitted | None:
-        """The law, where points are at sources without runs."""
-        beyond = sorted({source.key for source in points.sources if source not in self.sources})
-        if not beyond:
-            return None
+    def _by_source(
+        self, points: Points, stack: Callable[[Points], FloatArray], by_law: Callable[[Fitted, Points], FloatArray]
+    ) -> FloatArray:
+        """What the stack says at sources with runs, and the law at the others: of a point the same whatever is asked beside it."""
+        beyond_M, law = self._beyond(points)
+        if law is None:
+            return stack(points)
+        found_MK = np.empty((len(beyond_M), len(self.metrics)))
+        found_MK[beyond_M] = by_law(law, _rows(points, beyond_M))
+        if not beyond_M.all():
+            found_MK[~beyond_M] = stack(_rows(points, ~beyond_M))
+        return found_MK
+
+    def _beyond(self, points: Points) -> tuple[NDArray[np.bool_], Fitted | None]:
+        """Which points are at sources without runs, and the law, if there are some."""
+        beyond_M = np.array([source not in self.sources for source in points.sources], dtype=bool)
+        if not beyond_M.any():
+            return beyond_M, None
         if LAW not in self.names:
+            beyond = sorted({source.key for source in points.sources if source not in self.sources})
             raise DataError(
-                f"No run was at {', '.join(beyond)}, and runs of fewer than {LEAST_SCALES} sizes or token counts do not say how losses go on there.",
-                "Run a few mixtures there, or runs of a third size or token count.",
+                f"No run was at {', '.join(beyond)}, and there is no law of how losses go on there ({self.left_out}).",
+                f"Run a few mixtures there, or runs of a third size or token count ({LEAST_SCALES} are needed, of known parameters).",
             )
-        return self.fitted[self.names.index(LAW)]
+        return beyond_M, self.fitted[self.names.index(LAW)]
+
+
+def _rows(points: Points, rows_M: NDArray[np.bool_]) -> Points:
+    sources = tuple(source for source, wanted in zip(points.sources, rows_M.tolist(), strict=True) if wanted)
+    return Points(points.domains, points.schedules[rows_M], sources, points.fractions)
+
+
+@dataclass(frozen=True)
+class JoinedPosterior:
+    """Of points some of which, `beyond` (M,), are at sources without runs."""
+
+    beyond: NDArray[np.bool_]
+    inside: Posterior
+    outside: Posterior
+
+    @property
+    def mean(self) -> FloatArray:
+        return self._joined(self.inside.mean, self.outside.mean)
+
+    @property
+    def std(self) -> FloatArray:
+        return self._joined(self.inside.std, self.outside.std)
+
+    def sample(self, count: int, seed: int) -> FloatArray:
+        """Draws of shape (count, n, metrics)."""
+        return self._joined(self.inside.sample(count, seed), self.outside.sample(count, seed + 1))
+
+    def _joined(self, inside: FloatArray, outside: FloatArray) -> FloatArray:
+        """Arrays (..., points, metrics) put in the places of their points."""
+        found = np.empty((*inside.shape[:-2], len(self.beyond), inside.shape[-1]))
+        found[..., ~self.beyond, :], found[..., self.beyond, :] = inside, outside
+        return found

@@ -25,6 +25,8 @@ from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, PROPOSAL, Compari
 NAMED_DOMAINS = 4
 # Collapsed routers named in the answer; the report has them all.
 NAMED_COLLAPSES = 3
+# Domains of which a point more changes the objective most; the report has them all.
+STEEPEST = 3
 _METRIC_TITLES = {MEAN_BITS_PER_BYTE: "mean of the objective's metrics"}
 
 
@@ -186,7 +188,14 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
 
 
 def _constraints(findings: Findings, proposal: Proposal) -> str:
-    notes = [f"- {sentence}" for sentence in proposal.binding]
+    brings = {
+        relaxation.constraint: f" ({relaxation.change}: objective {signed(relaxation.gain.mean)})" for relaxation in proposal.relaxations
+    }
+    notes = [f"- {sentence}{brings.get(sentence, '')}" for sentence in proposal.binding]
+    steepest = sorted(proposal.sensitivities.items(), key=lambda item: (-abs(item[1].mean), item[0]))[:STEEPEST]
+    if steepest:
+        changes = ", ".join(f"{_cell(name)} {signed(effect.mean)}" for name, effect in steepest)
+        notes.append(f"- one more percentage point of a domain, all others giving in proportion, changes the objective most for: {changes}")
     unique = findings.context.get("unique") or {}
     for kind, why in (("floored", "less"), ("capped", "more")):
         tokens = {name: count for name, (count, note) in sorted(unique.items()) if note == kind}

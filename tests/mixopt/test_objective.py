@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mixopt.errors import ConfigError, DataError
 from mixopt.mixture import Mixture
-from mixopt.objective import Objective, fit_objective, measure_noise
+from mixopt.objective import Estimates, Objective, ObjectiveKind, fit_objective, lacking, measure_noise, unit_of
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 
@@ -71,6 +71,83 @@ def test_mean_is_in_bits_per_byte_and_screens_nothing() -> None:
     assert objective.metrics == ("x", "flat")
     assert objective.screened == {}
     assert objective.value(np.array([2.0, 4.0])) == pytest.approx(3.5)
+
+
+def test_weighted_is_the_mean_with_weights_that_are_told() -> None:
+    weighted, mean = (fit_objective(kind, {"x": 1.0, "flat": 3.0}, swarm(SHARES, LOSSES), NATURAL) for kind in ("weighted", "mean"))
+    losses = np.array([[2.0, 4.0], [1.0, 3.0]])
+    assert weighted.metrics == ("x", "flat"), "nothing is screened"
+    assert weighted.value(losses) == pytest.approx([0.25 * 2 + 0.75 * 4, 0.25 * 1 + 0.75 * 3])
+    assert weighted.difference(losses, np.array([1.0, 3.0])) == pytest.approx([1.0, 0.0])
+    assert np.array_equal(weighted.value(losses), mean.value(losses))
+
+
+def test_z_scored_divides_by_the_standard_deviation_over_mixtures() -> None:
+    objective = fit_objective("z_scored", {"x": 3.0, "y": 1.0}, swarm(SHARES, LOSSES), NATURAL)
+    # Means over the repeats of each mixture first: a mixture that was run thrice counts once.
+    spread_x, spread_y = np.std([1.0, 1.32, 2.0, 1.6]), np.std([2.0, 1.5, 1.0, 1.2])
+    assert objective.spread_std == pytest.approx((spread_x, spread_y))
+    assert objective.value(np.array([1.1, 1.8])) == pytest.approx(0.75 * 0.1 / spread_x - 0.25 * 0.2 / spread_y)
+    screened = fit_objective("z_scored", {"x": 1.0, "flat": 1.0}, swarm(SHARES, LOSSES), NATURAL)
+    assert (screened.metrics, set(screened.screened), len(screened.spread_std)) == (("x",), {"flat"}, 1)
+
+
+def test_a_z_score_does_not_depend_on_the_unit_of_a_metric() -> None:
+    thousandths = {"x": [loss / 1000 for loss in LOSSES["x"]], "y": LOSSES["y"]}
+    plain, scaled = (fit_objective("z_scored", {"x": 1.0, "y": 1.0}, swarm(SHARES, losses), NATURAL) for losses in (LOSSES, thousandths))
+    assert plain.value(np.array([1.1, 1.8])) == pytest.approx(scaled.value(np.array([0.0011, 1.8])))
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [
+        ("mean", "nats"),
+        ("weighted", "nats"),
+        ("noise_scaled", "standard deviations of a seed"),
+        ("worst_case", "standard deviations of a seed"),
+        ("z_scored", "standard deviations over the mixtures"),
+    ],
+)
+def test_the_unit_of_losses_is_that_of_kinds_that_divide_by_nothing(kind: ObjectiveKind, unit: str) -> None:
+    objective = fit_objective(kind, {"x": 1.0, "flat": 1.0}, swarm(SHARES, LOSSES), NATURAL, loss_unit="nats")
+    assert objective.unit == unit == unit_of(kind, "nats")
+    assert all(" nats over " in reason and "bits" not in reason for reason in objective.screened.values())
+    assert fit_objective("mean", {"x": 1.0}, swarm(SHARES, LOSSES), NATURAL).unit == "bits per byte"
+
+
+ESTIMATES = Estimates(("x", "flat"), np.array([0.05, 0.5]), np.array([1.5, 3.1]))
+
+
+def test_a_surrogate_says_noise_and_natural_losses_where_neither_was_measured() -> None:
+    runs = swarm([0.7, 0.5, 0.1, 0.3], {"x": [1.1, 1.3, 2.0, 1.6], "flat": [3.0, 3.1, 3.0, 3.02]})
+    assert lacking(runs, NATURAL) == (True, True)
+    objective = fit_objective("noise_scaled", {"x": 1.0, "flat": 1.0}, runs, NATURAL, estimates=ESTIMATES)
+    assert (objective.noise_from, objective.natural_from, objective.degrees_of_freedom) == ("surrogate", "surrogate", 0)
+    assert (objective.noise_std, objective.natural_losses) == ((0.05,), (1.5,))
+    assert "seed noise of 0.5 (estimated by the surrogate, no repeats)" in objective.screened["flat"]
+
+
+def test_what_was_measured_goes_before_what_a_surrogate_says() -> None:
+    objective = fit_objective("noise_scaled", {"x": 1.0, "flat": 1.0}, swarm(SHARES, LOSSES), NATURAL, estimates=ESTIMATES)
+    assert objective == fit_objective("noise_scaled", {"x": 1.0, "flat": 1.0}, swarm(SHARES, LOSSES), NATURAL)
+    # The natural mixture once and one repeat elsewhere: its loss is measured, the noise of one degree of freedom is not taken.
+    runs = swarm([0.8, 0.5, 0.5, 0.3], {"x": [1.0, 1.3, 1.34, 2.0], "flat": [3.0, 3.1, 3.0, 3.02]})
+    assert lacking(runs, NATURAL) == (True, False)
+    mixed = fit_objective("mean", {"x": 1.0, "flat": 1.0}, runs, NATURAL, estimates=ESTIMATES)
+    assert (mixed.noise_from, mixed.natural_from) == ("surrogate", "runs")
+    assert (mixed.noise_std, mixed.natural_losses) == ((0.05, 0.5), (1.0, 3.0))
+
+
+def test_a_surrogate_without_noise_does_not_divide_by_zero() -> None:
+    certain = Estimates(("x",), np.zeros(1), np.ones(1))
+    objective = fit_objective("noise_scaled", {"x": 1.0}, swarm([0.7, 0.5, 0.1], {"x": [1.1, 1.3, 2.0]}), NATURAL, estimates=certain)
+    assert np.isfinite(objective.value(np.array([1.2])))
+
+
+def test_records_from_before_units_and_estimates_are_read() -> None:
+    body = fit_objective("noise_scaled", {"x": 1.0}, swarm(SHARES, LOSSES), NATURAL).to_json()
+    old = {key: value for key, value in body.items() if key not in ("spread_std", "loss_unit", "noise_from", "natural_from")}
+    assert Objective.from_json(old) == Objective.from_json(body)
 
 
 def test_worst_case_is_the_largest_scaled_difference() -> None:
@@ -135,7 +212,7 @@ def test_unknown_kind_lists_the_known() -> None:
 def objectives(draw: st.DrawFn) -> tuple[Objective, np.ndarray]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(1, 5))
-    kind = draw(st.sampled_from(["noise_scaled", "mean", "worst_case"]))
+    kind = draw(st.sampled_from(["noise_scaled", "mean", "weighted", "worst_case", "z_scored"]))
     objective = Objective(
         kind=kind,
         metrics=tuple(f"m{index}" for index in range(count)),
@@ -144,6 +221,10 @@ def objectives(draw: st.DrawFn) -> tuple[Objective, np.ndarray]:
         natural_losses=tuple(rng.uniform(1, 3, count).tolist()),
         degrees_of_freedom=6,
         screened={"z": "why"},
+        spread_std=tuple(rng.uniform(0.01, 0.2, count).tolist()) if kind == "z_scored" else (),
+        loss_unit=draw(st.sampled_from(["bits per byte", "nats"])),
+        noise_from=draw(st.sampled_from(["repeats", "surrogate"])),
+        natural_from=draw(st.sampled_from(["runs", "surrogate"])),
     )
     return objective, rng.uniform(1, 3, (4, 3, count))
 

@@ -34,6 +34,8 @@ from mixopt.verification import OBJECTIVE, Comparison
 NINETY_PERCENT = 1.645
 # Marks that can be pointed at make a page large; of a search of thousands the arms and the best stay reachable, the others are dots.
 MOST_MARKS = 400
+# More dots than this hide each other, and take minutes to draw.
+MOST_DRAWN = 500
 VERDICT_COLOURS = {"better": BLUE, "worse": VERMILION, "undecided": MUTED}
 
 
@@ -45,12 +47,15 @@ def predicted_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         return None
     rho = (evidence.get("spearman") or {}).get("objective")
     inside = sum(abs(pair["measured"] - pair["mean"]) <= NINETY_PERCENT * pair["std"] for pair in pairs)
+    shown = _some(pairs)
+    part = "" if len(shown) == len(pairs) else f" {len(shown)} of them are drawn."
     arms = [arm for arm in BASELINES if any(pair["label"] == arm for pair in pairs)]
     size = layout.width - 1.0 if layout.narrow else 4.5
     figure, axes = new_axes(
         "Predicted against measured",
         f"{len(pairs)} trials, each predicted without itself, 90% intervals; {inside} of {len(pairs)} hold the measured value."
-        + ("" if rho is None else f" Spearman {rho:.2f}."),
+        + ("" if rho is None else f" Spearman {rho:.2f}.")
+        + part,
         layout,
         size,
         {"left": 0.8 if layout.narrow else 1.2, "right": 0.2 if layout.narrow else 1.5, "bottom": 0.7},
@@ -63,22 +68,21 @@ def predicted_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     margin = 0.04 * (max(ends) - min(ends)) or 1.0
     limits = (min(ends) - margin, max(ends) + margin)
     axes.plot(limits, limits, color=MUTED, linewidth=1, zorder=1)
-    colours = [ARM_COLOURS.get(pair["label"], MUTED) for pair in pairs]
-    rows = [pair["measured"] for pair in pairs]
     axes.hlines(
-        rows,
-        [p["mean"] - h for p, h in zip(pairs, halves, strict=True)],
-        [p["mean"] + h for p, h in zip(pairs, halves, strict=True)],
-        colors=colours,
+        [pairs[number]["measured"] for number in shown],
+        [pairs[number]["mean"] - halves[number] for number in shown],
+        [pairs[number]["mean"] + halves[number] for number in shown],
+        colors=[ARM_COLOURS.get(pairs[number]["label"], MUTED) for number in shown],
         linewidth=0.8,
         alpha=0.6,
     )
-    for number, (pair, half) in enumerate(zip(pairs, halves, strict=True), start=1):
-        marker = ARM_MARKERS.get(pair["label"], "o")
-        (dot,) = axes.plot(pair["mean"], pair["measured"], marker, markersize=5, color=colours[number - 1], alpha=0.8)
+    for number in shown:
+        pair, half = pairs[number], halves[number]
+        colour = ARM_COLOURS.get(pair["label"], MUTED)
+        (dot,) = axes.plot(pair["mean"], pair["measured"], ARM_MARKERS.get(pair["label"], "o"), markersize=5, color=colour, alpha=0.8)
         if len(pairs) <= MOST_MARKS or pair["label"] in ARM_COLOURS:
             interval = f"{pair['mean'] - half:.2f} to {pair['mean'] + half:.2f}"
-            mark(dot, trial_title(number, pair), f"predicted {pair['mean']:.2f} ({interval})", f"measured {pair['measured']:.2f}")
+            mark(dot, trial_title(number + 1, pair), f"predicted {pair['mean']:.2f} ({interval})", f"measured {pair['measured']:.2f}")
     axes.set_xlim(*limits)
     axes.set_ylim(*limits)
     axes.set_aspect("equal")
@@ -89,6 +93,16 @@ def predicted_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     axes.set_ylabel("measured objective", color=INK, fontsize=9)
     legend_above(axes, [*map(_arm_handle, arms), _dot_handle("other mixtures", MUTED)], layout)
     return figure
+
+
+def _some(pairs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Numbers of the trials to draw: all, or of thousands an even part from the best predicted to the worst, and every baseline."""
+    if len(pairs) <= MOST_DRAWN:
+        return list(range(len(pairs)))
+    ranked = sorted(range(len(pairs)), key=lambda number: pairs[number]["mean"])
+    step = len(ranked) / MOST_DRAWN
+    kept = {ranked[int(place * step)] for place in range(MOST_DRAWN)}
+    return sorted(kept | {number for number, pair in enumerate(pairs) if pair["label"] in ARM_COLOURS})
 
 
 def trial_title(number: int, entry: Mapping[str, Any]) -> str:

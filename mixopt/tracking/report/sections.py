@@ -23,6 +23,9 @@ OBJECTIVES = {
     "mixture, negative is better, and 1 is one standard deviation of a seed.",
     "mean": "The objective is the weighted mean loss of the metrics that count, relative to the natural mixture, in bits per byte; negative is better.",
     "worst_case": "The objective is the worst metric's (loss minus natural's loss) / seed noise: 0 is the natural mixture, negative is better.",
+    "weighted": "The objective is the weighted mean loss of the metrics, relative to the natural mixture, in bits per byte; negative is better.",
+    "z_scored": "The objective is the weighted mean over the metrics that count of (loss minus natural's loss) / the loss's standard deviation over the "
+    "mixtures: 0 is the natural mixture, negative is better.",
 }
 
 
@@ -87,7 +90,26 @@ def mixture_section(findings: Findings) -> Section:
         blocks += [Heading("By group"), groups]
     blocks.append(Heading("What holds the proposal back"))
     blocks.append(Notes(proposal.binding) if proposal.binding else Prose("No bound and no epoch cap: the optimum lies inside all of them."))
+    if proposal.relaxations:
+        blocks.append(relaxation_table(proposal, findings.objective_unit))
+    if proposal.sensitivities:
+        blocks.append(sensitivity_table(proposal, findings.objective_unit))
     return Section("mixture", title, blocks)
+
+
+def relaxation_table(proposal: Proposal, unit: str) -> Table:
+    """What relaxing each binding constraint would bring."""
+    rows = [[r.constraint, r.change, signed(r.gain.mean), f"{signed(r.gain.low)} to {signed(r.gain.high)}"] for r in proposal.relaxations]
+    caption = f"What relaxing each would bring: predicted change of the objective, {unit}"
+    return Table(caption, ["constraint", "relaxed", "objective", "90% interval"], rows, words=[1])
+
+
+def sensitivity_table(proposal: Proposal, unit: str, folded: str = "One more point of a domain") -> Table:
+    """What one more percentage point of each domain would change, the most wanted first."""
+    ordered = sorted(proposal.sensitivities.items(), key=lambda item: (item[1].mean, item[0]))
+    rows = [[name, signed(effect.mean), f"{signed(effect.low)} to {signed(effect.high)}"] for name, effect in ordered]
+    caption = f"Predicted change of the objective for one more point, {unit}, all others giving in proportion"
+    return Table(caption, ["domain", "change", "90% interval"], rows, folded=folded)
 
 
 def _sorted(weights: Mapping[str, float]) -> list[tuple[str, float]]:

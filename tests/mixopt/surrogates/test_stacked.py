@@ -12,7 +12,7 @@ import pytest
 from mixopt.mixture import FloatArray
 from mixopt.surrogates import stacked
 from mixopt.surrogates.cross_validation import fit_with_out_of_fold, out_of_fold
-from mixopt.surrogates.stacked import FLOOR, PULL, Stacked, _trusted, find_weights, mix
+from mixopt.surrogates.stacked import FLOOR, PULL, Stacked, _trusted, find_weights, mix, put_together
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 
@@ -43,6 +43,18 @@ def test_weights_minimize_squared_error_plus_pull() -> None:
     best = min(grid, key=loss)
     assert loss(found) <= loss(best) + 1e-9
     np.testing.assert_allclose(found, best, atol=0.01)
+
+
+@pytest.mark.parametrize("unit", [2.0**-40, 2.0**20])
+def test_a_stack_does_not_depend_on_the_unit_of_the_metric(unit: float) -> None:
+    rng = np.random.default_rng(3)
+    measured = 3 + rng.normal(size=30)
+    means = measured[:, None] + rng.normal(size=(30, 3)) * [0.3, 0.5, 0.25]
+    variances = np.full((30, 3), 0.1)
+    plain = put_together(measured, means, variances, _trusted(NAMES), FLOORS)
+    found = put_together(unit * measured, unit * means, unit**2 * variances, _trusted(NAMES), FLOORS)
+    np.testing.assert_allclose(found.weights, plain.weights, rtol=1e-9)
+    assert found.spread == pytest.approx(plain.spread)
 
 
 def test_the_power_law_keeps_its_floor_and_weights_sum_to_one() -> None:

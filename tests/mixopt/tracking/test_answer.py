@@ -11,7 +11,7 @@ import pytest
 
 from mixopt.errors import DataError
 from mixopt.history import History
-from mixopt.proposal import Effect
+from mixopt.proposal import Effect, Relaxation
 from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.mirrored import NOTE_CHARACTERS, fitted_note
 from mixopt.tracking.note import answer_markdown, answer_sentence, write_answer
@@ -101,6 +101,24 @@ def test_domains_with_few_unique_tokens_share_a_sentence(findings: Findings) -> 
     text = answer_markdown(replace(findings, context={**findings.context, "unique": unique}))
     assert "64 unique tokens of each of 2 domains: a, b (floored), so they repeat these less than" in text
     assert "10 unique tokens of d (capped), so they repeat it more than" in text
+
+
+def test_what_relaxing_a_constraint_and_a_point_more_would_bring_is_told(findings: Findings) -> None:
+    assert findings.proposal is not None
+    (constraint,) = findings.proposal.binding
+    relaxation = Relaxation(constraint, "`max_epochs` of markdown raised from 4 to 4.4", Effect(-0.21, -0.4, -0.1), {})
+    points = {"web": 0.3, "python": -0.7, "docs": 0.01, "math": -0.02}
+    proposal = replace(
+        findings.proposal,
+        relaxations=(relaxation,),
+        sensitivities={name: Effect(mean, mean - 0.1, mean + 0.1) for name, mean in points.items()},
+    )
+    part = section(answer_markdown(replace(findings, proposal=proposal)), "What holds the proposal back")
+    assert f"- {constraint} (`max_epochs` of markdown raised from 4 to 4.4: objective −0.21" in part
+    assert "changes the objective most for: python −0.7" in part
+    assert "web +0.3" in part
+    assert "docs" not in part, "the steepest three"
+    assert "point" not in section(answer_markdown(findings), "What holds the proposal back"), "records from before have none"
 
 
 def test_words_are_aligned_left_and_numbers_right(findings: Findings) -> None:

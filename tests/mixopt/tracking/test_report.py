@@ -15,6 +15,7 @@ import pytest
 
 from mixopt.errors import ConfigError, DataError
 from mixopt.history import History
+from mixopt.proposal import Effect, Relaxation
 from mixopt.swarm import Swarm
 from mixopt.tracking.canvas import LINE_BREAK, NARROW, WIDE
 from mixopt.tracking.drawings.effects import effect_cells
@@ -22,7 +23,7 @@ from mixopt.tracking.drawings.runs import curves_figure
 from mixopt.tracking.figures import FIGURES
 from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.mirrored import MEAN_CURVE, trial_runs
-from mixopt.tracking.report.blocks import Drawing, Prose, Section, Table
+from mixopt.tracking.report.blocks import Drawing, Heading, Prose, Section, Table
 from mixopt.tracking.report.measured import cost_by_stage, curves, noise_by_metric
 from mixopt.tracking.report.runs import curves_section
 from mixopt.tracking.report.svg import VARIABLES, inline_svg
@@ -152,6 +153,23 @@ def test_what_users_wrote_is_text(finished: History) -> None:
     assert html.escape(evil, quote=False)[:20] in page
     assert "".join(read.words).count(evil.replace("`", "")) + "".join(read.words).count(evil) >= 8
     assert read.open == []
+
+
+def test_relaxations_and_sensitivities_stand_by_what_holds_the_proposal_back(findings: Findings) -> None:
+    proposal = findings.proposal
+    assert proposal is not None
+    relaxation = Relaxation(proposal.binding[0], "`max_epochs` raised from 4 to 4.4", Effect(-0.21, -0.4, -0.1), {})
+    points = {"web": Effect(0.3, 0.1, 0.5), "python": Effect(-0.7, -0.9, -0.5)}
+    shown = replace(findings, proposal=replace(proposal, relaxations=(relaxation,), sensitivities=points))
+    blocks = section(shown, "mixture").blocks
+    start = next(i for i, block in enumerate(blocks) if isinstance(block, Heading) and block.text == "What holds the proposal back")
+    relaxed, pointed = (block for block in blocks[start:] if isinstance(block, Table))
+    assert [row[0] for row in relaxed.rows] == list(proposal.binding)
+    assert relaxed.rows[0][1] == "`max_epochs` raised from 4 to 4.4"
+    assert [row[0] for row in pointed.rows] == ["python", "web"], "the most wanted first"
+    assert pointed.folded, "small: behind a summary"
+    assert not [block for block in section(findings, "mixture").blocks[start:] if isinstance(block, Table)], "old records have none"
+    assert "One more point of a domain" in report_html(shown)
 
 
 def test_numbers_are_those_of_the_record(findings: Findings) -> None:
