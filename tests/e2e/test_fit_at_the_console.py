@@ -154,7 +154,7 @@ def test_a_table_that_is_not_there(fit: Fit, tmp_path: Path) -> None:
     [
         ("metrics", pl.lit("high").alias("web_loss"), ("metrics.csv: 'high' in column 'web_loss' of run r0 is no number", "Mend the cell")),
         ("mixtures", (pl.col("web") - 1).alias("web"), ("mixtures.csv: domain 'web' has a negative weight in runs r0, r1", "at least 0")),
-        ("mixtures", (100 * pl.col(*DOMAINS)), ("do not sum to 1 in runs r0 (100), r1 (100)", "They look like percent")),
+        ("mixtures", pl.col(*DOMAINS) * 100, ("do not sum to 1 in runs r0 (100), r1 (100)", "They look like percent")),
         ("mixtures", pl.lit("r0").alias("run"), ("mixtures.csv: id r0 occurs more than once", "Give every row another run")),
         ("metrics", ("x" + pl.col("run")).alias("run"), ("No run is in both tables", "write the same ids into both")),
         ("metrics", pl.lit(2.5).alias("web_loss"), ()),
