@@ -286,5 +286,7 @@ def _data(result: FitResult) -> Section:
 def _config_text(result: FitResult) -> str:
     import yaml
 
-    body = {**result.config.model_dump(mode="json", exclude_defaults=True), "surrogate": result.surrogate}
+    # `--maximize` and `--surrogate` count as much as the file.
+    maximized = {"maximize": sorted(result.runs.maximized)} if result.runs.maximized else {}
+    body = {**result.config.model_dump(mode="json", exclude_defaults=True), **maximized, "surrogate": result.surrogate}
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True)

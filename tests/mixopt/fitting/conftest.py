@@ -14,6 +14,9 @@ from mixopt.fitting.tables import Table, table_of
 
 DOMAINS, METRICS, RUNS = ("web", "code", "books"), ("web_loss", "code_loss"), 28
 WORTH = np.array([[1.5, 0.2], [0.2, 1.8], [0.3, 0.1]])
+EIGHT = "a b c d e f g h"
+LOSSES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+SHARES = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
 
 
 @pytest.fixture(scope="session")
@@ -55,5 +58,25 @@ def table() -> Callable[..., Table]:
     def of(name: str, /, **columns: str | list[object]) -> Table:
         lists = {column: cells.split() if isinstance(cells, str) else cells for column, cells in columns.items()}
         return table_of(pl.DataFrame(lists, strict=False), name)
+
+    return of
+
+
+@pytest.fixture
+def mixtures(table: Callable[..., Table]) -> Callable[..., Table]:
+    """Eight runs of web and code, with columns added or replaced."""
+
+    def of(**columns: object) -> Table:
+        return table("mixtures.csv", **{"run": EIGHT, "web": SHARES, "code": [1 - share for share in SHARES], **columns})
+
+    return of
+
+
+@pytest.fixture
+def metrics(table: Callable[..., Table]) -> Callable[..., Table]:
+    """Their losses, with columns added or replaced."""
+
+    def of(**columns: object) -> Table:
+        return table("metrics.csv", **{"run": EIGHT, "loss": LOSSES, **columns})
 
     return of

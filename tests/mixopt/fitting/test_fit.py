@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -147,12 +148,13 @@ def test_slips_are_found_before_anything_is_fitted(runs: Runs, monkeypatch: pyte
         raise AssertionError("fitted in spite of the slip")
 
     monkeypatch.setattr("mixopt.surrogates.ridge.Ridge.fit", must_not_fit)
-    for raw in (
+    slips: list[dict[str, Any]] = [
         {"domains": {"boks": {}}},
         {"objective": {"metrics": ["x"]}},
         {"objective": {"floors": [{"metric": "x"}]}},
         {"target": {"size": "1B"}},
-    ):
+    ]
+    for raw in slips:
         with pytest.raises(ConfigError):
             mixopt.fit(runs, config=parse_fit_file(raw), surrogate="ridge")
     with pytest.raises(ConfigError, match="no surrogate 'rigde'"):
