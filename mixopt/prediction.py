@@ -18,6 +18,7 @@ from mixopt.objective import Estimates, Objective, least_noise
 from mixopt.proposal import Effect
 from mixopt.surrogates.base import Fitted, Posterior, Surrogate
 from mixopt.surrogates.cross_validation import OutOfFold, fit_with_out_of_fold, noise_at
+from mixopt.surrogates.posterior import difference_variance
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
@@ -205,6 +206,10 @@ class PartPosterior:
 
     def sample(self, count: int, seed: int) -> FloatArray:
         return self.whole.sample(count, seed)[:, :, self.columns]
+
+    def difference_variance(self, reference: int) -> FloatArray:
+        """See the function of this name."""
+        return difference_variance(self.whole, reference)[:, self.columns]
 
 
 def predict(

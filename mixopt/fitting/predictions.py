@@ -19,7 +19,8 @@ from mixopt.fitting.runs import Runs, row_sources
 from mixopt.fitting.tables import Table, named, nearest
 from mixopt.fitting.weights import checked_weights
 from mixopt.mixture import FloatArray
-from mixopt.prediction import Prediction
+from mixopt.prediction import DRAWS, SPREAD_CHUNK, Prediction
+from mixopt.surrogates.posterior import difference_variance
 from mixopt.swarm import Points
 from mixopt.trial import Source
 from mixopt.verification import OBJECTIVE
@@ -102,8 +103,31 @@ def objective_at(prediction: Prediction, points: Points) -> tuple[FloatArray, Fl
     for source in dict.fromkeys(points.sources):
         rows = np.array([other == source for other in points.sources])
         here = at_source(prediction, source)
-        mean[rows], std[rows] = here.mean(weights[rows]), here.difference_std(weights[rows], here.natural)
+        mean[rows], std[rows] = here.mean(weights[rows]), objective_std(here, weights[rows])
     return mean, std
+
+
+def objective_std(prediction: Prediction, weights: FloatArray) -> FloatArray:
+    """Standard deviation of the objective of mixtures (n, domains) minus that of the natural mixture, shape (n,).
+
+    A mixture's does not depend on the others: the variance of every metric's difference is worked out and not drawn jointly. The largest of several
+    metrics has no such formula; it is drawn from those variances, with the same normal numbers for every mixture. As for intervals of a proposal,
+    correlated errors of metrics widen it, and never narrow it.
+    """
+    objective, stds = prediction.objective, np.empty(len(weights))
+    normal = np.random.default_rng([prediction.seed, 0x0B5]).standard_normal((DRAWS, 1, len(objective.metrics)))
+    for at in range(0, len(weights), SPREAD_CHUNK):
+        part = slice(at, at + SPREAD_CHUNK)
+        posterior = prediction.counted.posterior(prediction.points(np.concatenate([prediction.natural[None], weights[part]])))
+        metric_stds = np.sqrt(difference_variance(posterior, 0)[1:])
+        differences = posterior.mean[1:] - posterior.mean[0]
+        losses = np.array(objective.natural_losses) + differences
+        if objective.kind == "worst_case":
+            independent = objective.difference(differences + metric_stds * normal, np.zeros(len(objective.metrics))).std(axis=0)
+        else:
+            independent = np.sqrt(((objective.sensitivities(losses) * metric_stds) ** 2).sum(axis=1))
+        stds[part] = np.maximum(independent, prediction.measurement_std(losses, metric_stds))
+    return stds
 
 
 def at_source(prediction: Prediction, source: Source) -> Prediction:

@@ -315,7 +315,7 @@ def _sorted_runs(pairs: Sequence[tuple[int, int]], mixtures: Table, metrics: Tab
         apart = f"@{sizes[place]}/{tokens[place]}/{seeds[place]}" if several[ids[place]] > 1 else ""
         source = Source(EVALUATOR, sizes[place], tokens[place])
         given = mixtures.given_ids[row].strip()
-        label = names[place] or f"run {given}"
+        label = names[place] or (given if given.lower().startswith("run") else f"run {given}")
         runs.append(_Run(ids[place] + apart, given, label, source, seeds[place], costs[place], row, other))
     return sorted(runs, key=lambda run: (*_by_value(run.trial_id.partition("@")[0]), run.source.tokens, run.source.size, run.seed))
 

@@ -30,6 +30,7 @@ from mixopt.mixture import FloatArray
 from mixopt.surrogates.base import Fitted, Posterior
 from mixopt.surrogates.cross_validation import OutOfFold, TooFewToCheck, checked_folds, fit_with_out_of_fold, noise_at, rank_correlation
 from mixopt.surrogates.observations import mixture_groups
+from mixopt.surrogates.posterior import difference_variance
 from mixopt.surrogates.scales import Sizes
 from mixopt.swarm import Points, Swarm
 
@@ -314,3 +315,12 @@ class StackedPosterior:
             normal = np.random.default_rng([seed, number, 0x57AC]).standard_normal((count, 1, len(weights_K)))
             draws += np.sqrt(weights_K) * normal * (member.mean - mean_MK)
         return np.asarray(mean_MK + self.spreads * draws)
+
+    def difference_variance(self, reference: int) -> FloatArray:
+        """See the function of this name: the parts that `sample` adds up."""
+        mean_MK = self.mean
+        variance_MK = np.zeros(mean_MK.shape)
+        for weights_K, member in zip(self.weights, self.members, strict=True):
+            apart_MK = member.mean - mean_MK
+            variance_MK += weights_K * (difference_variance(member, reference) + (apart_MK - apart_MK[reference]) ** 2)
+        return np.asarray(self.spreads**2 * variance_MK)

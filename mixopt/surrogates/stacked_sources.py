@@ -23,6 +23,7 @@ from mixopt.surrogates.anchor_ratio import NoRatio
 from mixopt.surrogates.base import Fitted, Posterior
 from mixopt.surrogates.cross_validation import OutOfFold, checked_folds, noise_at, rank_correlation
 from mixopt.surrogates.observations import mixture_groups
+from mixopt.surrogates.posterior import difference_variance
 from mixopt.surrogates.scales import Sizes, parameters_of, sources_in
 from mixopt.surrogates.stacked import FittedStack, Stack, mix, put_together, stack_left_out
 from mixopt.swarm import Points, Swarm
@@ -223,6 +224,15 @@ class JoinedPosterior:
     def sample(self, count: int, seed: int) -> FloatArray:
         """Draws of shape (count, n, metrics)."""
         return self._joined(self.inside.sample(count, seed), self.outside.sample(count, seed + 1))
+
+    def difference_variance(self, reference: int) -> FloatArray:
+        """See the function of this name; the two parts are independent."""
+        place = int((self.beyond[:reference] == self.beyond[reference]).sum())
+        parts = [part.std**2 for part in (self.inside, self.outside)]
+        mine = int(self.beyond[reference])
+        parts[1 - mine] = parts[1 - mine] + parts[mine][place]
+        parts[mine] = difference_variance((self.inside, self.outside)[mine], place)
+        return self._joined(*parts)
 
     def _joined(self, inside: FloatArray, outside: FloatArray) -> FloatArray:
         """Arrays (..., points, metrics) put in the places of their points."""

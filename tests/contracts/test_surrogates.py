@@ -14,6 +14,7 @@ from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
 from mixopt.surrogates import get_surrogate, surrogate_names
 from mixopt.surrogates.base import Surrogate, takes_several_sources
+from mixopt.surrogates.posterior import difference_variance
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
@@ -123,6 +124,17 @@ def test_draws_are_joint_over_points(surrogate: Surrogate) -> None:
     difference = (draws[:, 0] - draws[:, 2]).std(axis=0)
     assert (difference < 1e-3 * posterior.std[0]).all(), "a mixture must not differ from itself within one draw"
     assert ((draws[:, 0] - draws[:, 1]).std(axis=0) > 10 * difference).all()
+
+
+def test_the_variance_of_a_difference_is_that_of_its_draws(surrogate: Surrogate) -> None:
+    posterior = surrogate.fit(noisy_swarm(24, 2), METRICS).posterior(ASKED)
+    count = 4000
+    draws = posterior.sample(count, seed=0)
+    expected = (draws - draws[:, [3]]).var(axis=0)
+    found = difference_variance(posterior, 3)
+    assert (found[3] <= 1e-6 * posterior.std[3] ** 2).all(), "a mixture does not differ from itself"
+    others = np.arange(len(found)) != 3
+    assert (np.abs(expected[others] / found[others] - 1) < 5 * np.sqrt(2 / count)).all()  # five sigma
 
 
 def test_order_of_trials_changes_nothing(surrogate: Surrogate) -> None:

@@ -14,6 +14,7 @@ from mixopt.mixture import FloatArray
 from mixopt.surrogates import get_surrogate, surrogate_names
 from mixopt.surrogates.base import Surrogate, takes_several_sources
 from mixopt.surrogates.cross_validation import noise_at
+from mixopt.surrogates.posterior import difference_variance
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
@@ -101,6 +102,15 @@ def test_draws_have_the_moments_of_the_posterior(surrogate: Surrogate) -> None:
     draws = posterior.sample(4000, seed=0)
     assert (np.abs(draws.mean(axis=0) - posterior.mean) < 5 * posterior.std / np.sqrt(4000)).all()  # five sigma
     assert (np.abs(draws.var(axis=0) / posterior.std**2 - 1) < 6 * np.sqrt(2 / 4000)).all()
+
+
+def test_the_variance_of_a_difference_is_that_of_its_draws(surrogate: Surrogate) -> None:
+    posterior = surrogate.fit(swarm(), METRICS).posterior(points(SOURCES[2], 6))
+    draws = posterior.sample(4000, seed=0)
+    expected, found = (draws - draws[:, [2]]).var(axis=0), difference_variance(posterior, 2)
+    others = np.arange(len(found)) != 2
+    assert (found[2] <= 1e-6 * posterior.std[2] ** 2).all()
+    assert (np.abs(expected[others] / found[others] - 1) < 0.2).all()  # where draws are all there is, two sets of them are compared
 
 
 def test_order_of_trials_and_domains_changes_nothing(surrogate: Surrogate) -> None:
