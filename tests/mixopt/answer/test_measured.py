@@ -138,22 +138,25 @@ def test_baselines_are_predicted_and_told_as_measured_where_they_were_run() -> N
 
 
 @pytest.mark.parametrize(
-    ("share", "doubt", "indistinct", "inside"),
+    ("share", "doubt", "indistinct", "inside", "sentence"),
     [
-        (0.1, 1e-9, 0.01, False),
-        (0.1, 1e-9, 0.2, True),  # less than seeds can tell
-        (0.1, 0.5, 0.01, True),  # less than the surrogate knows
-        (0.3, 1e-9, 0.01, True),  # worse than what was measured
+        (0.1, 1e-9, 0.01, False, "beyond the noise."),
+        (0.1, 1e-9, 0.2, True, "inside the noise: verification decides"),  # less than seeds can tell
+        (0.1, 0.5, 0.01, True, "inside the noise: verification decides"),  # less than the surrogate knows
+        (0.3, 1e-9, 0.2, True, "inside the noise: verification decides"),  # worse, by less than seeds can tell
+        (0.3, 1e-9, 0.01, True, "predicted to be better, and is not proposed because of a floor or the pull"),
     ],
 )
-def test_a_gain_is_noise_where_seeds_or_the_surrogate_cannot_tell_it(share: float, doubt: float, indistinct: float, inside: bool) -> None:
+def test_a_gain_is_noise_where_seeds_or_the_surrogate_cannot_tell_it(
+    share: float, doubt: float, indistinct: float, inside: bool, sentence: str
+) -> None:
     law = Law(LAW.domains, LAW.metrics, LAW.losses, doubt=doubt)
     best = {"weights": {"a": 0.2, "b": 0.8}, "label": "design", "trial_id": "t", "feasible": True}
     said = guard(law.prediction(DOMAINS, weights={"one": 1.0}), shares(share)[0], best, indistinct)
     assert said["inside_noise"] is inside
     # Two independent doubts, 2000 draws: a standard error of doubt sqrt(2 / 2000), four of them.
     assert said["difference"]["mean"] == pytest.approx(share - 0.2, abs=4 * doubt * np.sqrt(2 / 2000) + 1e-6)
-    assert ("inside the noise: verification decides" if inside else "beyond the noise.") in said["sentence"]
+    assert sentence in said["sentence"]
     assert "the best measured feasible mixture (design)" in said["sentence"]
 
 

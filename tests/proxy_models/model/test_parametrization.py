@@ -124,8 +124,10 @@ def test_a_pack_trains_as_the_plain_model_with_multiples_given_by_hand(
     for step in range(4):
         trainer.step(draw_tokens(2, step)[1])
     packed = trained(config, [0, 1], lambda step: draw_tokens(2, step), 4, fused).member_state(1)
+    # A wrong multiple moves a weight by 4e-3 or more in four steps. AdamW makes much of the rounding of a gradient near zero, which differs by
+    # processor: 9e-5 was seen without AVX-512.
     for name, weight in plain.weights.items():
-        torch.testing.assert_close(packed[name], weight.detach(), rtol=2e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(packed[name], weight.detach(), rtol=2e-4, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_member_of_a_pack_is_the_member_alone_bit_for_bit(tiny: ProxyConfig, draw_tokens: Callable[..., Tensor]) -> None:
