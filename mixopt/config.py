@@ -445,6 +445,7 @@ class SearchConfig(Model):
 
     strategy: str = Field("regression", description="Name of a strategy; `mixopt list` names them.")
     surrogate: str = Field("gaussian_process", description="Name of a surrogate; `mixopt list` names them.")
+    options: dict[str, Any] = Field({}, description="What the strategy lets one choose; `mixopt list --options` says what there is.")
     trials: int = Field(48, ge=4, le=MOST_TRIALS, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from mixopt.domains import DomainSet
 from mixopt.mixture import Schedule
 from mixopt.trial import JsonValue, Source, Trial, TrialDomain, trial_identity
+
+
+class MakeTrial(Protocol):
+    """(schedule, seed, label) -> trial at one source, with its identity. Given by whoever composes the search."""
+
+    def __call__(self, schedule: Schedule, seed: int, label: str) -> Trial: ...
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mixopt.errors import DataError
+from mixopt.factory import MakeTrial
 from mixopt.mixture import Mixture, Schedule
 from mixopt.objective import Objective
 from mixopt.proposal import Proposal
-from mixopt.strategies.base import MakeTrial
 from mixopt.swarm import Swarm
 from mixopt.trial import WEIGHT_DECIMALS, Source, Trial
 

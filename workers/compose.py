@@ -24,8 +24,8 @@ from mixopt.groups.rules import frozen_paths, group_members, split_of
 from mixopt.runner import Evaluation
 from mixopt.search import search_identity
 from mixopt.space import MixtureSpace
-from mixopt.strategies import get_strategy
-from mixopt.strategies.base import Strategy
+from mixopt.strategies import get_strategy, read_options
+from mixopt.strategies.base import Assignment, Offer, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, Trial, content_digest
@@ -231,7 +231,7 @@ def check_settings(experiment: Experiment) -> None:
         ConfigError: an unknown strategy, surrogate or size, or a verification at the source of the search.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
-    get_strategy(experiment.search.strategy)
+    read_options(experiment.search.strategy, experiment.search.options)
     get_surrogate(experiment.search.surrogate)
     proxy, check = experiment.proxy, experiment.verification
     for place, size in (("proxy.size", proxy.size), ("verification.size", check.size)):
@@ -273,6 +273,19 @@ def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict
         "pull": experiment.objective.pull,
         "weights": {held_out[metric]: weight for metric, weight in weights.items()},
     }
+
+
+def strategy_identity(experiment: Experiment) -> dict[str, Any]:
+    """What of the strategy makes another search: its surrogate, the repeats, and options where they differ from what they are by themselves."""
+    search = experiment.search
+    given = read_options(search.strategy, search.options).model_dump(mode="json", exclude_defaults=True)
+    return {"surrogate": search.surrogate, "seeds": experiment.proxy.seeds, **({"options": given} if given else {})}
+
+
+def trial_flops(factory: TrialFactory) -> float:
+    """Cost of a trial: training, and the share that measuring its losses takes. Starting costs no FLOPs, but packs share it."""
+    config = proxy_config(factory.source.size, int(factory.recipe["vocab_size"]))
+    return config.training_flops_per_token(int(factory.recipe["window"])) * factory.source.tokens * (1 + EVALUATION_SHARE)
 
 
 def compose(experiment: Experiment, manifest: Manifest) -> Search:
@@ -318,24 +331,25 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         factory=factories[0],
         objective=objective_identity(experiment, manifest, weights),
         strategy=experiment.search.strategy,
-        options={"surrogate": experiment.search.surrogate, "seeds": proxy.seeds},
+        options=strategy_identity(experiment),
         seed=experiment.search.seed,
     )
-    strategy = get_strategy(experiment.search.strategy)(
+    assignment = Assignment(
         space=space,
         domains=domains,
-        make=factories[0].make,
+        offers=(Offer(factories[0].source, factories[0].make, trial_flops(factories[0])),),
         surrogate=get_surrogate(experiment.search.surrogate),
         metrics=weights,
         objective_kind=experiment.objective.kind,
         trials=experiment.search.trials,
         seeds=proxy.seeds,
         pull=None if experiment.objective.pull == "auto" else experiment.objective.pull,
-        floors=objective_floors(experiment),
-        confidence=experiment.objective.confidence,
         seed=experiment.search.seed,
         stop_early=experiment.search.stop_early,
+        floors=objective_floors(experiment),
+        confidence=experiment.objective.confidence,
     )
+    strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
     parts = (experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)

@@ -1,21 +1,24 @@
 """Strategies propose trials. One file each, one protocol (`base`), one contract test.
 
-A new one joins by its file and one line in `_MODULES`; nothing is imported before it is asked for.
+A new one joins by its file and one line in `_MODULES`; nothing is imported before it is asked for. Every class is a frozen dataclass of an
+`Assignment` and of its `options`, whose type says what `search.options` may hold.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from mixopt.errors import ConfigError
-from mixopt.strategies.base import Strategy
 from mixopt.swarm import Swarm
 
-# name -> module and class. Every class takes the keyword arguments of `RegressionStrategy`.
+if TYPE_CHECKING:
+    from mixopt.strategies.base import Assignment, Options, Strategy
+
+# name -> module and class.
 _MODULES = {"regression": ("mixopt.strategies.regression", "RegressionStrategy")}
 
 
@@ -24,19 +27,61 @@ def strategy_names() -> tuple[str, ...]:
     return tuple(sorted(_MODULES))
 
 
-def get_strategy(name: str) -> Callable[..., Strategy]:
-    """The class of that name; call it with the keyword arguments of `RegressionStrategy`.
+def get_strategy(name: str, assignment: Assignment, options: Mapping[str, Any] | None = None) -> Strategy:
+    """The strategy of that name for an assignment.
+
+    Raises:
+        ConfigError: no such strategy, or it does not take these options; or it cannot do what is assigned.
+    """
+    return cast("Strategy", _class_of(name)(assignment, read_options(name, options or {})))
+
+
+def read_options(name: str, options: Mapping[str, Any]) -> Options:
+    """`search.options` of the experiment file, checked, with defaults.
+
+    Raises:
+        ConfigError: no such strategy; an option it does not know, with the nearest it does; or a value that an option cannot have.
+    """
+    from pydantic import ValidationError
+
+    kind = options_type(name)
+    unknown = sorted(set(options) - set(kind.model_fields))
+    if unknown:
+        known = list(kind.model_fields)
+        nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
+        hint = f"Did you mean '{nearest[0]}'? It takes: {', '.join(known)}." if known else "It takes none; leave `search.options` out."
+        raise ConfigError(f"`search.options.{unknown[0]}` is no option of the strategy '{name}'.", hint)
+    try:
+        return kind.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"`search.options{'.' if place else ''}{place}` of the strategy '{name}' is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.",
+            f"It means: {kind.model_fields[place].description}" if place in kind.model_fields else "Mend it, or leave it out.",
+        ) from error
+
+
+def options_type(name: str) -> type[Options]:
+    """What a strategy lets one choose.
 
     Raises:
         ConfigError: no such strategy.
     """
+    return cast("type[Options]", get_type_hints(_class_of(name))["options"])
+
+
+def _class_of(name: str) -> type[Any]:
     if name not in _MODULES:
         nearest = difflib.get_close_matches(name, _MODULES, n=1, cutoff=0.0)
         raise ConfigError(f"There is no strategy '{name}'.", f"Did you mean '{nearest[0]}'? Known: {', '.join(strategy_names())}.")
     module, class_name = _MODULES[name]
-    return cast(Callable[..., Strategy], getattr(importlib.import_module(module), class_name))
+    return cast("type[Any]", getattr(importlib.import_module(module), class_name))
 
 
 def knowing(strategy: Strategy, calibration: Swarm) -> Strategy:
     """The strategy, which judges whether to stop early with these finished runs of the search's calibration, too."""
-    return cast(Strategy, replace(cast(Any, strategy), calibration=calibration)) if len(calibration) else strategy
+    if not len(calibration):
+        return strategy
+    given = cast("Any", strategy)
+    return cast("Strategy", replace(given, assignment=given.assignment.with_calibration(calibration)))

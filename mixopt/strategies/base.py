@@ -1,25 +1,149 @@
-"""The strategy protocol: pure functions of the history."""
+"""The strategy protocol: pure functions of the history; and what every strategy is given.
+
+A strategy is made of an `Assignment`, which is the same for all of them, and of its own `Options`, which `search.options` of the experiment
+file holds. The main trade-off: nothing is remembered between calls, so an answer costs a fit each time; fits are cached by the digest of the
+swarm that they were made from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mixopt.mixture import Schedule
-from mixopt.proposal import Proposal
-from mixopt.swarm import Swarm
-from mixopt.trial import Trial
+from pydantic import BaseModel, ConfigDict
 
-# (schedule, seed, label) -> trial at the search's source, with its identity. Given by whoever composes the search.
-MakeTrial = Callable[[Schedule, int, str], Trial]
+from mixopt.answer.floors import Floor
+from mixopt.domains import DomainSet
+from mixopt.factory import MakeTrial
+from mixopt.mixture import Mixture, Schedule
+from mixopt.objective import ObjectiveKind
+from mixopt.proposal import Proposal
+from mixopt.recommendation import Settings, recommend
+from mixopt.space import MixtureSpace
+from mixopt.strategies.design import SEEDS_PER_SEARCH, design_sequence
+from mixopt.surrogates.base import Surrogate
+from mixopt.swarm import Swarm
+from mixopt.trial import Source, Trial
+
+FIRST_LEARNED_SEED = 50_000
+"""Seeds of one search: repeats from 0, draws of the design from 1,000, trials that were asked for in view of results from here on."""
+
+
+class Options(BaseModel):
+    """What a strategy lets one choose beyond the assignment, with defaults; `search.options` in the experiment file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Strategy(Protocol):
     """Proposes trials and, in the end, a mixture. The same history gives the same answer; nothing is remembered between calls.
 
-    `ask` returns at most `count` trials that are neither completed, pending nor abandoned; an empty list means finished. `propose` raises
-    DataError when too few trials have finished.
+    `ask` returns at most `count` trials that are neither completed, pending nor abandoned. An empty list means finished where nothing is
+    pending, and that it waits for results where something is. `propose` raises DataError when too few trials have finished.
     """
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]: ...
     def propose(self, completed: Swarm) -> Proposal: ...
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A source that trials may run at.
+
+    Attributes:
+        cost: of one trial, in FLOPs; only ratios count. A fixed part for starting and scoring included.
+    """
+
+    source: Source
+    make: MakeTrial
+    cost: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a search is for, as every strategy is given it.
+
+    Attributes:
+        offers: the sources, the cheapest first; the answer is wanted at the last one.
+        metrics: metric -> weight in the objective; other metrics measured are predicted and reported too.
+        trials: of the whole search, baselines and repeats included. With several sources the budget is the cost of so many trials of the last.
+        seeds: repeats at the natural and the uniform mixture.
+        pull: weight of KL(mixture || natural), in standard deviations of the objective over the swarm; None: chosen by cross-validation.
+        seed: of everything random.
+        stop_early: ask for no more once even perfect knowledge would gain less than noise.
+        calibration: finished runs of the search's calibration, whose repeats sharpen the noise that is looked at; None: there are none.
+        floors, confidence: no metric worse than a baseline by more than so much, predicted with so many standard deviations to spare.
+    """
+
+    space: MixtureSpace
+    domains: DomainSet
+    offers: tuple[Offer, ...]
+    surrogate: Surrogate
+    metrics: Mapping[str, float]
+    objective_kind: ObjectiveKind
+    trials: int
+    seeds: int
+    pull: float | None
+    seed: int
+    stop_early: bool = False
+    calibration: Swarm | None = None
+    floors: tuple[Floor, ...] = ()
+    confidence: float = 0.0
+
+    @property
+    def source(self) -> Source:
+        """Where the answer is wanted."""
+        return self.offers[-1].source
+
+    @property
+    def make(self) -> MakeTrial:
+        """Makes trials where the answer is wanted."""
+        return self.offers[-1].make
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            self.metrics,
+            self.objective_kind,
+            self.seeds,
+            self.pull,
+            self.seed,
+            floors=self.floors,
+            confidence=self.confidence,
+            measured_only=True,
+        )
+
+    def planned(self, count: int, abandoned: Collection[str] = ()) -> list[Trial]:
+        """The first `count` distinct points of the design that were not abandoned, as trials where the answer is wanted.
+
+        At most as many points are replaced as the search has trials; where everything fails, more of the same will not help.
+        """
+        planned: dict[str, Trial] = {}
+        replaced: set[str] = set()
+        for point in design_sequence(self.domains, self.seeds, self.seed):
+            if len(planned) >= count or len(replaced) > self.trials:
+                break
+            trial = self.make(Schedule.constant(point.mixture), point.seed, point.label)
+            if trial.trial_id in abandoned:
+                replaced.add(trial.trial_id)
+            else:
+                planned.setdefault(trial.trial_id, trial)
+        return list(planned.values())
+
+    def learned(self, mixture: Mixture, number: int, label: str, offer: Offer | None = None) -> Trial:
+        """A trial that was asked for in view of results, number `number` of the search, with a training seed of its own."""
+        seed = SEEDS_PER_SEARCH * self.seed + FIRST_LEARNED_SEED + number
+        return (offer or self.offers[-1]).make(Schedule.constant(mixture), seed, label)
+
+    def recommend(self, completed: Swarm) -> Proposal:
+        """The proposal from the finished trials of the source where the answer is wanted.
+
+        Raises:
+            DataError: fewer than 4 trials, none at the natural mixture, no repeats, or a metric of the objective was not measured.
+            InfeasibleError: no mixture keeps the floors.
+        """
+        return recommend(completed.at_source(self.source), self.space, self.domains, self.surrogate, self.settings)
+
+    def with_calibration(self, calibration: Swarm) -> Assignment:
+        return replace(self, calibration=calibration)

@@ -22,8 +22,8 @@ from mixopt.groups.rules import GroupRule
 from mixopt.mixture import Schedule
 from mixopt.proposal import Proposal
 from mixopt.space import MixtureSpace
-from mixopt.strategies import get_strategy, strategy_names
-from mixopt.strategies.base import Strategy
+from mixopt.strategies import get_strategy, options_type, strategy_names
+from mixopt.strategies.base import Assignment, Offer, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import SCHEMA, Swarm
 from mixopt.trial import Source, Trial
@@ -125,7 +125,7 @@ def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), rules
     arguments: dict[str, Any] = {
         "space": space,
         "domains": domains,
-        "make": factory.make,
+        "offers": (Offer(SOURCE, factory.make, 1.0),),
         "surrogate": get_surrogate("gaussian_process"),
         "metrics": dict.fromkeys(BLENDS, 1.0),
         "objective_kind": "noise_scaled",
@@ -134,7 +134,7 @@ def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), rules
         "pull": 0.0,
         "seed": 0,
     }
-    return Lab(get_strategy(name)(**arguments | changes), domains, space)
+    return Lab(get_strategy(name, Assignment(**arguments | changes)), domains, space)
 
 
 def finish(lab: Lab, batch: int = 7) -> tuple[Swarm, list[Trial]]:
@@ -318,7 +318,7 @@ def test_a_proposal_keeps_the_rules_on_groups(name: str) -> None:
 
 def test_unknown_strategy_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="regression"):
-        get_strategy("regresion")
+        options_type("regresion")
 
 
 def test_lab_answers_with_the_schedule_it_was_asked() -> None:

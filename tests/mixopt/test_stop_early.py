@@ -15,6 +15,7 @@ from mixopt.prediction import predict
 from mixopt.recommendation import expected_gain
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy, knowing
+from mixopt.strategies.base import Assignment, Offer
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import SCHEMA, Swarm
 from mixopt.trial import Source, Trial
@@ -27,10 +28,10 @@ TRIALS = 32
 
 def strategy(**changes: Any) -> Any:
     settings = {
-        "space": SPACE, "domains": DOMAINS, "make": FACTORY.make, "surrogate": get_surrogate("gaussian_process"),
+        "space": SPACE, "domains": DOMAINS, "offers": (Offer(FACTORY.source, FACTORY.make, 1.0),), "surrogate": get_surrogate("gaussian_process"),
         "metrics": {"x": 1.0}, "objective_kind": "noise_scaled", "trials": TRIALS, "seeds": 3, "pull": 0.0, "seed": 0,
     }  # fmt: skip
-    return get_strategy("regression")(**{**settings, **changes})
+    return get_strategy("regression", Assignment(**{**settings, **changes}))
 
 
 def run(trials: list[Trial], bumpy: float) -> Swarm:
@@ -48,7 +49,7 @@ def run(trials: list[Trial], bumpy: float) -> Swarm:
 
 
 def gain_after(count: int, bumpy: float) -> float:
-    swarm = run(strategy().plan()[:count], bumpy)
+    swarm = run(strategy().assignment.planned(TRIALS)[:count], bumpy)
     objective = fit_objective("noise_scaled", {"x": 1.0}, swarm, DOMAINS.natural())
     natural = DOMAINS.natural().array(SPACE.domains)
     prediction = predict(get_surrogate("gaussian_process"), swarm, objective, SPACE.domains, natural, 0)
@@ -62,21 +63,21 @@ def test_what_is_left_to_gain_shrinks_with_trials_and_is_more_where_little_can_b
 
 def test_a_smooth_search_stops_at_half_and_a_bumpy_one_goes_on() -> None:
     searching = strategy(stop_early=True)
-    plan = searching.plan()
+    plan = searching.assignment.planned(TRIALS)
     for bumpy, stops in ((0.0, True), (0.1, False)):
         assert (searching.ask(4, run(plan[:16], bumpy), [], []) == []) is stops
     assert searching.ask(4, run(plan[:15], 0.0), [], []) == plan[15:19], "it looks only once all of the first half are there"
 
 
 def test_nothing_stops_unasked() -> None:
-    plan = strategy().plan()
+    plan = strategy().assignment.planned(TRIALS)
     assert strategy().ask(4, run(plan[:16], 0.0), [], []) == plan[16:20]
 
 
 def test_repeats_of_the_calibration_count_and_are_not_taken_for_trials_of_the_search() -> None:
     """Seeds of one mixture that agree exactly say that noise is small: then there is more to gain than noise."""
     searching = strategy(stop_early=True)
-    plan = searching.plan()
+    plan = searching.assignment.planned(TRIALS)
     done = run(plan[:16], 0.0)
     assert searching.ask(4, done, [], []) == []
     again = [FACTORY.make(plan[20].schedule, 900 + seed, "corner") for seed in range(400)]
@@ -93,7 +94,7 @@ def test_repeats_of_the_calibration_count_and_are_not_taken_for_trials_of_the_se
 def test_the_decision_does_not_hang_on_what_else_has_ended(more: int) -> None:
     """Slots train ahead of the first half; what they bring must not unmake the decision, or a finished search would begin anew."""
     searching = strategy(stop_early=True)
-    plan = searching.plan()
+    plan = searching.assignment.planned(TRIALS)
     done = [*plan[:16], *plan[20 : 20 + more]]
     assert searching.ask(8, run(list(reversed(done)), 0.0), [], []) == []
     assert searching.ask(8, run(done, 0.0), [], []) == []
@@ -101,13 +102,13 @@ def test_the_decision_does_not_hang_on_what_else_has_ended(more: int) -> None:
 
 def test_small_searches_are_not_cut_short() -> None:
     searching = strategy(stop_early=True, trials=20)
-    plan = searching.plan()
+    plan = searching.assignment.planned(TRIALS)
     assert searching.ask(4, run(plan[:10], 0.0), [], []) != []
 
 
 def test_the_proposal_says_what_is_left_to_gain() -> None:
     searching = strategy()
-    evidence = searching.propose(run(searching.plan(), 0.0)).evidence
+    evidence = searching.propose(run(searching.assignment.planned(TRIALS), 0.0)).evidence
     assert evidence["expected_gain"] >= 0
     assert evidence["resolvable"]["seeds"] == 3
     assert evidence["resolvable"]["objective"] > evidence["objective_noise_std"]

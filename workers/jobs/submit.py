@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from mixopt.config import DomainConfig, Experiment, GroupConfig, ObjectiveConfig, ProxyConfig, without_login
+from mixopt.config import DomainConfig, Experiment, GroupConfig, ObjectiveConfig, ProxyConfig, SearchConfig, without_login
 from mixopt.errors import ConfigError, MixoptError, RunError
 from mixopt.groups.rules import ancestors
 from mixopt.progress import Reporter
@@ -41,6 +41,7 @@ RACES = 5
 LATER_OF_PROXY = ("parametrization", "beginning", "balancing", "auxiliary_loss")
 LATER_OF_DOMAIN = ("prompt_column", "completion_column")
 LATER_OF_OBJECTIVE = ("floors", "confidence")
+LATER_OF_SEARCH = ("options",)
 """What a file could not say once: at the default it stays out of the key, so that a file finds the job that an earlier version submitted."""
 
 SHARED = "A job reads the paths of its file on the cluster: put data and `output` on a file system that every node mounts."
@@ -73,6 +74,7 @@ def job_key(experiment: Experiment) -> str:
         del body["search"][key]
     _leave_out_defaults(body["proxy"], ProxyConfig, LATER_OF_PROXY)
     _leave_out_defaults(body["objective"], ObjectiveConfig, LATER_OF_OBJECTIVE)
+    _leave_out_defaults(body["search"], SearchConfig, LATER_OF_SEARCH)
     for domain in body["domains"]:
         _leave_out_defaults(domain, DomainConfig, LATER_OF_DOMAIN)
     body["objective"]["over"] = experiment.objective_over

@@ -11,6 +11,7 @@ from mixopt.mixture import Mixture, Schedule
 from mixopt.search import search_identity
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
+from mixopt.strategies.base import Assignment, Offer
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
@@ -61,10 +62,11 @@ def ruled(*rules: GroupRule, groups: tuple[str, str, str] = ("web", "rest", "res
 
 
 def design(domains: DomainSet) -> list[str]:
-    strategy = get_strategy("regression")(
+    maker = factory(domains)
+    assignment = Assignment(
         space=MixtureSpace.from_domains(domains),
         domains=domains,
-        make=factory(domains).make,
+        offers=(Offer(maker.source, maker.make, 1.0),),
         surrogate=get_surrogate("gaussian_process"),
         metrics={"t": 1.0},
         objective_kind="mean",
@@ -73,6 +75,7 @@ def design(domains: DomainSet) -> list[str]:
         pull=0.05,
         seed=0,
     )
+    strategy = get_strategy("regression", assignment)
     return [trial.trial_id for trial in strategy.ask(16, Swarm.empty(domains.names), [], [])]
 
 
