@@ -440,12 +440,23 @@ class ProxyConfig(Model):
         return self
 
 
+class SourceConfig(Model):
+    """Proxies that a search may train beside those of `proxy`, because they are cheaper."""
+
+    size: str = Field(description="Size of the proxies; `mixopt proxies` lists them.")
+    tokens: WholeCount = Field(description="Training tokens per trial.")
+
+
 class SearchConfig(Model):
     """How mixtures are proposed."""
 
     strategy: str = Field("regression", description="Name of a strategy; `mixopt list` names them.")
     surrogate: str = Field("gaussian_process", description="Name of a surrogate; `mixopt list` names them.")
     options: dict[str, Any] = Field({}, description="What the strategy lets one choose; `mixopt list --options` says what there is.")
+    sources: tuple[SourceConfig, ...] = Field(
+        (),
+        description="Cheaper proxies that may be trained, too. The budget is then the cost of `trials` trials of `proxy`, where the answer is for.",
+    )
     trials: int = Field(48, ge=4, le=MOST_TRIALS, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)

@@ -1,10 +1,11 @@
-"""The loop of a search: ask, record, run, record; and what makes two searches the same.
+"""The loop of a search: ask, record, run, record.
 
 Trials are recorded before they are submitted, and events before anything follows from them, so a driver that dies anywhere leaves a record
 from which the same command goes on: finished trials are reused, the others submitted again (the runner resumes them from their
 checkpoints). Strategies are pure functions of the record, so nothing else has to be saved.
 
-The loop is asynchronous: it asks whenever the runner has a free slot, with what has finished so far. Main trade-off: a strategy that learns
+The loop is asynchronous: it asks whenever the runner has a free slot, with what has finished so far; a strategy that says so is asked while the
+runner is still full, so that no slot waits for it (`ask_ahead`). Main trade-off: a strategy that learns
 as it goes then depends on the order in which trials end. One that wants the same result always answers [] while trials are pending, and
 is asked again when they have ended.
 """
@@ -18,14 +19,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
+from mixopt.ask_ahead import AskAhead, Question
 from mixopt.errors import DataError, MixoptError, RunError
-from mixopt.factory import TrialFactory
-from mixopt.groups.rules import rules_identity
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.runner import Completed, Failed, Runner, Started, TrialEvent
-from mixopt.strategies.base import Strategy
+from mixopt.strategies.base import Strategy, asks_ahead
 from mixopt.swarm import Swarm
-from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest
+from mixopt.trial import Failure, FailureKind, Outcome, Trial, TrialState
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,42 +75,6 @@ class SearchResult:
     ended: tuple[str, ...]
 
 
-def search_identity(
-    factory: TrialFactory, objective: Mapping[str, JsonValue], strategy: str, options: Mapping[str, JsonValue], seed: int
-) -> str:
-    """Content hash of a search.
-
-    It covers the space (domains by name and content, their tokens, caps and bounds in the target corpus, the budget, what the rules on
-    groups mean for domains), the objective, the strategy, and all that its trials share. Groups without rules are labels and stay out. It leaves out the number of trials, batches, verification, tracking, Ray and paths, so that
-    changing those continues the search. Trials that begin with others' weights bring these trials in.
-
-    Args:
-        factory: makes the trials of this search; gives domains, source, recipe, tokenizer and engine.
-        objective, options: JSON values; `objective` names targets by content hash and weight, `options` holds the surrogate.
-    """
-    space = [
-        # Repetition enters only where there is any, so that searches from before it was known keep their identity.
-        [d.name, d.content_hash, d.target_tokens, d.max_epochs, list(d.bounds), *([d.repeats] if d.repeats != 1 else [])]
-        for d in sorted(factory.domains.domains, key=lambda domain: domain.name)
-    ]
-    groups = rules_identity(factory.domains.group_paths, factory.domains.units, factory.domains.rules)
-    return content_digest(
-        {
-            **({"groups": groups} if groups else {}),
-            **({"inputs": sorted(factory.inputs)} if factory.inputs else {}),
-            "space": space,
-            "budget_tokens": factory.domains.budget_tokens,
-            "objective": dict(objective),
-            "strategy": [strategy, dict(options)],
-            "source": factory.source.key,
-            "recipe": dict(factory.recipe),
-            "tokenizer": factory.tokenizer_hash,
-            "engine": factory.engine_version,
-            "seed": seed,
-        }
-    )
-
-
 def run_search(
     history: History,
     search_id: str,
@@ -124,6 +88,7 @@ def run_search(
     observers: Sequence[SearchObserver] = (),
     stop: threading.Event | None = None,
     curve_metrics: Mapping[str, str] | None = None,
+    scored_on: Callable[[Trial], Collection[str]] | None = None,
 ) -> SearchResult:
     """Runs a recorded search to its end, going on from wherever the record stands.
 
@@ -132,7 +97,8 @@ def run_search(
 
     Args:
         domains: names of the search's domains, in the order strategies shall see.
-        metrics: evaluation key -> name of each metric every trial has to be scored on.
+        metrics: evaluation key -> name of each metric that strategies see.
+        scored_on: the evaluation keys that a trial has to be scored on, where sources of trials differ in them; None: all of `metrics`.
         trials: most trials of the search, abandoned ones included; None: until the strategy is finished.
         batch: trials asked for at once; None: whatever fills the free slots of the runner.
         max_attempts: failures after which a trial is abandoned.
@@ -144,25 +110,41 @@ def run_search(
         RunError: more than half of the trials, and at least 4, were abandoned.
         DataError: the runner reported an outcome that does not fit its trial.
     """
-    loop = _Loop(history, search_id, "search", runner, frozenset(metrics), max_attempts, observers, stop)
+    every = frozenset(metrics)
+    loop = _Loop(history, search_id, "search", runner, scored_on or (lambda trial: every), max_attempts, observers, stop)
 
     def completed() -> Swarm:
         return history.swarm(search_id, domains, metrics, curve_metrics=curve_metrics).select(list(loop.done))
 
+    def still_allowed(count: int) -> int:
+        return count if trials is None else min(count, trials - len(loop.records))
+
+    def question(count: int) -> Question:
+        """What is asked for, with what is known now: the record is read here, in the loop's own thread."""
+        known = (completed(), loop.pending(), loop.abandoned())
+        return lambda: strategy.ask(count, *known)
+
+    ahead = AskAhead()
+
     def propose() -> list[Trial]:
-        count = loop.room()
-        if count > 0 and batch is not None:
-            count = batch
-        if trials is not None:
-            count = min(count, trials - len(loop.records))
+        room = loop.room()
+        if room <= 0:
+            next_count = still_allowed(batch or runner.capacity().pack_size)
+            if asks_ahead(strategy) and not ahead.under_way and next_count > 0:
+                ahead.begin(question(next_count))
+            return []
+        count = still_allowed(room if batch is None else batch)
         if count <= 0:
             return []
-        asked = strategy.ask(count, completed(), loop.pending(), loop.abandoned())
+        asked = ahead.take() or list(question(count)())
         repeated = sorted(trial.trial_id for trial in asked if trial.trial_id in loop.records)
         assert not repeated, f"the strategy asked again for {repeated}"
         return asked
 
-    loop.run(propose)
+    try:
+        loop.run(propose)
+    finally:
+        ahead.leave()
     return SearchResult(search_id, completed(), tuple(history.trials(search_id, "search")), tuple(loop.ended))
 
 
@@ -184,7 +166,8 @@ def run_trials(
     are those of `run_search`.
     """
     wanted = frozenset(trial.trial_id for trial in trials)
-    loop = _Loop(history, search_id, stage, runner, frozenset(metrics), max_attempts, observers, stop, wanted, frozenset(anew))
+    every = frozenset(metrics)
+    loop = _Loop(history, search_id, stage, runner, lambda trial: every, max_attempts, observers, stop, wanted, frozenset(anew))
     unasked = [list(trials)]
     loop.run(lambda: unasked.pop() if unasked else [])
     records = {record.trial.trial_id: record for record in history.trials(search_id, stage)}
@@ -198,7 +181,7 @@ class _Loop:
     A trial is *waiting* (recorded, to be submitted), *under way* (submitted), *done* (completed and scored on every metric) or *given up*.
 
     Attributes:
-        keys: evaluations that every trial has to be scored on.
+        scored_on: evaluations that a trial has to be scored on.
         only: of the trials in the record, those to bring to an end; None: all.
         anew: trials that are run although the record holds what they measured.
         records: every trial of the stage in ask order, each as it was when the loop first saw it.
@@ -210,7 +193,7 @@ class _Loop:
     search_id: str
     stage: StageName
     runner: Runner
-    keys: frozenset[str]
+    scored_on: Callable[[Trial], Collection[str]]
     max_attempts: int
     observers: Sequence[SearchObserver]
     stop: threading.Event | None
@@ -382,7 +365,7 @@ class _Loop:
         """Whether the end point was measured on every evaluation asked for."""
         measurements = record.outcome.measurements if record.outcome else ()
         end = max((m.tokens for m in measurements), default=0)
-        return bool(measurements) and self.keys <= {m.evaluation_key for m in measurements if m.tokens == end}
+        return bool(measurements) and set(self.scored_on(record.trial)) <= {m.evaluation_key for m in measurements if m.tokens == end}
 
     def _tell_if_finished(self, record: TrialRecord) -> None:
         if record.trial.trial_id in self.done or record.trial.trial_id in self.given_up:

@@ -22,10 +22,10 @@ from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
 from mixopt.groups.rules import frozen_paths, group_members, split_of
 from mixopt.runner import Evaluation
-from mixopt.search import search_identity
+from mixopt.search_identity import search_identity
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy, read_options
-from mixopt.strategies.base import Assignment, Offer, Strategy
+from mixopt.strategies.base import Assignment, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, Trial, content_digest
@@ -33,13 +33,13 @@ from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
 from workers.beginnings import RECORD_NAME, base_trial, beginning_json, check_base, check_sizes
 from workers.convert import recipe_for
+from workers.offers import MEASURING_SHARE, check_sources, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
 EARLY_POINTS = 3
 EARLY_SHARE = 0.25
-EVALUATION_SHARE = 0.1
-"""Largest part of a trial's training cost that measuring its losses may take."""
+EVALUATION_SHARE = MEASURING_SHARE
 # More tokens than any corpus has; a number, since arithmetic with infinity gives no number.
 ENDLESS = 1e30
 # A forward pass has a third of a training step's FLOPs, but took 0.34 to 0.37 of its CPU time per token (nano and micro, packs of 4, batches of 1,024 to
@@ -55,6 +55,7 @@ class Search:
         store: folder that all searches with this output share (record, tokens, trials).
         folder: this search's results (figures, answer, exports).
         evaluations: source key -> held-out sets its trials are scored on.
+        factory: of the trials where the answer is wanted; `cheaper`: of those at the other sources of the search, the cheapest first.
         base, verification_base: the trials that those of search and verification begin with; None: they begin from scratch.
     """
 
@@ -71,6 +72,22 @@ class Search:
     folder: Path
     base: Trial | None = None
     verification_base: Trial | None = None
+    cheaper: tuple[TrialFactory, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Those that trials of the search may be of, the cheapest first; the answer is for the last."""
+        return tuple(factory.source for factory in (*self.cheaper, self.factory))
+
+    @property
+    def search_metrics(self) -> dict[str, str]:
+        """Evaluation key -> metric name, for the trials of the search, at all its sources."""
+        return {key: name for source in self.sources for key, name in self.metrics(source).items()}
+
+    @property
+    def search_curve_metrics(self) -> dict[str, str]:
+        """The same for the losses at the end on the rows of the points before it."""
+        return {key: name for source in self.sources for key, name in self.curve_metrics(source).items()}
 
     @property
     def bases(self) -> tuple[Trial, ...]:
@@ -240,6 +257,7 @@ def check_settings(experiment: Experiment) -> None:
         except ValueError as error:
             raise ConfigError(f"'{place}' is '{size}': {error}", f"Choose one of {', '.join(SIZES)}.") from error
     check_sizes(experiment)
+    check_sources(experiment)
     if check.enabled and (proxy.size, proxy.tokens) == (check.size, check.tokens):
         raise ConfigError(
             f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
@@ -279,13 +297,13 @@ def strategy_identity(experiment: Experiment) -> dict[str, Any]:
     """What of the strategy makes another search: its surrogate, the repeats, and options where they differ from what they are by themselves."""
     search = experiment.search
     given = read_options(search.strategy, search.options).model_dump(mode="json", exclude_defaults=True)
-    return {"surrogate": search.surrogate, "seeds": experiment.proxy.seeds, **({"options": given} if given else {})}
-
-
-def trial_flops(factory: TrialFactory) -> float:
-    """Cost of a trial: training, and the share that measuring its losses takes. Starting costs no FLOPs, but packs share it."""
-    config = proxy_config(factory.source.size, int(factory.recipe["vocab_size"]))
-    return config.training_flops_per_token(int(factory.recipe["window"])) * factory.source.tokens * (1 + EVALUATION_SHARE)
+    sources = [[one.size, one.tokens] for one in search.sources]
+    return {
+        "surrogate": search.surrogate,
+        "seeds": experiment.proxy.seeds,
+        **({"options": given} if given else {}),
+        **({"sources": sorted(sources)} if sources else {}),
+    }
 
 
 def compose(experiment: Experiment, manifest: Manifest) -> Search:
@@ -300,13 +318,15 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     refuse_twin_evaluations(manifest)
     space = MixtureSpace.from_domains(domains)
     proxy, check = experiment.proxy, experiment.verification
-    sources = (Source("trained", proxy.size, proxy.tokens), Source("trained", check.size, check.tokens))
+    *cheaper, wanted = search_sources(experiment, manifest.vocab_size)
+    sources = (wanted, Source("trained", check.size, check.tokens), *cheaper)
     # A rate given in the file was chosen for the size of the search; another size keeps its own default, but in muP, where rates carry over.
     elsewhere = proxy if proxy.parametrization == "mup" else proxy.model_copy(update={"learning_rate": None})
     recipes = [recipe_for(proxy if source.size == proxy.size else elsewhere, source.size, manifest.vocab_size) for source in sources]
     bases = [
         base_trial(experiment, manifest, domains, sources[0]),
         base_trial(experiment, manifest, domains, sources[1]) if check.enabled else None,
+        *(None for _ in cheaper),  # they begin from scratch
     ]
     inputs = [() if base is None else (base.trial_id,) for base in bases]
     factories = [
@@ -319,7 +339,7 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     largest = max(
         [files.valid.tokens for files in manifest.domains.values()] + [target.file.tokens for target in manifest.targets.values()]
     )
-    evaluations = {
+    evaluations = {source.key: plan_evaluations(manifest, source.tokens, proxy.window, None) for source in cheaper} | {
         sources[0].key: plan_evaluations(manifest, proxy.tokens, proxy.window, None),
         sources[1].key: plan_evaluations(manifest, check.tokens, proxy.window, check.evaluation_tokens or largest),
     }
@@ -334,11 +354,12 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         options=strategy_identity(experiment),
         seed=experiment.search.seed,
     )
+    offers = offers_of([*factories[2:], factories[0]])
     assignment = Assignment(
         space=space,
         domains=domains,
-        offers=(Offer(factories[0].source, factories[0].make, trial_flops(factories[0])),),
-        surrogate=get_surrogate(experiment.search.surrogate),
+        offers=offers,
+        surrogate=surrogate_for(experiment.search.surrogate, offers),
         metrics=weights,
         objective_kind=experiment.objective.kind,
         trials=experiment.search.trials,
@@ -353,7 +374,7 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
     parts = (experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
-    return Search(*parts, base=bases[0], verification_base=bases[1])
+    return Search(*parts, base=bases[0], verification_base=bases[1], cheaper=tuple(factories[2:]))
 
 
 def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactory]) -> list[TrialFactory]:
@@ -416,11 +437,11 @@ def context(search: Search) -> dict[str, Any]:
         "uniform": search.domains.uniform().as_dict(),
         "unimax": search.domains.unimax().as_dict(),
         "upper": dict(zip(search.domains.names, search.space.units.expand(search.space.unit_reach[1]).tolist(), strict=True)),
-        "metrics": search.metrics(factory.source),
+        "metrics": search.search_metrics,
         "metrics_verification": search.metrics(search.verification_factory.source),
         "metrics_curve": {
             **search.curve_metrics(search.verification_factory.source),
-            **search.curve_metrics(search.factory.source),
+            **search.search_curve_metrics,
         },
         "sources": {
             "search": [factory.source.evaluator, factory.source.size, factory.source.tokens],
@@ -430,6 +451,7 @@ def context(search: Search) -> dict[str, Any]:
                 search.verification_factory.source.tokens,
             ],
         },
+        **({"cheaper_sources": [[one.evaluator, one.size, one.tokens] for one in search.sources[:-1]]} if search.cheaper else {}),
         "recipe": dict(factory.recipe),
         **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}, search.metrics),
         "tokenizer": {

@@ -16,7 +16,7 @@ from mixopt.calibration.design import calibration_identity
 from mixopt.calibration.stored import calibration_runs, with_repeats
 from mixopt.config import Experiment
 from mixopt.history import History, StageName, TrialRecord
-from mixopt.objective import Objective, fit_objective
+from mixopt.objective import Objective
 from mixopt.progress import Reporter, Silent
 from mixopt.proposal import Proposal
 from mixopt.runner import Runner, Started, TrialEvent
@@ -24,7 +24,7 @@ from mixopt.search import SearchInterrupted, SearchObserver, run_search, run_tri
 from mixopt.strategies import knowing
 from mixopt.swarm import Swarm
 from mixopt.tracking.first_contact import first_contact
-from mixopt.trial import Source, Trial, TrialState
+from mixopt.trial import Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
 from workers.beginnings import train_base
 from workers.calibrate import calibrated_by_search, sentence_of
@@ -35,7 +35,6 @@ from workers.compose import (
     compose,
     context,
     evaluation_cost,
-    objective_weights,
     record_location,
     tracking_uri,
 )
@@ -194,15 +193,14 @@ class _TakenUp:
         pass
 
 
-def _swarm(search: Search, history: History, source: Source, stage: StageName) -> Swarm:
-    return history.swarm(search.search_id, search.domains.names, search.metrics(source), stage, search.curve_metrics(source))
+def _search_swarm(search: Search, history: History) -> Swarm:
+    return history.swarm(search.search_id, search.domains.names, search.search_metrics, "search", search.search_curve_metrics)
 
 
 def _with_calibration(search: Search, history: History) -> Swarm:
     """The swarm of the search, and the repeats of its calibration that it has not asked for itself."""
-    source = search.factory.source
-    swarm = _swarm(search, history, source, "search")
-    return with_repeats(history, swarm, search.factory, search.metrics(source), calibration_identity(search.factory))
+    swarm, metrics = _search_swarm(search, history), search.metrics(search.factory.source)
+    return with_repeats(history, swarm, search.factory, metrics, calibration_identity(search.factory))
 
 
 def _recorded_answer(search: Search, history: History) -> tuple[Proposal, Verification | None] | None:
@@ -217,7 +215,7 @@ def _recorded_answer(search: Search, history: History) -> tuple[Proposal, Verifi
     records = history.trials(search.search_id, "search")
     abandoned = [record.trial for record in records if record.state is TrialState.ABANDONED]
     asked = [record.trial for record in records if record.state is not TrialState.ABANDONED]
-    if search.strategy.ask(1, _swarm(search, history, search.factory.source, "search"), [], abandoned):
+    if search.strategy.ask(1, _search_swarm(search, history), [], abandoned):
         return None
     if not _all_scored(search, history, "search", asked):
         return None
@@ -248,7 +246,8 @@ def _train_search(
 ) -> None:
     settings = search.experiment.search
     source = search.factory.source
-    reporter.note(f"Search {search.search_id[:8]}: {settings.trials} trials of {source.key}.")
+    beside = f", or what they cost, also of {', '.join(one.key for one in search.sources[:-1])}" if search.cheaper else ""
+    reporter.note(f"Search {search.search_id[:8]}: {settings.trials} trials of {source.key}{beside}.")
     cost = evaluation_cost(search.evaluations[source.key], source.tokens)
     if cost > EVALUATION_SHARE:
         reporter.note(
@@ -261,8 +260,9 @@ def _train_search(
         search.strategy,
         runner,
         domains=search.domains.names,
-        metrics=search.metrics(search.factory.source),
-        curve_metrics=search.curve_metrics(search.factory.source),
+        metrics=search.search_metrics,
+        curve_metrics=search.search_curve_metrics,
+        scored_on=lambda trial: search.metrics(trial.source),
         batch=settings.batch,
         max_attempts=settings.max_attempts,
         observers=observers,
@@ -274,10 +274,10 @@ def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
     """Proposal of the strategy, and the objective it was made for; the proposal is recorded."""
     swarm = _with_calibration(search, history)
     proposal = search.strategy.propose(swarm)
-    more = len(swarm) - len(_swarm(search, history, search.factory.source, "search"))
+    more = len(swarm) - len(_search_swarm(search, history))
     if more:
         proposal = replace(proposal, evidence={**proposal.evidence, "calibration_trials": more})
-    objective = fit_objective(search.experiment.objective.kind, objective_weights(search.experiment), swarm, search.domains.natural())
+    objective = search.strategy.assignment.objective(swarm)
     # A verdict on an earlier proposal says nothing about this one; it must not stand beside it if verification does not come to its end.
     history.save_document(search.search_id, "proposal", proposal.to_json(), outdates=["verification"])
     return proposal, objective
@@ -316,7 +316,7 @@ def _verify(
         observers=observers,
         stop=stop,
     )
-    swarm = _swarm(search, history, source, "verification")
+    swarm = history.swarm(search.search_id, names, search.metrics(source), "verification", search.curve_metrics(source))
     verification = summarize(swarm, trials, objective, lambda mixture: bool(search.space.contains(mixture.array(names)[None, :])[0]))
     history.save_document(search.search_id, "verification", verification.to_json())
     return verification

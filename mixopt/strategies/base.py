@@ -17,9 +17,9 @@ from mixopt.answer.floors import Floor
 from mixopt.domains import DomainSet
 from mixopt.factory import MakeTrial
 from mixopt.mixture import Mixture, Schedule
-from mixopt.objective import ObjectiveKind
+from mixopt.objective import Objective, ObjectiveKind, fit_objective
 from mixopt.proposal import Proposal
-from mixopt.recommendation import Settings, recommend
+from mixopt.recommendation import Settings, Study, recommend
 from mixopt.space import MixtureSpace
 from mixopt.strategies.design import SEEDS_PER_SEARCH, design_sequence
 from mixopt.surrogates.base import Surrogate
@@ -43,8 +43,20 @@ class Strategy(Protocol):
     pending, and that it waits for results where something is. `propose` raises DataError when too few trials have finished.
     """
 
+    @property
+    def assignment(self) -> Assignment: ...
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]: ...
     def propose(self, completed: Swarm) -> Proposal: ...
+
+
+def asks_ahead(strategy: Strategy) -> bool:
+    """Whether a strategy wants to be asked while trials before still run, since it thinks for long: its attribute `asks_ahead`."""
+    return bool(getattr(strategy, "asks_ahead", False))
+
+
+def learns(strategy: Strategy) -> bool:
+    """Whether what a strategy asks for depends on results, so that it cannot be told beforehand: its attribute `learns`."""
+    return bool(getattr(strategy, "learns", False))
 
 
 @dataclass(frozen=True)
@@ -52,12 +64,14 @@ class Offer:
     """A source that trials may run at.
 
     Attributes:
-        cost: of one trial, in FLOPs; only ratios count. A fixed part for starting and scoring included.
+        cost: of one trial, scoring included, in FLOPs; only ratios count.
+        parameters: that a token meets, from which laws of scale go; 0 where there is one source only.
     """
 
     source: Source
     make: MakeTrial
     cost: float
+    parameters: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ class Assignment:
 
     @property
     def settings(self) -> Settings:
+        several = len(self.offers) > 1
         return Settings(
             self.metrics,
             self.objective_kind,
@@ -111,7 +126,10 @@ class Assignment:
             self.seed,
             floors=self.floors,
             confidence=self.confidence,
-            measured_only=True,
+            source=self.source if several else None,
+            # Of several sources the one where the answer is wanted may hold few runs, or none.
+            measured_only=not several,
+            sizes={offer.source.size: offer.parameters for offer in self.offers} if several else None,
         )
 
     def planned(self, count: int, abandoned: Collection[str] = ()) -> list[Trial]:
@@ -136,14 +154,24 @@ class Assignment:
         seed = SEEDS_PER_SEARCH * self.seed + FIRST_LEARNED_SEED + number
         return (offer or self.offers[-1]).make(Schedule.constant(mixture), seed, label)
 
+    def fitted(self, completed: Swarm) -> Swarm:
+        """The runs that answers are fitted to: all of them if there are several sources, else those of the one."""
+        return completed if len(self.offers) > 1 else completed.at_source(self.source)
+
     def recommend(self, completed: Swarm) -> Proposal:
-        """The proposal from the finished trials of the source where the answer is wanted.
+        """The predicted optimum where the answer is wanted, with its evidence.
 
         Raises:
-            DataError: fewer than 4 trials, none at the natural mixture, no repeats, or a metric of the objective was not measured.
+            DataError: fewer than 4 trials, a metric of the objective was not measured, or, with one source, none at the natural mixture or no repeats.
             InfeasibleError: no mixture keeps the floors.
         """
-        return recommend(completed.at_source(self.source), self.space, self.domains, self.surrogate, self.settings)
+        return recommend(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
+
+    def objective(self, completed: Swarm) -> Objective:
+        """The objective in its scale, as the proposal has it. Raises as `recommend`."""
+        if len(self.offers) == 1:
+            return fit_objective(self.objective_kind, self.metrics, self.fitted(completed), self.domains.natural())
+        return Study.of(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings).objective
 
     def with_calibration(self, calibration: Swarm) -> Assignment:
         return replace(self, calibration=calibration)

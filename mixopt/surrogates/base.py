@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -56,3 +57,8 @@ class Surrogate(Protocol):
 def takes_several_sources(surrogate: Surrogate) -> bool:
     """Whether it fits runs of several sizes and token counts together."""
     return bool(getattr(surrogate, "several_sources", False))
+
+
+def takes_several_sizes(surrogate: Surrogate) -> bool:
+    """Whether it fits runs of several sizes, which it may want to know the parameters of: its option `sizes`."""
+    return "sizes" in inspect.signature(type(surrogate)).parameters

@@ -16,6 +16,7 @@ from mixopt.history import History, SearchRecord, TrialRecord
 from mixopt.objective import Objective
 from mixopt.proposal import Proposal
 from mixopt.swarm import Swarm
+from mixopt.trial import Source
 from mixopt.verification import Verification
 
 # How people read the labels that searches give to arms and trials.
@@ -82,6 +83,11 @@ class Findings:
     def collapsed(self) -> tuple[tuple[TrialRecord, str], ...]:
         """The trials whose router has collapsed, and how."""
         return tuple((record, balance.collapse) for record, balance in self.balances if balance.collapse)
+
+    @cached_property
+    def answered(self) -> Swarm:
+        """The trials of the search at the source that its answer is for; runs of cheaper sources compare with none of them."""
+        return self.swarm.at_source(Source(*self.context["sources"]["search"]))
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:

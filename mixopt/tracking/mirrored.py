@@ -392,6 +392,7 @@ def _mean_bits(findings: Findings, trial: Trial, outcome: Outcome | None) -> flo
     weights = (findings.context.get("objective") or {}).get("weights")
     # The subsets that each stage scores differ, so a trial that belongs to both stages of several searches counts by its own source's.
     sources = {"/".join(map(str, source)): stage for stage, source in findings.context["sources"].items()}
+    sources |= {"/".join(map(str, source)): "search" for source in findings.context.get("cheaper_sources", ())}
     stages = {"search": "metrics", "verification": "metrics_verification"}
     stage = stages.get(sources.get(trial.source.key, ""), "metrics_base" if trial.label == BASE_LABEL else "metrics_verification")
     ends = _end_points(outcome, findings.context.get(stage) or findings.context["metrics"]) if outcome else {}

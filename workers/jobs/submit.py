@@ -1,7 +1,7 @@
 """Submits an experiment to a Ray cluster as a job: checked here, then from the cluster, then run there by the very same `mixopt search`.
 
 A job's id is the key of its search and the number of the attempt, `1f0c9a2b4d6e-2`. The key stands for the search where its identity
-(`mixopt.search.search_identity`) cannot be known yet: that one hashes prepared tokens, which the machine that submits need not have. The key
+(`mixopt.search_identity`) cannot be known yet: that one hashes prepared tokens, which the machine that submits need not have. The key
 hashes what those are made from, and the output folder. So the number of trials, verification, tracking and Ray change neither of the two, and
 the same file finds its job again. The trade-off: documents that change under the same paths give another search under the same key.
 """
@@ -41,7 +41,7 @@ RACES = 5
 LATER_OF_PROXY = ("parametrization", "beginning", "balancing", "auxiliary_loss")
 LATER_OF_DOMAIN = ("prompt_column", "completion_column")
 LATER_OF_OBJECTIVE = ("floors", "confidence")
-LATER_OF_SEARCH = ("options",)
+LATER_OF_SEARCH = ("options", "sources")
 """What a file could not say once: at the default it stays out of the key, so that a file finds the job that an earlier version submitted."""
 
 SHARED = "A job reads the paths of its file on the cluster: put data and `output` on a file system that every node mounts."

@@ -20,6 +20,7 @@ from mixopt.mixture import Schedule
 from mixopt.progress import Reporter, Silent
 from mixopt.runner import Evaluation
 from mixopt.strategies import knowing
+from mixopt.strategies.base import learns
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
 from mixopt.verification import plan_verification
@@ -144,8 +145,12 @@ class Planner:
         informed = plain if known.calibration_runs is None else knowing(plain, known.calibration_runs)
         asked = informed.ask(count, swarm, pending, known.abandoned)
         if known.proposal is not None and asked and not plain.ask(count, swarm, pending, known.abandoned):
-            asked = []  # it has ended without the calibration, and stays so
-        return [*known.trials, *asked]
+            return list(known.trials)  # it has ended without the calibration, and stays so
+        found = [*known.trials, *asked]
+        # Mixtures that depend on results are not known yet; what they cost is, up to the source.
+        unknown = count - len(found) if learns(plain) and known.proposal is None else 0
+        make, natural = self._search.factory.make, Schedule.constant(self._search.domains.natural())
+        return [*found, *(replace(make(natural, 0, ""), trial_id=f"learned-{place}") for place in range(unknown))]
 
     def _planned_verification(self) -> tuple[list[Trial], bool]:
         """The trials of the verification, and whether there may be fewer."""
@@ -240,7 +245,8 @@ class Planner:
             return f"what {begun} begin with ({experiment.proxy.beginning.kind}), trial {base}"
         if name == "search":
             seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"
-            return f"{len(trials)} trials of the strategy {experiment.search.strategy}, with {seeds}"
+            cheaper = ", or what they cost of the cheaper sources" if experiment.search.sources else ""
+            return f"{len(trials)} trials of the strategy {experiment.search.strategy}{cheaper}, with {seeds}"
         seeds_of_arm = experiment.verification.seeds
         arms = -(-len(trials) // seeds_of_arm)
         return f"{'at most ' if at_most else ''}{arms} different mixtures among proposal, best measured, natural, uniform and UniMax, with {seeds_of_arm} seeds each"

@@ -76,7 +76,7 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
             return Known(finished=finished, here=tuple(here), noise=noise, calibration=calibration, calibration_runs=runs, repeats=runs)
         records = history.trials(search.search_id, "search")
         body = history.document(search.search_id, "proposal")
-        swarm = history.swarm(search.search_id, names, scored)
+        swarm = history.swarm(search.search_id, names, search.search_metrics)
         return Known(
             trials=tuple(record.trial for record in records if record.state is not TrialState.ABANDONED),
             abandoned=tuple(record.trial for record in records if record.state is TrialState.ABANDONED),

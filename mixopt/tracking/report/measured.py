@@ -17,6 +17,7 @@ from mixopt.errors import DataError
 from mixopt.history import TrialRecord
 from mixopt.objective import measure_noise
 from mixopt.surrogates.observations import mixture_groups
+from mixopt.swarm import Swarm
 from mixopt.tracking.findings import ARM_TITLES, Findings
 from mixopt.trial import Outcome, TrialState
 from mixopt.verification import LABEL_PREFIX, MEAN_BITS_PER_BYTE
@@ -88,7 +89,7 @@ class StageCost:
 
 def noise_by_metric(findings: Findings, metrics: Sequence[str]) -> list[MetricNoise]:
     """Noise of each metric that all trials of the search were scored on; empty while no mixture has been trained with two seeds."""
-    swarm = findings.swarm
+    swarm = findings.answered
     if not len(swarm):
         return []
     losses, groups = swarm.values(metrics), mixture_groups(swarm)
@@ -101,7 +102,7 @@ def noise_by_metric(findings: Findings, metrics: Sequence[str]) -> list[MetricNo
     means = np.array([losses[groups == number].mean(axis=0) for number in numbers])
     spread = np.sqrt(np.maximum(means.var(axis=0, ddof=1) - noise.std**2, 0.0)) if len(means) > 1 else np.zeros(len(metrics))
     repeated = [
-        (_name(findings, int(np.argmax(groups == number))), groups == number, int(count))
+        (_name(swarm, int(np.argmax(groups == number))), groups == number, int(count))
         for number, count in zip(numbers, counts, strict=True)
         if count > 1
     ]
@@ -121,15 +122,15 @@ def noise_by_metric(findings: Findings, metrics: Sequence[str]) -> list[MetricNo
     ]
 
 
-def _name(findings: Findings, row: int) -> str:
+def _name(swarm: Swarm, row: int) -> str:
     """A repeated mixture by its label; a corner by the domain it is a corner of."""
-    trials = findings.swarm.trials()
+    trials = swarm.trials()
     label = str(trials["label"][row])
     if label in ARM_TITLES:
         return ARM_TITLES[label]
     weights = np.array(trials["requested"][row].to_list()).mean(axis=0)
     largest = int(weights.argmax())
-    return f"{label}: {weights[largest]:.0%} {findings.swarm.domains[largest]}"
+    return f"{label}: {weights[largest]:.0%} {swarm.domains[largest]}"
 
 
 def curves(findings: Findings, stage: str, metrics: Sequence[str]) -> list[Curve]:

@@ -12,7 +12,6 @@ from mixopt.mixture import Mixture
 from mixopt.prediction import predict
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.findings import Findings
-from mixopt.trial import Source
 
 
 def with_effects(findings: Findings) -> Findings:
@@ -23,7 +22,7 @@ def with_effects(findings: Findings) -> Findings:
     settings = (yaml.safe_load(findings.search.experiment_yaml) or {}).get("search") or {}
     natural = Mixture.of(findings.context["natural"]).array(findings.domains)
     try:
-        swarm = findings.swarm.at_source(Source(*findings.context["sources"]["search"]))
+        swarm = findings.answered
         surrogate = get_surrogate(settings.get("surrogate", "gaussian_process"))
         prediction = predict(surrogate, swarm, objective, findings.domains, natural, int(settings.get("seed", 0)))
     except MixoptError:

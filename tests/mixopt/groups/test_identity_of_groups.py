@@ -8,7 +8,7 @@ from mixopt.domains import Domain, DomainSet
 from mixopt.factory import TrialFactory
 from mixopt.groups.rules import GroupRule
 from mixopt.mixture import Mixture, Schedule
-from mixopt.search import search_identity
+from mixopt.search_identity import search_identity
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Assignment, Offer

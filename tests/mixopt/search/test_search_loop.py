@@ -14,7 +14,8 @@ import pytest
 from mixopt.errors import DataError, RunError
 from mixopt.history import History, TrialRecord
 from mixopt.runner import Completed, TrialEvent
-from mixopt.search import SearchInterrupted, run_search, run_trials, search_identity
+from mixopt.search import SearchInterrupted, run_search, run_trials
+from mixopt.search_identity import search_identity
 from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, Trial, TrialState
 

@@ -1,0 +1,101 @@
+"""The sources that a search may run trials at: what they are, what a trial of each costs, and what is wrong with them.
+
+Sources of one search share everything but size and tokens. The main trade-off: they are all trained from scratch, since what a continued or
+upcycled proxy begins with would have to be trained once for every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixopt.config import Experiment
+from mixopt.errors import ConfigError
+from mixopt.factory import TrialFactory
+from mixopt.strategies.base import Offer
+from mixopt.surrogates import get_surrogate
+from mixopt.surrogates.base import Surrogate, takes_several_sizes, takes_several_sources
+from mixopt.trial import Source
+from proxy_models.config import SIZES, proxy_config
+
+MEASURING_SHARE = 0.1
+"""Largest part of a trial's training cost that measuring its losses may take."""
+
+
+def trial_flops(source: Source, vocab_size: int, window: int) -> float:
+    """FLOPs of training a trial and of measuring its losses."""
+    return proxy_config(source.size, vocab_size).training_flops_per_token(window) * source.tokens * (1 + MEASURING_SHARE)
+
+
+def search_sources(experiment: Experiment, vocab_size: int) -> list[Source]:
+    """Those of `search.sources`, the cheapest first, and then `proxy`, where the answer is wanted."""
+    proxy = experiment.proxy
+    cheaper = [Source("trained", one.size, one.tokens) for one in experiment.search.sources]
+    return [*sorted(cheaper, key=lambda one: trial_flops(one, vocab_size, proxy.window)), Source("trained", proxy.size, proxy.tokens)]
+
+
+def check_sources(experiment: Experiment) -> None:
+    """Looks at `search.sources` before a document is read.
+
+    Raises:
+        ConfigError: an unknown size, a source named twice, one that is also the verification's, one that costs as much as `proxy` does, too few
+            tokens, trials that do not begin from scratch, or a surrogate of one source.
+    """
+    proxy, check, given = experiment.proxy, experiment.verification, experiment.search.sources
+    if not given:
+        return
+    for place, one in enumerate(given):
+        if one.size not in SIZES:
+            raise ConfigError(f"`search.sources.{place}.size` is '{one.size}', which is no size.", f"Choose one of {', '.join(SIZES)}.")
+        if one.tokens < 8 * proxy.tokens_per_step:
+            raise ConfigError(
+                f"`search.sources.{place}.tokens` are {one.tokens:,}, fewer than 8 steps of {proxy.tokens_per_step}.",
+                "Raise them, or lower `proxy.tokens_per_step`.",
+            )
+    vocab_size = experiment.tokenizer.vocab_size
+    sources = search_sources(experiment, vocab_size)
+    costs = [trial_flops(source, vocab_size, proxy.window) for source in sources]
+    if len(set(sources)) < len(sources):
+        raise ConfigError(
+            f"`search.sources` names a source twice: {', '.join(source.key for source in sources)}.", "`proxy` is one of them."
+        )
+    if costs[-2] >= costs[-1]:
+        raise ConfigError(
+            f"A trial of {sources[-2].key} costs as much as one of {sources[-1].key}, where the answer is wanted.",
+            "`search.sources` are cheaper than `proxy`; exchange them, or leave it out.",
+        )
+    if check.enabled and Source("trained", check.size, check.tokens) in sources:
+        raise ConfigError(
+            f"`verification` trains the same proxies as `search.sources` ({check.size}, {check.tokens:,} tokens).",
+            "Give it a larger size or more tokens, or set `enabled: false`.",
+        )
+    if proxy.beginning.kind != "scratch":
+        raise ConfigError(
+            f"`search.sources` are given, and trials are {proxy.beginning.kind}.",
+            "Leave one out: trials of several sources begin from scratch.",
+        )
+    surrogate, sizes = get_surrogate(experiment.search.surrogate), {source.size for source in sources}
+    if not takes_several_sources(surrogate) or (len(sizes) > 1 and not takes_several_sizes(surrogate)):
+        what = "source" if not takes_several_sources(surrogate) else "size"
+        raise ConfigError(
+            f"`search.sources` are given, but the surrogate '{experiment.search.surrogate}' takes runs of one {what} only.",
+            "Set `surrogate: auto` or `surrogate: multi_source_gp`.",
+        )
+
+
+def surrogate_for(name: str, offers: Sequence[Offer]) -> Surrogate:
+    """The surrogate of that name, which knows how large the proxies of each source are if there are several."""
+    plain = get_surrogate(name)
+    if len(offers) == 1 or not takes_several_sizes(plain):
+        return plain
+    return get_surrogate(name, sizes={offer.source.size: offer.parameters for offer in offers})
+
+
+def offers_of(factories: Sequence[TrialFactory]) -> tuple[Offer, ...]:
+    """What each factory offers, in the same order: cheapest first, the one where the answer is wanted last."""
+    return tuple(_offer(factory) for factory in factories)
+
+
+def _offer(factory: TrialFactory) -> Offer:
+    source, vocab_size = factory.source, int(factory.recipe["vocab_size"])
+    parameters = proxy_config(source.size, vocab_size).parameters()
+    return Offer(source, factory.make, trial_flops(source, vocab_size, int(factory.recipe["window"])), parameters.active)
