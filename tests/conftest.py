@@ -1,4 +1,4 @@
-"""What tests of several folders need: a real MLflow server that can be killed."""
+"""What tests of several folders need: a real MLflow server that can be killed, and who runs beside whom."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ from pathlib import Path
 import pytest
 
 PATIENCE_SECONDS = 240.0
+GROUPS = {
+    "processes": ("benchmarks", "browser", "contracts/test_runners.py", "e2e", "infra"),
+    "contracts": ("contracts",),
+    "mixopt": ("house", "mixopt"),
+    "proxies": ("proxy_models",),
+    "workers": ("workers",),
+}
+"""Where tests run in two processes, those of one group run in one of them, in their usual order: what starts Ray, MLflow and browsers waits most of
+its time, beside what computes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(root).as_posix()
+        group = next(name for name, folders in GROUPS.items() if place.startswith(folders))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 class TrackingServer:

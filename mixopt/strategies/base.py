@@ -88,6 +88,8 @@ class Assignment:
         stop_early: ask for no more once even perfect knowledge would gain less than noise.
         calibration: finished runs of the search's calibration, whose repeats sharpen the noise that is looked at; None: there are none.
         floors, confidence: no metric worse than a baseline by more than so much, predicted with so many standard deviations to spare.
+        measured_only: refuse to answer without a run of the natural mixture and without repeats, where there is one source; else, and with several
+            sources always, the surrogate says what was not measured.
     """
 
     space: MixtureSpace
@@ -104,6 +106,7 @@ class Assignment:
     calibration: Swarm | None = None
     floors: tuple[Floor, ...] = ()
     confidence: float = 0.0
+    measured_only: bool = True
 
     @property
     def source(self) -> Source:
@@ -128,7 +131,7 @@ class Assignment:
             confidence=self.confidence,
             source=self.source if several else None,
             # Of several sources the one where the answer is wanted may hold few runs, or none.
-            measured_only=not several,
+            measured_only=self.measured_only and not several,
             sizes={offer.source.size: offer.parameters for offer in self.offers} if several else None,
         )
 
