@@ -19,8 +19,9 @@ from mixopt.feasibility import FEASIBLE_WITHIN
 from mixopt.groups.nested import build_tree
 from mixopt.mixture import FloatArray
 
-# Known feasible supports to fall back on, found by minimizing random linear functions.
-ANCHORS = 8
+# Known feasible supports to fall back on, found by minimizing random linear functions; programs with a distance take longer. Any good solution will do.
+ANCHORS, ANCHORS_IN_BALL = 8, 2
+ANCHOR_GAP = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ class Supports:
         """Feasible supports of at most so many domains, the one nearest to the ball's centre first, shape (n, units). There is at least one."""
         rng = np.random.default_rng(0xA2C)
         order = np.argsort(np.argsort(self.polytope.units.names))
-        tries = [least_value(self.polytope, -rng.random(len(order))[order], self.ball, self.most) for _ in range(ANCHORS)]
+        number = ANCHORS if self.ball is None else ANCHORS_IN_BALL
+        tries = [least_value(self.polytope, -rng.random(len(order))[order], self.ball, self.most, ANCHOR_GAP) for _ in range(number)]
         if self.ball is not None:
             tries.insert(0, least_distance(self.polytope, self.ball, self.most))
         found = np.unique(np.array([self._of(reached.support) for reached in tries if reached is not None]), axis=0)
