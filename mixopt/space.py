@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from mixopt.constraints.ball import project_into_ball, project_nested_into_ball
-from mixopt.constraints.feasibility import ball_of, check_constraints, most_domains_of
+from mixopt.constraints.feasibility import check_constraints
+from mixopt.constraints.placed import ball_of, most_domains_of
 from mixopt.constraints.programs import Polytope, least_distance, least_value
 from mixopt.constraints.rules import Ball
 from mixopt.constraints.supports import Supports

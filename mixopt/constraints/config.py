@@ -21,7 +21,9 @@ class NearConfig(Model):
         "natural", description="natural, uniform, unimax, or a weight for every domain (those left out: 0), summing to 1."
     )
     distance: float = Field(
-        gt=0, le=1, description="Largest share of the tokens that may come from other domains than in that mixture: total variation, 0 to 1."
+        gt=0,
+        le=1,
+        description="Largest share of the tokens that may come from other domains than in that mixture: total variation, 0 to 1.",
     )
 
     @field_validator("mixture", mode="before")

@@ -10,40 +10,17 @@ import math
 
 import numpy as np
 
+from mixopt.constraints.placed import ball_of, most_domains_of
 from mixopt.constraints.programs import Polytope, Reached, fewest_domains, least_distance
 from mixopt.constraints.rules import Ball
 from mixopt.constraints.supports import feasible_supports
 from mixopt.domains import DomainSet
 from mixopt.errors import InfeasibleError
 from mixopt.feasibility import FEASIBLE_WITHIN
-from mixopt.mixture import FloatArray, Mixture
+from mixopt.mixture import FloatArray
 
 # Of what stands in the way so much is named.
 NAMED = 4
-
-
-def ball_of(domains: DomainSet) -> Ball | None:
-    """The ball around the mixture that the domains are to stay near, None where they may be anywhere.
-
-    Raises:
-        InfeasibleError: UniMax is meant, and does not exist.
-        ConfigError: the mixture gives weight to a domain that there is not.
-    """
-    near = domains.constraints.near
-    if near is None or near.distance >= 1:
-        return None
-    if isinstance(near.mixture, str):
-        centre = {"natural": domains.natural, "uniform": domains.uniform, "unimax": domains.unimax}[near.mixture]()
-    else:
-        given = dict(near.mixture)
-        centre = Mixture.of({**dict.fromkeys(domains.names, 0.0), **given})
-    return Ball(centre.array(domains.names), near.distance, near.title)
-
-
-def most_domains_of(domains: DomainSet) -> int | None:
-    """The largest number of domains, None where there are no more anyway."""
-    most = domains.constraints.most_domains
-    return None if most is None or most >= int(domains.units.counts.sum()) else most
 
 
 def check_constraints(domains: DomainSet, polytope: Polytope) -> None:
