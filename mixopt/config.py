@@ -15,18 +15,16 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from mixopt.answer.floors import Floor, resolve_floors
-from mixopt.config_model import Model, NamedMixture, checked_mixture, unknown_domains
+from mixopt.config_model import Model, checked_mixture, unknown_domains
 from mixopt.constraints.config import ConstraintsConfig
+from mixopt.constraints.rules import NamedMixture
 from mixopt.errors import ConfigError
 from mixopt.groups.rules import GroupRule, ancestors, check_rules
 from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mixopt.constraints.rules import Constraints
+from mixopt.constraints.rules import ANYTHING, Constraints
 from mixopt.errors import ConfigError, InfeasibleError
 from mixopt.groups.rules import GroupRule, Units, check_rules, units_of
 from mixopt.mixture import FloatArray, Mixture
@@ -99,7 +99,7 @@ class DomainSet:
     domains: tuple[Domain, ...]
     budget_tokens: float
     rules: tuple[GroupRule, ...] = ()
-    constraints: Constraints = Constraints()
+    constraints: Constraints = ANYTHING
 
     def __post_init__(self) -> None:
         if len(self.domains) < 2:

@@ -99,8 +99,8 @@ def _minimize_of_few(
     relaxed = minimize(function, space.convex, starts, seed, smooth, candidates, limits, pieces)
     weights = _without_dust(space, relaxed.weights)
     if space.contains(weights[None])[0]:
-        found = residuals(pieces or function, space, weights, limits, smooth)
-        return replace(relaxed, weights=weights, value=float(function(weights[None])[0]), residuals=found)
+        kept = residuals(pieces or function, space, weights, limits, smooth)
+        return replace(relaxed, weights=weights, value=float(function(weights[None])[0]), residuals=kept)
     rng = np.random.default_rng([seed, 0x5B7])
     points = np.concatenate([space.project(np.concatenate([relaxed.weights[None], starts])), space.sample(candidates, rng)])
     found = best_supports(function, space, relaxed.weights, points, limits, smooth)
@@ -123,7 +123,7 @@ def _minimize_of_few(
 def _without_dust(space: MixtureSpace, weights: FloatArray) -> FloatArray:
     """A mixture (domains,) whose weights within rounding of 0 are 0, where that can be: each would count as a domain."""
     mask = (space.units.collapse(weights) > SNAP) | space.supports.forced
-    return space.on_support(mask).project(weights[None])[0] if space.supports.feasible(mask[None])[0] else weights
+    return np.asarray(space.on_support(mask).project(weights[None])[0]) if space.supports.feasible(mask[None])[0] else weights
 
 
 def _best_of(

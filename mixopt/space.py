@@ -222,14 +222,14 @@ class MixtureSpace:
         assert self.ball is not None
         found = least_distance(self.polytope, self.ball)
         assert found is not None, "MixtureSpace checks that there is a mixture"
-        return project_nested(found.weights[None], self.unit_lower, self.unit_upper, self._tree)[0]
+        return np.asarray(project_nested(found.weights[None], self.unit_lower, self.unit_upper, self._tree)[0])
 
     def project_with(self, weights: FloatArray, unit: int, value: float) -> FloatArray:
         """The feasible mixture nearest to `weights` (domains,), as `project`, in which one unit weighs `value`, which must lie in `unit_reach`."""
         lower, upper = self.unit_lower.copy(), self.unit_upper.copy()
         lower[unit] = upper[unit] = value
         if self.ball is not None or self.most_domains is not None:
-            return replace(self._between(lower, upper), most_domains=self.most_domains).project(weights[None])[0]
+            return np.asarray(replace(self._between(lower, upper), most_domains=self.most_domains).project(weights[None])[0])
         tree = build_tree(lower, upper, self.sums)
         nearest = project_nested(self.units.collapse(weights)[None], lower, upper, tree)
         return self.units.expand(nearest[0])

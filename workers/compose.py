@@ -16,8 +16,8 @@ from mixopt import __version__
 from mixopt.answer.floors import Floor, resolve_floors
 from mixopt.code_version import commit
 from mixopt.config import Experiment
-from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.constraints.placed import constraints_json
+from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory

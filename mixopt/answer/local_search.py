@@ -245,7 +245,7 @@ def residuals(
         groups=float(max(0.0, *(least - sums), *(sums - largest))) if len(sums) else 0.0,
         floors=float(max(0.0, excess.max())),
         first_order=_best_move(function, space.around(weights), point, limits) if smooth else None,
-        distance=float(max(0.0, space.ball.distances(weights) - space.ball.distance)) if space.ball is not None else 0.0,
+        distance=max(0.0, float(space.ball.distances(weights)) - space.ball.distance) if space.ball is not None else 0.0,
         domains=max(0, int((weights > 0).sum()) - space.most_domains) if space.most_domains is not None else 0,
     )
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixopt.answer.local_search import BatchFunction
-from mixopt.mixture import FloatArray
 from mixopt.answer.ranked import evaluate
 from mixopt.answer.support_search import different_supports, swapped_units
+from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
 
 # Alternatives differ from the optimum and from each other in at least this share of the tokens; nearer ones are no alternative.
@@ -76,10 +76,9 @@ def _of_few(function: BatchFunction, space: MixtureSpace, optimum: FloatArray, t
     swapped = swapped_units(function, space, optimum)
     values = evaluate(function, swapped)
     near = swapped[values <= threshold]
-    found.append(near)
-    for point in different_supports(space, near[np.argsort(values[values <= threshold], kind="stable")])[:SUPPORTS]:
-        found.append(find_near_optimal(function, space.around(point), point, threshold, seed, candidates // SUPPORTS).mixtures)
-    good = np.concatenate(found)
+    others = different_supports(space, near[np.argsort(values[values <= threshold], kind="stable")])[:SUPPORTS]
+    found += [find_near_optimal(function, space.around(point), point, threshold, seed, candidates // SUPPORTS).mixtures for point in others]
+    good = np.concatenate([*found, near])
     return NearOptimal(good.min(axis=0), good.max(axis=0), good)
 
 

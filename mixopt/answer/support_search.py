@@ -87,7 +87,7 @@ def swaps(
         if not better.better_than(Ranked(best.points, best.values - least, best.missed)):
             break
         best = better
-    return best.points[0]
+    return np.asarray(best.points[0])
 
 
 def different_supports(space: MixtureSpace, points: FloatArray) -> list[FloatArray]:
@@ -129,7 +129,7 @@ def _eliminate(task: _Task, weights: FloatArray) -> FloatArray:
         # What the local search has put to zero need not be taken out one by one, as long as enough is left.
         if supports.possible(_support(space, weights)):
             mask = _support(space, weights)
-    return space.on_support(mask).project(weights[None])[0]
+    return np.asarray(space.on_support(mask).project(weights[None])[0])
 
 
 def swapped_units(function: BatchFunction, space: MixtureSpace, weights: FloatArray) -> FloatArray:

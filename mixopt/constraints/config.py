@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from mixopt.config_model import Model, NamedMixture, checked_mixture
-from mixopt.constraints.rules import Constraints, Near
+from mixopt.config_model import Model, checked_mixture
+from mixopt.constraints.rules import Constraints, NamedMixture, Near
 
 
 class NearConfig(Model):

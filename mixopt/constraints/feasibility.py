@@ -91,11 +91,12 @@ def _moved(domains: DomainSet, polytope: Polytope, ball: Ball, nearest: Reached)
     """The domains in which even the nearest mixture differs most from the centre, as "web at most 0.3 instead of 0.42"."""
     weights: FloatArray = domains.units.expand(nearest.weights)
     gaps = weights - ball.centre
-    found = []
-    for index in np.argsort(-np.abs(gaps), kind="stable")[:NAMED]:
-        if abs(gaps[index]) > FEASIBLE_WITHIN:
-            found.append(f"{domains.names[index]} {weights[index]:.3g} instead of {ball.centre[index]:.3g}")
-    return ", ".join(found)
+    most = np.argsort(-np.abs(gaps), kind="stable")[:NAMED]
+    return ", ".join(
+        f"{domains.names[index]} {weights[index]:.3g} instead of {ball.centre[index]:.3g}"
+        for index in most
+        if abs(gaps[index]) > FEASIBLE_WITHIN
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -68,6 +68,10 @@ class Constraints:
         return found
 
 
+ANYTHING = Constraints()
+"""No limits."""
+
+
 @dataclass(frozen=True, eq=False)
 class Ball:
     """Mixtures within `distance` of `centre` (domains,) in total variation.

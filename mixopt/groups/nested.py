@@ -41,8 +41,8 @@ class SumBound:
 class Leaves(Protocol):
     """What the coordinates of the nearest point are at a shift; `reserve` (n,) is how much farther than the bounds shifts must go to hold them all."""
 
-    reserve: FloatArray
-
+    @property
+    def reserve(self) -> FloatArray: ...
     def respond(self, columns: Sequence[int], shifted: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Values of some coordinates where the point minus the shift is `shifted` (n, columns), and whether they move with it, 0 or 1."""
         ...
