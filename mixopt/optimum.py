@@ -110,7 +110,8 @@ def _minimize_of_few(
     ]
     cleaned = np.stack([_without_dust(space, answer.weights) for answer in answers])
     order = np.lexsort((evaluate(function, cleaned), missed(limits, cleaned)))
-    best, weights = answers[order[0]], cleaned[order[0]]
+    best: Optimum = answers[order[0]]
+    weights = cleaned[order[0]]
     return replace(
         best,
         weights=weights,

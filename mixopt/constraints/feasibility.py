@@ -31,22 +31,24 @@ def check_constraints(domains: DomainSet, polytope: Polytope) -> None:
     """
     most, ball = most_domains_of(domains), ball_of(domains)
     if most is not None:
-        _check_count(domains, polytope, most)
+        _check_count(domains, polytope, most, ball)
     if ball is None:
         return
     nearest = least_distance(polytope, ball)
     assert nearest is not None, "bounds and groups have been checked"
     if nearest.value > ball.distance + FEASIBLE_WITHIN:
+        within_count = nearest if most is None else least_distance(polytope, ball, most)
+        assert within_count is not None, "the number of domains has been checked"
         raise InfeasibleError(
             f"No mixture is feasible: bounds, caps and groups keep every mixture at least {nearest.value:.4g} of the tokens away from {ball.title}, "
             f"but `constraints.near` allows {ball.distance:.4g} ({_moved(domains, polytope, ball, nearest)}).",
-            f"Raise `constraints.near.distance` to {_up(nearest.value):g}, or name a mixture that keeps them.",
+            f"Raise `constraints.near.distance` to {_up(within_count.value):g}, or name a mixture that keeps them.",
         )
     if most is not None:
         _check_both(domains, polytope, ball, most)
 
 
-def _check_count(domains: DomainSet, polytope: Polytope, most: int) -> None:
+def _check_count(domains: DomainSet, polytope: Polytope, most: int, ball: Ball | None) -> None:
     fewest = fewest_domains(polytope)
     assert fewest is not None, "bounds and groups have been checked"
     needed = _count(polytope, None, fewest)
@@ -62,8 +64,18 @@ def _check_count(domains: DomainSet, polytope: Polytope, most: int) -> None:
         why = f"no mixture of fewer keeps bounds, caps and groups (largest weights: {shown}{', ...' if len(largest) > NAMED else ''})"
     raise InfeasibleError(
         f"No mixture is feasible: `constraints.most_domains` allows {_domains(most)}, but at least {needed} are needed, for {why}.",
-        f"Raise `constraints.most_domains` to {needed}.",
+        _more_domains(polytope, ball, needed),
     )
+
+
+def _more_domains(polytope: Polytope, ball: Ball | None, needed: int) -> str:
+    """As many domains as bounds need, or as a distance needs too; where no number suffices for that, a distance on top."""
+    fewest = fewest_domains(polytope, ball) if ball is not None else None
+    if ball is None or fewest is not None:
+        return f"Raise `constraints.most_domains` to {needed if fewest is None else _count(polytope, ball, fewest)}."
+    nearest = least_distance(polytope, ball, needed)
+    assert nearest is not None, "so many domains are enough without a distance"
+    return f"Raise `constraints.most_domains` to {needed} and `constraints.near.distance` to {_up(nearest.value):g}."
 
 
 def _check_both(domains: DomainSet, polytope: Polytope, ball: Ball, most: int) -> None:
@@ -91,7 +103,8 @@ def _moved(domains: DomainSet, polytope: Polytope, ball: Ball, nearest: Reached)
     """The domains in which even the nearest mixture differs most from the centre, as "web at most 0.3 instead of 0.42"."""
     weights: FloatArray = domains.units.expand(nearest.weights)
     gaps = weights - ball.centre
-    most = np.argsort(-np.abs(gaps), kind="stable")[:NAMED]
+    # Of gaps alike those first that bounds keep low: they are why.
+    most = np.lexsort((gaps, -np.abs(gaps).round(9)))[:NAMED]
     return ", ".join(
         f"{domains.names[index]} {weights[index]:.3g} instead of {ball.centre[index]:.3g}"
         for index in most

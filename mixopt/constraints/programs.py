@@ -57,13 +57,13 @@ def fewest_domains(polytope: Polytope, ball: Ball | None = None) -> Reached | No
 
 
 def least_value(
-    polytope: Polytope, slopes: FloatArray, ball: Ball | None = None, most_domains: int | None = None, gap: float = 0.0
+    polytope: Polytope, slopes: FloatArray, ball: Ball | None = None, most_domains: int | None = None
 ) -> Reached | None:
-    """The mixture with the least sum of slopes (units,) times weights, or one that is worse by at most this share; None where there is no mixture."""
+    """The mixture with the least sum of slopes (units,) times weights; None where there is no mixture."""
     program = _Program.of(polytope, ball, counted=most_domains is not None)
     cost = np.zeros(len(program.count))
     cost[: len(slopes)] = slopes
-    return program.solve(cost, most_domains=most_domains, distance=None if ball is None else ball.distance, gap=gap)
+    return program.solve(cost, most_domains=most_domains, distance=None if ball is None else ball.distance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class _Program:
         upper = np.concatenate([polytope.upper, np.full(domains, 2.0), np.ones(len(used))])
         return cls(np.array(rows), np.array(least), np.array(largest), lower, upper, whole, distance, count, number)
 
-    def solve(self, cost: FloatArray, most_domains: int | None = None, distance: float | None = None, gap: float = 0.0) -> Reached | None:
+    def solve(self, cost: FloatArray, most_domains: int | None = None, distance: float | None = None) -> Reached | None:
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         constraints = [LinearConstraint(self.rows, self.least, self.largest)]
@@ -134,7 +134,7 @@ class _Program:
         if distance is not None:
             constraints.append(LinearConstraint(self.distance[None], -np.inf, distance))
         bounds = Bounds(self.lower, self.upper)
-        answer = milp(cost, integrality=self.whole, bounds=bounds, constraints=constraints, options={"mip_rel_gap": gap})
+        answer = milp(cost, integrality=self.whole, bounds=bounds, constraints=constraints, options={"mip_rel_gap": 0.0})
         if answer.x is None:
             return None
         weights = np.clip(answer.x[: self.units], self.lower[: self.units], self.upper[: self.units])

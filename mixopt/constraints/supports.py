@@ -19,9 +19,10 @@ from mixopt.feasibility import FEASIBLE_WITHIN
 from mixopt.groups.nested import build_tree
 from mixopt.mixture import FloatArray
 
-# Known feasible supports to fall back on, found by minimizing random linear functions; programs with a distance take longer. Any good solution will do.
+# Known feasible supports to fall back on, found by minimizing random linear functions; programs with a distance take longer.
 ANCHORS, ANCHORS_IN_BALL = 8, 2
-ANCHOR_GAP = 0.1
+# Less weight than this is rounding of the solver.
+LEAST = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +49,14 @@ class Supports:
 
     @cached_property
     def anchors(self) -> BoolArray:
-        """Feasible supports of at most so many domains, the one nearest to the ball's centre first, shape (n, units). There is at least one."""
+        """Some feasible supports of at most so many domains, shape (n, units): at least one, and the same in whatever order domains are listed."""
         rng = np.random.default_rng(0xA2C)
-        order = np.argsort(np.argsort(self.polytope.units.names))
+        by_name = np.argsort(self.polytope.units.names)
+        back = np.argsort(by_name)
         number = ANCHORS if self.ball is None else ANCHORS_IN_BALL
-        tries = [least_value(self.polytope, -rng.random(len(order))[order], self.ball, self.most, ANCHOR_GAP) for _ in range(number)]
-        if self.ball is not None:
-            tries.insert(0, least_distance(self.polytope, self.ball, self.most))
-        found = np.unique(np.array([self._of(reached.support) for reached in tries if reached is not None]), axis=0)
-        kept = found[self.feasible(found)]
+        tries = [least_value(self.polytope, -rng.random(len(back))[back], self.ball, self.most) for _ in range(number)]
+        found = np.unique(np.array([self._of(reached.weights > LEAST) for reached in tries if reached is not None])[:, by_name], axis=0)[:, back]
+        kept = found[self.feasible(found) & (self.domains(found) <= self.most)]
         assert len(kept), "MixtureSpace checks that there is a mixture"
         return np.asarray(kept)
 
