@@ -56,9 +56,7 @@ def fewest_domains(polytope: Polytope, ball: Ball | None = None) -> Reached | No
     return program.solve(program.count, distance=None if ball is None else ball.distance)
 
 
-def least_value(
-    polytope: Polytope, slopes: FloatArray, ball: Ball | None = None, most_domains: int | None = None
-) -> Reached | None:
+def least_value(polytope: Polytope, slopes: FloatArray, ball: Ball | None = None, most_domains: int | None = None) -> Reached | None:
     """The mixture with the least sum of slopes (units,) times weights; None where there is no mixture."""
     program = _Program.of(polytope, ball, counted=most_domains is not None)
     cost = np.zeros(len(program.count))

@@ -55,7 +55,9 @@ class Supports:
         back = np.argsort(by_name)
         number = ANCHORS if self.ball is None else ANCHORS_IN_BALL
         tries = [least_value(self.polytope, -rng.random(len(back))[back], self.ball, self.most) for _ in range(number)]
-        found = np.unique(np.array([self._of(reached.weights > LEAST) for reached in tries if reached is not None])[:, by_name], axis=0)[:, back]
+        found = np.unique(np.array([self._of(reached.weights > LEAST) for reached in tries if reached is not None])[:, by_name], axis=0)[
+            :, back
+        ]
         kept = found[self.feasible(found) & (self.domains(found) <= self.most)]
         assert len(kept), "MixtureSpace checks that there is a mixture"
         return np.asarray(kept)

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.mixopt.answer.conftest import Law, grid
-from tests.mixopt.constraints.conftest import plain
 
 from mixopt.answer.local_search import BatchFunction, residuals
 from mixopt.answer.near_optimal import find_near_optimal
@@ -22,6 +20,8 @@ from mixopt.mixture import FloatArray
 from mixopt.optimum import Optimum, minimize
 from mixopt.recommendation import Settings, recommend
 from mixopt.space import MixtureSpace
+from tests.mixopt.answer.conftest import Law, grid
+from tests.mixopt.constraints.conftest import plain
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -69,7 +69,9 @@ def test_of_few_domains_no_other_choice_is_better(seed: int, count: int, near: b
 @given(SEEDS)
 def test_within_a_distance_no_point_of_a_grid_is_better(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    space = MixtureSpace.from_domains(plain(rng.lognormal(0, 0.7, 3).tolist(), Constraints(None, Near("natural", float(rng.uniform(0.05, 0.4))))))
+    space = MixtureSpace.from_domains(
+        plain(rng.lognormal(0, 0.7, 3).tolist(), Constraints(None, Near("natural", float(rng.uniform(0.05, 0.4)))))
+    )
     function = power_laws(rng, 3)
     found = solved(function, space)
     keeps_everything(found, space)

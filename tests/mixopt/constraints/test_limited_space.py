@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.mixopt.constraints.conftest import centre_of, choices, least_linear, least_of_all, plain, random_set
 
 from mixopt.constraints.rules import Constraints, Near
 from mixopt.domains import DomainSet
 from mixopt.errors import InfeasibleError
 from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
+from tests.mixopt.constraints.conftest import centre_of, choices, least_linear, least_of_all, plain, random_set
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -156,7 +156,7 @@ def test_every_remedy_leaves_a_mixture_and_a_smaller_one_does_not(seed: int, gro
                 assert space_or_none(replace(changed, constraints=Constraints(most, nearer))) is None
 
 
-CAPPED = {index: (0.0, 0.3) for index in range(5)}
+CAPPED = dict.fromkeys(range(5), (0.0, 0.3))
 
 
 @pytest.mark.parametrize(
