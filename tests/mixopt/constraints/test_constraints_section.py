@@ -19,7 +19,7 @@ from mixopt.experiment_file import parse_experiment
 from mixopt.factory import TrialFactory
 from mixopt.fitting.file import parse_fit_file
 from mixopt.fitting.fit import fit
-from mixopt.search import search_identity
+from mixopt.search_identity import search_identity
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 from tests.mixopt.constraints.conftest import plain
