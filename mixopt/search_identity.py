@@ -16,7 +16,8 @@ def search_identity(
 
     It covers the space (domains by name and content, their tokens, caps and bounds in the target corpus, the budget, what the rules on
     groups and the limits on the whole mean for domains), the objective, the strategy, and all that its trials share. Groups without rules are labels
-    and stay out. It leaves out the number of trials, batches, verification, tracking, Ray and paths, so that changing those continues the search. Trials that begin with others' weights bring these trials in.
+    and stay out. It leaves out the number of trials, batches, verification, tracking, Ray and paths, so that changing those continues the search.
+    Trials that begin with others' weights bring these trials in.
 
     Args:
         factory: makes the trials of this search; gives domains, source, recipe, tokenizer and engine.

@@ -196,8 +196,9 @@ def differences(function: BatchFunction, space: MixtureSpace, point: FloatArray)
 
     Slopes toward the corners are the gradient minus the same number everywhere, which moves that keep the sum cannot see.
     """
-    positive = np.maximum(point, 0.0)
-    centre = positive / positive.sum()
+    # Where limits leave nothing, the solver may ask about no mixture at all; its answer is not taken then.
+    positive = np.maximum(np.nan_to_num(point), 0.0)
+    centre = positive / positive.sum() if positive.any() else np.full(len(point), 1 / len(point))
     corners = np.eye(len(centre))
     values = function(space.units.expand(np.concatenate([centre[None], centre + STEP * (corners - centre)])))
     return values[0], np.asarray((values[1:] - values[0]).T / STEP)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from mixopt.constraints.ball import least_distances
-from mixopt.constraints.programs import BoolArray, Polytope, least_distance, least_value
+from mixopt.constraints.programs import BoolArray, Polytope, fewest_domains, least_distance, least_value
 from mixopt.constraints.rules import Ball
 from mixopt.feasibility import FEASIBLE_WITHIN
 from mixopt.groups.nested import build_tree
@@ -59,6 +59,10 @@ class Supports:
             :, back
         ]
         kept = found[self.feasible(found) & (self.domains(found) <= self.most)]
+        if not len(kept):
+            # Where hardly a mixture is left, a random goal may end within the solver's tolerance of the set and not in it.
+            extreme = fewest_domains(self.polytope) if self.ball is None else least_distance(self.polytope, self.ball, self.most)
+            kept = self._of(extreme.support)[None] if extreme is not None else kept
         assert len(kept), "MixtureSpace checks that there is a mixture"
         return np.asarray(kept)
 

@@ -105,6 +105,37 @@ def test_a_group_of_given_shares_counts_all_of_its_domains() -> None:
         keeps_everything(found, space)
 
 
+class AtLeast:
+    """Some domains weigh at least so much, as a limit that only the optimizer knows."""
+
+    scales = np.ones(1)
+
+    def __init__(self, least: FloatArray) -> None:
+        self.least = least
+
+    def excess(self, weights: FloatArray) -> FloatArray:
+        return np.asarray((self.least - weights).max(axis=1, keepdims=True))
+
+
+def test_floors_decide_which_domains_there_are() -> None:
+    space = MixtureSpace.from_domains(plain([1.0] * 5, Constraints(2)))
+
+    def function(weights: FloatArray) -> FloatArray:
+        return np.asarray(((weights - np.array([0.5, 0.3, 0.1, 0.1, 0.0])) ** 2).sum(axis=1))
+
+    def within(least: list[float]) -> Optimum:
+        return minimize(function, space, np.full((1, 5), 0.2), 0, candidates=800, limits=AtLeast(np.array(least)))
+
+    found = within([0.0, 0.0, 0.3, 0.0, 0.0])
+    keeps_everything(found, space)
+    assert found.weights == pytest.approx([0.7, 0.0, 0.3, 0.0, 0.0], abs=1e-5)
+    # Three domains would have to be there, and two may: what is closest misses one of them whole.
+    closest = within([0.2, 0.2, 0.2, 0.0, 0.0])
+    assert closest.method == "closest"
+    assert space.contains(closest.weights[None])[0]
+    assert closest.residuals.floors == pytest.approx(0.2)
+
+
 def test_trees_find_the_domains_too() -> None:
     space = MixtureSpace.from_domains(plain([1.0] * 5, Constraints(2)))
     steps = np.array([5.0, 4.0, 3.0, 0.0, 0.0])
