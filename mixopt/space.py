@@ -320,8 +320,8 @@ class MixtureSpace:
         if self.most_domains is not None:
             absent = (self.units.collapse(weights) <= 0) & (self.unit_upper > 0)
             if absent.any() and (weights > 0).sum() + self.units.counts[absent].min() > self.most_domains:
-                found.append(Held(f"at most {self.most_domains} domain{'s' * (self.most_domains > 1)} may have weight", "count", 0))
+                found.append(Held(f"domains: at most {self.most_domains} may have weight", "count", 0))
         if self.ball is not None and self.ball.distances(weights) >= self.ball.distance - tolerance:
-            moved = f"{self.ball.distance:.3g} of the tokens are moved from {self.ball.title}, the largest distance allowed"
+            moved = f"distance: at most {self.ball.distance:.3g} of the tokens may be moved from {self.ball.title}"
             found.append(Held(moved, "distance", 0))
         return found

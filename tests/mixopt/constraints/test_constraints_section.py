@@ -149,7 +149,7 @@ def test_a_fit_keeps_them() -> None:
     weights = proposal.mixture.array()
     assert (weights > 0).sum() == 2
     assert 0.5 * np.abs(weights - np.array([0.2, 0.8, 0.0])).sum() <= 0.25 + 1e-9
-    assert "0.25 of the tokens are moved from the given mixture, the largest distance allowed" in proposal.binding
+    assert "distance: at most 0.25 of the tokens may be moved from the given mixture" in proposal.binding
 
 
 @pytest.mark.parametrize(

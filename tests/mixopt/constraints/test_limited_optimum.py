@@ -210,7 +210,7 @@ def test_a_proposal_under_limits_is_whole() -> None:
     proposal = recommend(swarm, space, domains, LAW, Settings({"loss": 1.0}, "mean", 1, 0.0, 0))
     weights = proposal.mixture.array()
     assert space.contains(weights[None], 1e-9)[0]
-    assert "at most 3 domains may have weight" in proposal.binding
+    assert "domains: at most 3 may have weight" in proposal.binding
     assert proposal.evidence["baselines"]["natural"]["feasible"] is False
     assert proposal.evidence["optimizer"]["residuals"]["domains"] == 0
     assert {relaxation.constraint for relaxation in proposal.relaxations} <= set(proposal.binding)

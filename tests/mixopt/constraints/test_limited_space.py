@@ -194,13 +194,13 @@ def test_empty_sets_are_explained(domains: DomainSet, message: str, hint: str) -
 def test_limits_that_hold_are_named() -> None:
     space = MixtureSpace.from_domains(plain([5.0, 3.0, 1.0, 1.0], Constraints(3, Near("natural", 0.2))))
     assert space.binding(np.array([0.4, 0.5, 0.1, 0.0])) == (
-        "at most 3 domains may have weight",
-        "0.2 of the tokens are moved from the natural mixture, the largest distance allowed",
+        "domains: at most 3 may have weight",
+        "distance: at most 0.2 of the tokens may be moved from the natural mixture",
     )
     assert space.binding(np.array([0.7, 0.3, 0.0, 0.0])) == (
-        "0.2 of the tokens are moved from the natural mixture, the largest distance allowed",
+        "distance: at most 0.2 of the tokens may be moved from the natural mixture",
     )
-    assert space.binding(np.array([0.55, 0.35, 0.1, 0.0])) == ("at most 3 domains may have weight",)
+    assert space.binding(np.array([0.55, 0.35, 0.1, 0.0])) == ("domains: at most 3 may have weight",)
     assert not space.contains(np.array([[0.25, 0.25, 0.25, 0.25], [0.9, 0.1, 0.0, 0.0]])).any()
 
 
