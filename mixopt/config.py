@@ -15,19 +15,18 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from mixopt.answer.floors import Floor, resolve_floors
+from mixopt.config_model import Model, checked_mixture, unknown_domains
+from mixopt.constraints.config import ConstraintsConfig
+from mixopt.constraints.rules import NamedMixture
 from mixopt.errors import ConfigError
 from mixopt.groups.rules import GroupRule, ancestors, check_rules
-from mixopt.mixture import SUM_TOLERANCE
 from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count
 
 Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
@@ -72,18 +71,6 @@ Paths = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(min_length=1),
 ]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_stray_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads a bare yes, no, on or off as a boolean, and Python would count with it: `tokens: yes` would be one token."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a yes or no, where it does not belong; write a number, or put the word in quotes")
-        return value
 
 
 class HubConfig(Model):
@@ -322,7 +309,7 @@ class BaseConfig(Model):
         None,
         description="Id of a trial in the output folder, or its first 8 digits or more, as `mixopt show` prints them; nothing is trained then.",
     )
-    mixture: Literal["natural", "uniform", "unimax"] | dict[str, float] = Field(
+    mixture: NamedMixture | dict[str, float] = Field(
         "natural",
         description="What it is trained on: natural, uniform, unimax, or a weight for every domain (those left out: 0), summing to 1.",
     )
@@ -346,16 +333,7 @@ class BaseConfig(Model):
     @classmethod
     def _mixture(cls, value: Any) -> Any:
         """Said in one sentence, instead of one per kind that it could be."""
-        if value in ("natural", "uniform", "unimax"):
-            return value
-        if not isinstance(value, dict) or not value:
-            raise ValueError("write natural, uniform or unimax, or weights by domain, as {web: 0.8, code: 0.2}")
-        for domain, weight in value.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-                raise ValueError(f"the weight of '{domain}' is {weight!r}; write a number from 0 to 1, all of them sum to 1")
-        if abs(sum(value.values()) - 1) > SUM_TOLERANCE:
-            raise ValueError(f"the weights sum to {sum(value.values()):.6g}; they are shares of tokens and sum to 1")
-        return {str(domain): float(weight) for domain, weight in value.items()}
+        return checked_mixture(value)
 
 
 class BeginningConfig(Model):
@@ -503,6 +481,7 @@ class Experiment(Model):
     domains: tuple[DomainConfig, ...] = Field(min_length=2)
     levels: tuple[Name, ...] = Field((), description="Names of the levels of groups, outermost first, as source, topic, quality.")
     groups: dict[str, GroupConfig] = Field({}, description="Rules on groups, by path: a given split, bounds on the group's weight.")
+    constraints: ConstraintsConfig = Field(ConstraintsConfig(), description="Limits on the mixture as a whole.")
     targets: tuple[TargetConfig, ...] = ()
     objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -565,14 +544,13 @@ class Experiment(Model):
         return self
 
     @model_validator(mode="after")
-    def _base_knows_its_domains(self) -> Experiment:
-        mixture = self.proxy.beginning.base.mixture
-        unknown = sorted(set(mixture) - {domain.name for domain in self.domains}) if isinstance(mixture, dict) else []
-        if unknown:
-            raise ConfigError(
-                f"`proxy.beginning.base.mixture` gives weight to {', '.join(unknown)}, which is no domain.",
-                f"The domains are {', '.join(domain.name for domain in self.domains)}.",
-            )
+    def _mixtures_know_their_domains(self) -> Experiment:
+        near = self.constraints.near
+        for place, mixture in (
+            ("proxy.beginning.base.mixture", self.proxy.beginning.base.mixture),
+            ("constraints.near.mixture", near.mixture if near is not None else None),
+        ):
+            unknown_domains(f"`{place}`", mixture, [domain.name for domain in self.domains])
         return self
 
     @property

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mixopt.constraints.rules import ANYTHING, Constraints
 from mixopt.errors import ConfigError, InfeasibleError
 from mixopt.groups.rules import GroupRule, Units, check_rules, units_of
 from mixopt.mixture import FloatArray, Mixture
@@ -89,6 +90,7 @@ class DomainSet:
         domains: in the order of the experiment file; names are distinct.
         budget_tokens: tokens of the target run.
         rules: on groups of the domains; see `mixopt.groups.rules`.
+        constraints: on the mixture as a whole.
 
     Raises:
         ConfigError: fewer than two domains, names repeat, or a rule does not fit the groups.
@@ -97,6 +99,7 @@ class DomainSet:
     domains: tuple[Domain, ...]
     budget_tokens: float
     rules: tuple[GroupRule, ...] = ()
+    constraints: Constraints = ANYTHING
 
     def __post_init__(self) -> None:
         if len(self.domains) < 2:

@@ -5,15 +5,20 @@ the basin; a local search (`answer.local_search`) finds its floor, and checks th
 losses, order candidates: those that keep them by value, behind them the others by how much they miss. A piecewise constant function (boosted
 trees) has no floor to find: there the mean of the best hundred candidates is taken, as RegMix does (arXiv 2407.01492), which also averages out the
 luck of the single best. The main trade-off: the answer is a good local optimum, not a certified global one.
+
+A limit on the number of domains makes the set a union of convex ones. The optimum without it is found first; if it has too many domains, the supports
+that `answer.support_search` finds from there are searched in the same way, one by one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mixopt.answer.local_search import KEPT_WITHIN, MANY_UNITS, BatchFunction, Limits, Residuals, descend, residuals
+from mixopt.answer.local_search import KEPT_WITHIN, MANY_UNITS, SNAP, BatchFunction, Limits, Residuals, descend, residuals
+from mixopt.answer.ranked import Ranked, evaluate, missed
+from mixopt.answer.support_search import best_supports
 from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
 
@@ -21,8 +26,8 @@ CANDIDATES = 20_000
 # RegMix averages the best 100 (paper) or 128 (code) of 100,000.
 ELITES = 100
 STARTS, STARTS_OF_MANY = 4, 2
-# Asks for points in chunks, so that a Gaussian process on 500 trials stays below 100 MB.
-CHUNK = 4096
+# Where the number of domains is limited, each support is searched with so much of the candidates, and so many supports are searched to the end.
+SUPPORT_SHARE, SUPPORTS_SOLVED = 4, 2
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,11 @@ def minimize(
         limits: further constraints; where nothing keeps them all, the mixture that misses them least is returned, with method "closest".
         pieces: (n, domains) -> (n, pieces) whose largest is the function, where it has edges: its slopes alone say nothing there.
     """
+    if not space.is_convex:
+        return _minimize_of_few(function, space, starts, seed, smooth, candidates, limits, pieces)
     rng = np.random.default_rng([seed, 0x0B7])
     points = np.concatenate([space.project(starts), space.sample(candidates, rng)])
-    ranked = _Ranked.of(function, limits, points)
+    ranked = Ranked.of(function, limits, points)
     ranked = _sharpen(ranked, function, space, limits, rng)
     weights, method, status = _best_of(ranked, function, space, limits, smooth)
     if limits is not None and limits.excess(weights[None]).max() > KEPT_WITHIN:
@@ -78,55 +85,63 @@ def minimize(
     )
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """Points (n, domains), best first: those that keep the limits by value, then the others by how much they miss."""
+def _minimize_of_few(
+    function: BatchFunction,
+    space: MixtureSpace,
+    starts: FloatArray,
+    seed: int,
+    smooth: bool,
+    candidates: int,
+    limits: Limits | None,
+    pieces: BatchFunction | None,
+) -> Optimum:
+    """As `minimize`, where the number of domains is limited."""
+    relaxed = minimize(function, space.convex, starts, seed, smooth, candidates, limits, pieces)
+    weights = _without_dust(space, relaxed.weights)
+    if space.contains(weights[None])[0]:
+        kept = residuals(pieces or function, space, weights, limits, smooth)
+        return replace(relaxed, weights=weights, value=float(function(weights[None])[0]), residuals=kept)
+    rng = np.random.default_rng([seed, 0x5B7])
+    points = np.concatenate([space.project(np.concatenate([relaxed.weights[None], starts])), space.sample(candidates, rng)])
+    found = best_supports(function, space, relaxed.weights, points, limits, smooth)
+    answers = [
+        minimize(function, space.around(point), point[None], seed, smooth, candidates // SUPPORT_SHARE, limits, pieces)
+        for point in found.points[:SUPPORTS_SOLVED]
+    ]
+    cleaned = np.stack([_without_dust(space, answer.weights) for answer in answers])
+    order = np.lexsort((evaluate(function, cleaned), missed(limits, cleaned)))
+    best: Optimum = answers[order[0]]
+    weights = cleaned[order[0]]
+    return replace(
+        best,
+        weights=weights,
+        value=float(function(weights[None])[0]),
+        status=f"{best.status}; at most {space.most_domains} domains, {len(found.points)} choices of them searched",
+        residuals=residuals(pieces or function, space, weights, limits, smooth),
+    )
 
-    points: FloatArray
-    values: FloatArray
-    missed: FloatArray
 
-    @classmethod
-    def of(cls, function: BatchFunction, limits: Limits | None, points: FloatArray) -> _Ranked:
-        return cls._sorted(points, evaluate(function, points), _missed(limits, points))
-
-    @classmethod
-    def _sorted(cls, points: FloatArray, values: FloatArray, missed: FloatArray) -> _Ranked:
-        order = np.lexsort((values, missed))
-        return cls(points[order], values[order], missed[order])
-
-    def joined(self, other: _Ranked) -> _Ranked:
-        pairs = zip((self.points, self.values, self.missed), (other.points, other.values, other.missed), strict=True)
-        return self._sorted(*(np.concatenate(pair) for pair in pairs))
-
-    def better_than(self, other: _Ranked) -> bool:
-        """Whether the first point here is."""
-        return bool((self.missed[0], self.values[0]) < (other.missed[0], other.values[0]))
-
-
-def _missed(limits: Limits | None, points: FloatArray) -> FloatArray:
-    """By how much points miss the limits together, in units of their scales, shape (n,); 0 where all are kept."""
-    if limits is None:
-        return np.zeros(len(points))
-    excess = np.concatenate([limits.excess(points[at : at + CHUNK]) for at in range(0, len(points), CHUNK)])
-    return np.asarray(np.where(excess > KEPT_WITHIN, excess / limits.scales, 0.0).sum(axis=1))
+def _without_dust(space: MixtureSpace, weights: FloatArray) -> FloatArray:
+    """A mixture (domains,) whose weights within rounding of 0 are 0, where that can be: each would count as a domain."""
+    mask = (space.units.collapse(weights) > SNAP) | space.supports.forced
+    return np.asarray(space.on_support(mask).project(weights[None])[0]) if space.supports.feasible(mask[None])[0] else weights
 
 
 def _best_of(
-    ranked: _Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits | None, smooth: bool
+    ranked: Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits | None, smooth: bool
 ) -> tuple[FloatArray, str, str]:
     """Weights, method and status from ranked candidates."""
     if not smooth:
         kept = min(ELITES, max(int((ranked.missed == 0).sum()), 1))
         weights = space.project(ranked.points[:kept].mean(axis=0, keepdims=True))
-        if _missed(limits, weights)[0] > 0:
+        if missed(limits, weights)[0] > 0:
             return (
                 ranked.points[0],
                 "candidates",
                 "the mean of the best candidates misses a floor, so it is the best candidate that keeps them",
             )
         return weights[0], "mean of best", f"mean of the best {kept} candidates"
-    best, method, status = _Ranked(ranked.points[:1], ranked.values[:1], ranked.missed[:1]), "candidates", "not started"
+    best, method, status = ranked.first(1), "candidates", "not started"
     messages: list[str] = []
     starts = _spread(ranked.points, STARTS if len(space.unit_lower) <= MANY_UNITS else STARTS_OF_MANY)
     if limits is not None:
@@ -134,7 +149,7 @@ def _best_of(
     for start in starts:
         weights, message = descend(function, space, start, limits)
         messages.append(message)
-        found = _Ranked.of(function, limits, weights[None])
+        found = Ranked.of(function, limits, weights[None])
         if found.better_than(best):
             best, method, status = found, "slsqp", message
     if method == "candidates":
@@ -143,7 +158,7 @@ def _best_of(
 
 
 def _toward_limits(
-    ranked: _Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits, smooth: bool
+    ranked: Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits, smooth: bool
 ) -> tuple[FloatArray, str, str]:
     """Where no candidate keeps the limits: the mixture that misses them least, and from there, if it keeps them, the best one."""
 
@@ -152,25 +167,11 @@ def _toward_limits(
 
     nearest = ranked.points[np.argsort(ranked.missed, kind="stable")]
     points = [descend(miss, space, start)[0] for start in _spread(nearest, STARTS)] if smooth else []
-    fresh = ranked.joined(_Ranked.of(function, limits, np.stack([*points, nearest[0]])))
+    fresh = ranked.joined(Ranked.of(function, limits, np.stack([*points, nearest[0]])))
     if fresh.missed[0] == 0:
         return _best_of(fresh, function, space, limits, smooth)
     tries = np.stack([*points, *fresh.points[: 4 * STARTS]])
     return tries[int(np.argmin(evaluate(miss, tries)))], "closest", "no mixture found keeps every floor"
-
-
-def evaluate(function: BatchFunction, points: FloatArray) -> FloatArray:
-    """`function` over many points in chunks, shape (n,).
-
-    Raises:
-        ValueError: the function returned something not finite.
-    """
-    if not len(points):
-        return np.zeros(0)
-    values = np.concatenate([function(points[at : at + CHUNK]) for at in range(0, len(points), CHUNK)])
-    if not np.isfinite(values).all():
-        raise ValueError(f"the function is not finite at {points[~np.isfinite(values)][0].round(4).tolist()}")
-    return np.asarray(values)
 
 
 def is_piecewise_constant(function: BatchFunction, points: FloatArray) -> bool:
@@ -185,15 +186,15 @@ def is_piecewise_constant(function: BatchFunction, points: FloatArray) -> bool:
 
 
 def _sharpen(
-    ranked: _Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits | None, rng: np.random.Generator, rounds: int = 2
-) -> _Ranked:
+    ranked: Ranked, function: BatchFunction, space: MixtureSpace, limits: Limits | None, rng: np.random.Generator, rounds: int = 2
+) -> Ranked:
     """Adds points around the best: an elite plus a scaled difference of two others (differential evolution's step), projected."""
     for _ in range(rounds):
         elites, count = ranked.points[:ELITES], len(ranked.points) // 10
         picks = rng.integers(len(elites), size=(3, count))
         scale = rng.uniform(0.0, 1.0, (count, 1))
         fresh = space.project(elites[picks[0]] + scale * (elites[picks[1]] - elites[picks[2]]))
-        ranked = ranked.joined(_Ranked.of(function, limits, fresh))
+        ranked = ranked.joined(Ranked.of(function, limits, fresh))
     return ranked
 
 

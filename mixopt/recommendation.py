@@ -101,7 +101,9 @@ def expected_gain(prediction: Prediction, space: MixtureSpace, optimum: FloatArr
     """
     far = space.sample(GAIN_CANDIDATES, np.random.default_rng([seed, 0xE1]))
     steps = np.geomspace(0.02, 1.0, GAIN_CANDIDATES)[:, None]
-    candidates = np.concatenate([optimum[None], optimum + steps * (far - optimum)])  # between two feasible mixtures all are
+    between = optimum + steps * (far - optimum)
+    # Between two feasible mixtures all are, unless only so many domains may have weight.
+    candidates = np.concatenate([optimum[None], between if space.is_convex else space.project(between)])
     draws = prediction.counted.posterior(prediction.points(candidates)).sample(GAIN_DRAWS, seed)
     values = prediction.objective.difference(draws, np.array(prediction.objective.natural_losses))
     return float(values.mean(axis=0).min() - values.min(axis=1).mean())

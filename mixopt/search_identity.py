@@ -15,8 +15,9 @@ def search_identity(
     """Content hash of a search.
 
     It covers the space (domains by name and content, their tokens, caps and bounds in the target corpus, the budget, what the rules on
-    groups mean for domains), the objective, the strategy, and all that its trials share. Groups without rules are labels and stay out. It leaves out the number of trials, batches, verification, tracking, Ray and paths, so that
-    changing those continues the search. Trials that begin with others' weights bring these trials in.
+    groups and the limits on the whole mean for domains), the objective, the strategy, and all that its trials share. Groups without rules are labels
+    and stay out. It leaves out the number of trials, batches, verification, tracking, Ray and paths, so that changing those continues the search.
+    Trials that begin with others' weights bring these trials in.
 
     Args:
         factory: makes the trials of this search; gives domains, source, recipe, tokenizer and engine.
@@ -31,6 +32,7 @@ def search_identity(
     return content_digest(
         {
             **({"groups": groups} if groups else {}),
+            **({"constraints": factory.domains.constraints.identity()} if factory.domains.constraints else {}),
             **({"inputs": sorted(factory.inputs)} if factory.inputs else {}),
             "space": space,
             "budget_tokens": factory.domains.budget_tokens,

@@ -74,30 +74,31 @@ def sample_dirichlet(
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def project(points: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """Euclidean projection of each row onto {x : lower <= x <= upper, sum x = 1}.
+def project(points: FloatArray, lower: FloatArray, upper: FloatArray, total: float = 1.0) -> FloatArray:
+    """Euclidean projection of each row onto {x : lower <= x <= upper, sum x = total}.
 
-    The answer is clip(y - t, lower, upper) for the one t that makes it sum to 1. That sum falls piecewise linearly in t with breakpoints
+    The answer is clip(y - t, lower, upper) for the one t that makes it sum to the total. That sum falls piecewise linearly in t with breakpoints
     y - upper and y - lower, so t lies on a segment found by sorting. Rows already in the set come back unchanged.
 
     Args:
         points: shape (n, domains).
-        lower, upper: shape (domains,), with sum(lower) <= 1 <= sum(upper) up to 1e-9.
+        lower, upper: shape (domains,), or (n, domains) where every row has its own, with sum(lower) <= total <= sum(upper) up to 1e-9.
     """
     assert np.all(lower <= upper), "empty set: MixtureSpace checks this"
-    assert lower.sum() <= 1 + 1e-9 <= upper.sum() + 2e-9, "empty set: MixtureSpace checks this"
-    inside = np.all((points >= lower) & (points <= upper), axis=1) & (np.abs(points.sum(axis=1) - 1) <= ON_SIMPLEX)
-    shift = _shift(points, lower, upper)
+    assert np.all(lower.sum(axis=-1) <= total + 1e-9), "empty set: MixtureSpace checks this"
+    assert np.all(total <= upper.sum(axis=-1) + 1e-9), "empty set: MixtureSpace checks this"
+    inside = np.all((points >= lower) & (points <= upper), axis=1) & (np.abs(points.sum(axis=1) - total) <= ON_SIMPLEX)
+    shift = _shift(points, lower, upper, total)
     clipped = np.clip(points - shift[:, None], lower, upper)
     # One exact step within the segment removes the rounding of the cumulative sums.
     free = (clipped > lower) & (clipped < upper)
-    missing = 1 - clipped.sum(axis=1)
+    missing = total - clipped.sum(axis=1)
     clipped = np.clip(clipped + np.where(free, (missing / np.maximum(free.sum(axis=1), 1))[:, None], 0.0), lower, upper)
     return np.where(inside[:, None], points, clipped)
 
 
-def _shift(points: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """The t of each row for which clip(row - t, lower, upper) sums to 1, shape (n,)."""
+def _shift(points: FloatArray, lower: FloatArray, upper: FloatArray, total: float) -> FloatArray:
+    """The t of each row for which clip(row - t, lower, upper) sums to the total, shape (n,)."""
     breaks = np.concatenate([points - upper, points - lower], axis=1)
     # Past y - upper a coordinate starts to fall, past y - lower it has stopped.
     change = np.concatenate([-np.ones_like(points), np.ones_like(points)], axis=1)
@@ -105,11 +106,11 @@ def _shift(points: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArr
     breaks = np.take_along_axis(breaks, order, axis=1)
     slope = np.cumsum(np.take_along_axis(change, order, axis=1), axis=1)
     falls = np.cumsum(slope[:, :-1] * np.diff(breaks, axis=1), axis=1)
-    sums = upper.sum() + np.concatenate([np.zeros((len(points), 1)), falls], axis=1)
-    # The last breakpoint whose sum is still at least 1; beyond it the sum falls with the slope of its segment.
-    segment = np.maximum((sums >= 1).sum(axis=1) - 1, 0)
+    sums = upper.sum(axis=-1).reshape(-1, 1) + np.concatenate([np.zeros((len(points), 1)), falls], axis=1)
+    # The last breakpoint whose sum is still at least the total; beyond it the sum falls with the slope of its segment.
+    segment = np.maximum((sums >= total).sum(axis=1) - 1, 0)
     rows = np.arange(len(points))
-    excess = sums[rows, segment] - 1
+    excess = sums[rows, segment] - total
     steepness = -slope[rows, segment]
     return np.asarray(breaks[rows, segment] + np.where(steepness > 0.5, excess / np.maximum(steepness, 1.0), 0.0))
 

@@ -16,6 +16,7 @@ from mixopt import __version__
 from mixopt.answer.floors import Floor, resolve_floors
 from mixopt.code_version import commit
 from mixopt.config import Experiment
+from mixopt.constraints.placed import constraints_json
 from mixopt.corpus.manifest import Manifest, TokenFile
 from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError
@@ -139,7 +140,7 @@ def domain_set(experiment: Experiment, manifest: Manifest) -> DomainSet:
                 "Remove one, or mend its `path`.",
             )
         by_content[domain.content_hash] = domain.name
-    return DomainSet(domains, experiment.budget_tokens, experiment.group_rules)
+    return DomainSet(domains, experiment.budget_tokens, experiment.group_rules, experiment.constraints.constraints)
 
 
 def checked_domains(experiment: Experiment, manifest: Manifest) -> DomainSet:
@@ -267,6 +268,7 @@ def check_settings(experiment: Experiment) -> None:
         check_address(experiment.tracking.uri)
     # Constraints depend on the target corpus only, not on what is prepared. A domain whose tokens have yet to be counted or estimated can be
     # taken for endless here: what is infeasible nevertheless stays so, and `compose` looks again.
+    constraints = experiment.constraints.constraints
     MixtureSpace.from_domains(
         DomainSet(
             tuple(
@@ -275,6 +277,7 @@ def check_settings(experiment: Experiment) -> None:
             ),
             experiment.budget_tokens,
             experiment.group_rules,
+            constraints if all(isinstance(d.tokens, float) for d in experiment.domains) else constraints.without_tokens(),
         )
     )
 
@@ -431,6 +434,7 @@ def context(search: Search) -> dict[str, Any]:
         ],
         "levels": list(experiment.levels),
         "groups": groups_json(search.domains),
+        **({"constraints": constraints} if (constraints := constraints_json(search.domains)) else {}),
         "targets": [{"name": name, "kind": target.kind, **_facts(target.file)} for name, target in search.manifest.targets.items()],
         "budget_tokens": search.domains.budget_tokens,
         "natural": search.domains.natural().as_dict(),

@@ -2,8 +2,9 @@
 
 SLSQP with batched finite differences toward the corners of the simplex, so that a surrogate is only ever asked about mixtures, in the space of
 units, so that a group of given shares stays as it is. Its own word is not taken: whether an answer is feasible and whether any small feasible
-move would still improve it is computed afresh, by a linear program over the first-order changes. The main trade-off: first order only. A
-saddle passes the check, which is why several starts are tried.
+move would still improve it is computed afresh, by a linear program over the first-order changes. A distance from a given mixture has edges, so it
+enters both as one more variable per domain, the gap. The main trade-off: first order only. A saddle passes the check, which is why several starts are
+tried. Where the number of domains is limited, search and check stay among the domains that a mixture has; `support_search` goes beyond.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ class Residuals:
         sum: distance of the sum of weights from 1.
         bounds, groups: the largest miss of a bound on a weight, and on a group's weight.
         floors: the largest miss of a floor, in the unit of losses.
+        distance: by how much the mixture is too far from the one that it should stay near, in total variation.
+        domains: how many domains with a weight above 0 are too many.
         first_order: how much the function would fall, to first order, if the best feasible move shifted one percentage point of the tokens; 0 at
-            an optimum. None where the function has no slopes.
+            an optimum. None where the function has no slopes. Where the number of domains is limited, among moves that bring none in.
     """
 
     sum: float
@@ -62,13 +65,19 @@ class Residuals:
     groups: float
     floors: float
     first_order: float | None
+    distance: float = 0.0
+    domains: int = 0
 
     def to_json(self) -> dict[str, float | None]:
         return asdict(self)
 
 
 def descend(function: BatchFunction, space: MixtureSpace, start: FloatArray, limits: Limits | None = None) -> tuple[FloatArray, str]:
-    """Local minimum from `start` (domains,), feasible up to `limits`, and what the solver said."""
+    """Local minimum from a feasible `start` (domains,), feasible up to `limits`, and what the solver said.
+
+    Where the number of domains is limited, the minimum among mixtures that have no others than `start`.
+    """
+    space = space.around(start)
     lower, upper = space.unit_lower, space.unit_upper
     if len(lower) > MANY_UNITS and limits is None:
 
@@ -105,22 +114,81 @@ def _slsqp(
     corners = np.eye(len(origin))
     spread = float(np.ptp(function(space.units.expand(origin + 0.01 * (corners - origin))))) or 1.0
 
-    def value_and_slopes(point: FloatArray) -> tuple[float, FloatArray]:
-        values, slopes = differences(lambda weights: function(weights)[:, None], space, point)
-        return float(values[0] / spread), slopes[0] / spread
+    units, gaps = len(origin), _Gaps.of(space)
+
+    def value_and_slopes(variables: FloatArray) -> tuple[float, FloatArray]:
+        values, slopes = differences(lambda weights: function(weights)[:, None], space, variables[:units])
+        return float(values[0] / spread), np.concatenate([slopes[0] / spread, np.zeros(len(gaps))])
 
     answer = scipy_minimize(
         value_and_slopes,
-        origin,
+        np.concatenate([origin, gaps.at(origin)]),
         jac=True,
         method="SLSQP",
-        bounds=list(zip(lower.tolist(), upper.tolist(), strict=True)),
-        constraints=_constraints(space, limits),
+        bounds=[*zip(lower.tolist(), upper.tolist(), strict=True), *[(0.0, 1.0)] * len(gaps)],
+        constraints=[*(_padded(constraint, units, len(gaps)) for constraint in _constraints(space, limits)), *gaps.constraints()],
         options={"maxiter": 50, "ftol": 1e-6},
     )
     if not np.isfinite(answer.x).all():
         return None, f"failed: {answer.message}"
-    return answer.x, f"{'converged' if answer.success else 'stopped'}: {answer.message}"
+    return answer.x[:units], f"{'converged' if answer.success else 'stopped'}: {answer.message}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Gaps:
+    """A distance as linear constraints: a gap per domain is at least the difference of its weight to the centre's, either way, and they sum up.
+
+    Attributes:
+        shares: shape (gaps, units): times weights of units, those of the domains that can move; no rows where no distance is limited.
+        centre: of these domains, shape (gaps,).
+        room: what the gaps may sum to.
+    """
+
+    shares: FloatArray
+    centre: FloatArray
+    room: float
+
+    @classmethod
+    def of(cls, space: MixtureSpace) -> _Gaps:
+        if space.ball is None:
+            return cls(np.zeros((0, len(space.units.names))), np.zeros(0), 0.0)
+        moving = space.upper > space.lower
+        fixed = float(np.abs(space.lower - space.ball.centre)[~moving].sum())
+        return cls(space.units.expand(np.eye(len(space.units.names))).T[moving], space.ball.centre[moving], 2 * space.ball.distance - fixed)
+
+    def __len__(self) -> int:
+        return len(self.centre)
+
+    def at(self, point: FloatArray) -> FloatArray:
+        return np.asarray(np.abs(self.shares @ point - self.centre))
+
+    @property
+    def rows(self) -> tuple[FloatArray, FloatArray]:
+        """Rows and limits of rows @ (weights of units, gaps) <= limits."""
+        minus = -np.eye(len(self))
+        total = np.concatenate([np.zeros(self.shares.shape[1]), np.ones(len(self))])[None]
+        rows = np.vstack([np.hstack([self.shares, minus]), np.hstack([-self.shares, minus]), total])
+        return rows, np.concatenate([self.centre, -self.centre, [self.room]])
+
+    def constraints(self) -> list[dict[str, Any]]:
+        """As SLSQP takes them."""
+        if not len(self):
+            return []
+        rows, limits = self.rows
+        return [{"type": "ineq", "fun": lambda variables: limits - rows @ variables, "jac": lambda variables: -rows}]
+
+
+def _padded(constraint: dict[str, Any], units: int, gaps: int) -> dict[str, Any]:
+    """A constraint on the weights of units as one on these and the gaps behind them."""
+    if not gaps:
+        return constraint
+    fun, jac = constraint["fun"], constraint["jac"]
+
+    def slopes(variables: FloatArray) -> FloatArray:
+        found = np.atleast_2d(jac(variables[:units]))
+        return np.hstack([found, np.zeros((len(found), gaps))])
+
+    return {**constraint, "fun": lambda variables: fun(variables[:units]), "jac": slopes}
 
 
 def differences(function: BatchFunction, space: MixtureSpace, point: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -128,8 +196,9 @@ def differences(function: BatchFunction, space: MixtureSpace, point: FloatArray)
 
     Slopes toward the corners are the gradient minus the same number everywhere, which moves that keep the sum cannot see.
     """
-    positive = np.maximum(point, 0.0)
-    centre = positive / positive.sum()
+    # Where limits leave nothing, the solver may ask about no mixture at all; its answer is not taken then.
+    positive = np.maximum(np.nan_to_num(point), 0.0)
+    centre = positive / positive.sum() if positive.any() else np.full(len(point), 1 / len(point))
     corners = np.eye(len(centre))
     values = function(space.units.expand(np.concatenate([centre[None], centre + STEP * (corners - centre)])))
     return values[0], np.asarray((values[1:] - values[0]).T / STEP)
@@ -176,14 +245,16 @@ def residuals(
         bounds=float(max(0.0, (space.lower - weights).max(), (weights - space.upper).max())),
         groups=float(max(0.0, *(least - sums), *(sums - largest))) if len(sums) else 0.0,
         floors=float(max(0.0, excess.max())),
-        first_order=_best_move(function, space, point, limits) if smooth else None,
+        first_order=_best_move(function, space.around(weights), point, limits) if smooth else None,
+        distance=max(0.0, float(space.ball.distances(weights)) - space.ball.distance) if space.ball is not None else 0.0,
+        domains=max(0, int((weights > 0).sum()) - space.most_domains) if space.most_domains is not None else 0,
     )
 
 
 def _best_move(function: BatchFunction, space: MixtureSpace, point: FloatArray, limits: Limits | None) -> float:
     """The fall of the function per percentage point that the best feasible move brings, to first order: a linear program.
 
-    A move is what units gain and what others give, at most MOVE of the tokens; bounds, groups and limits are kept to first order.
+    A move is what units gain and what others give, at most MOVE of the tokens; bounds, groups, distance and limits are kept to first order.
     """
     from scipy.optimize import linprog
 
@@ -191,7 +262,8 @@ def _best_move(function: BatchFunction, space: MixtureSpace, point: FloatArray, 
     # Everything in moves of MOVE and changes of `scale`, so that the solver's absolute tolerances mean the same for every function.
     scale = float(np.abs(slopes).max()) * MOVE or 1.0
     units = len(point)
-    # Variables: gains (units), losses (units), and the change of the largest piece.
+    # Variables: gains (units), losses (units), the change of the largest piece, and gaps to the mixture to stay near.
+    gaps = _Gaps.of(space)
     steps = slopes * MOVE / scale
     rows = [np.hstack([steps, -steps, -np.ones((len(pieces), 1))]), np.concatenate([np.ones(units), np.zeros(units + 1)])[None]]
     bounds = [(pieces.max() - pieces) / scale, np.ones(1)]
@@ -204,9 +276,16 @@ def _best_move(function: BatchFunction, space: MixtureSpace, point: FloatArray, 
         excess, slopes = differences(lambda weights: limits.excess(weights) / limits.scales, space, point)
         rows.append(np.hstack([slopes * MOVE, -slopes * MOVE, np.zeros((len(excess), 1))]))
         bounds.append(np.maximum(-excess, 0.0))
+    rows = [np.hstack([row, np.zeros((len(row), len(gaps)))]) for row in rows]
+    if len(gaps):
+        shares, at = gaps.rows
+        on_units, on_gaps = shares[:, :units], shares[:, units:]
+        rows.append(np.hstack([on_units, -on_units, np.zeros((len(at), 1)), on_gaps]))
+        at = np.append(at[:-1], max(gaps.room, gaps.at(point).sum()))
+        bounds.append((at - on_units @ point) / MOVE)
     rooms = np.concatenate([space.unit_upper - point, point - space.unit_lower]) / MOVE
-    cost = np.concatenate([np.zeros(2 * units), [1.0]])
-    balance = np.concatenate([np.ones(units), -np.ones(units), [0.0]])[None]
-    limited = [(0.0, max(float(room), 0.0)) for room in rooms]
-    answer = linprog(cost, np.vstack(rows), np.concatenate(bounds), balance, [0.0], [*limited, (None, None)])
+    cost = np.concatenate([np.zeros(2 * units), [1.0], np.zeros(len(gaps))])
+    balance = np.concatenate([np.ones(units), -np.ones(units), np.zeros(1 + len(gaps))])[None]
+    limited = [*((0.0, max(float(room), 0.0)) for room in rooms), (None, None), *[(0.0, None)] * len(gaps)]
+    answer = linprog(cost, np.vstack(rows), np.concatenate(bounds), balance, [0.0], limited)
     return max(0.0, -float(answer.fun) * scale) / MOVE * PERCENTAGE_POINT if answer.success else float("nan")

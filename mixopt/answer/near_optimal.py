@@ -1,7 +1,8 @@
 """Mixtures that cannot be told from the optimum: how far each weight can move, and a few that differ most.
 
 An optimum of losses is often flat, and one mixture says nothing of that. The main trade-off: everything is found from inside, by sampling and
-along straight lines, so the true set is at least as wide as what is reported.
+along straight lines, so the true set is at least as wide as what is reported. Where the number of domains is limited, straight lines leave the set, so
+each of a few choices of domains is looked at alone: the optimum's, and those that swapping one domain gives.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixopt.answer.local_search import BatchFunction
+from mixopt.answer.ranked import evaluate
+from mixopt.answer.support_search import different_supports, swapped_units
 from mixopt.mixture import FloatArray
-from mixopt.optimum import evaluate
 from mixopt.space import MixtureSpace
 
 # Alternatives differ from the optimum and from each other in at least this share of the tokens; nearer ones are no alternative.
 LEAST_DISTANCE = 0.05
+# Choices of domains looked at beside the optimum's.
+SUPPORTS = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def find_near_optimal(
     Found from inside: a cloud around the optimum, then the last good mixture on straight lines toward both ends of every domain, from the
     optimum and from the farthest of the cloud. The true range is at least as wide.
     """
+    if not space.is_convex:
+        return _of_few(function, space, optimum, threshold, seed, candidates)
     rng = np.random.default_rng([seed, 0x4A6])
     scale = rng.uniform(0.0, 1.0, (candidates, 1)) ** 2
     cloud = optimum + scale * (space.sample(candidates, rng) - optimum)
@@ -61,6 +67,18 @@ def find_near_optimal(
     extremes = np.concatenate([good[moving.argmin(axis=0)], good[moving.argmax(axis=0)]])
     for origins in (np.repeat(optimum[None], len(extremes), axis=0), extremes):
         good = np.concatenate([good, _last_good(function, origins, _toward_ends(space, origins), threshold)])
+    return NearOptimal(good.min(axis=0), good.max(axis=0), good)
+
+
+def _of_few(function: BatchFunction, space: MixtureSpace, optimum: FloatArray, threshold: float, seed: int, candidates: int) -> NearOptimal:
+    """As `find_near_optimal`, where the number of domains is limited."""
+    found = [find_near_optimal(function, space.around(optimum), optimum, threshold, seed, candidates).mixtures]
+    swapped = swapped_units(function, space, optimum)
+    values = evaluate(function, swapped)
+    near = swapped[values <= threshold]
+    others = different_supports(space, near[np.argsort(values[values <= threshold], kind="stable")])[:SUPPORTS]
+    found += [find_near_optimal(function, space.around(point), point, threshold, seed, candidates // SUPPORTS).mixtures for point in others]
+    good = np.concatenate([*found, near])
     return NearOptimal(good.min(axis=0), good.max(axis=0), good)
 
 
@@ -76,9 +94,9 @@ def _toward_ends(space: MixtureSpace, origins: FloatArray) -> FloatArray:
         total = ends[row, others].sum()
         ends[row, others] *= (1 - ends[row, index]) / total if total > 0 else 0.0
     ends = space.units.expand(ends)
-    if not space.sums:
+    if not space.sums and space.ball is None:
         return space.project(ends)
-    # Where groups are bounded, projecting could take the weight away from its end.
+    # Where groups or a distance are bounded, projecting could take the weight away from its end.
     values = [(least if row < dimension else most)[row % dimension] for row in range(2 * dimension)]
     return np.stack([space.project_with(end, row % dimension, value) for row, (end, value) in enumerate(zip(ends, values, strict=True))])
 

@@ -4,7 +4,7 @@ An optimum of a fitted function profits from the function's errors (the winner's
 predicted gain against that. How much is a question about answers, so answers are what is validated: half of the mixtures propose one for every
 strength, and the other half, by a surrogate that has not seen the first, says what each is worth. Of the strengths within one standard error of
 the best the largest is taken. The surrogate is a Gaussian process throughout, whatever the answer's own: the most accurate at these numbers of
-runs, and a second opinion needs no stack.
+runs, and a second opinion needs no stack. A limit on the number of domains is left aside: it would add the luck of a search over supports.
 
 The main trade-off: halves have half of the runs, so the choice errs toward more pull than all runs together would need. Floors are left out.
 """
@@ -125,7 +125,7 @@ class _Opinion:
 
 def _answers(opinion: _Opinion, space: MixtureSpace, spread: float, rng: np.random.Generator, strengths: tuple[float, ...]) -> FloatArray:
     """The best mixture for each strength, shape (strengths, domains); each starts from the best candidate or from the stronger pull's answer."""
-    natural = opinion.natural
+    natural, space = opinion.natural, space.convex
     candidates = np.concatenate([space.project(natural[None]), space.sample(CANDIDATES, rng)])
     predicted, divergence = opinion.values(candidates), kl_divergence(candidates, natural)
     answers: list[FloatArray] = []

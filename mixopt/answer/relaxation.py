@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from mixopt.answer.constraints import FloorSet
 from mixopt.answer.local_search import descend
 from mixopt.answer.problem import FEW_CANDIDATES, Problem
+from mixopt.answer.support_search import swaps
 from mixopt.domains import DomainSet
 from mixopt.effects import STEP, raised
 from mixopt.errors import InfeasibleError
@@ -29,6 +31,8 @@ MORE_EPOCHS = 1.1
 BOUND_STEP = 0.01
 # A floor holds the answer if it is kept by less than this share of its metric's noise.
 FLOOR_BINDS_WITHIN = 1e-3
+# Rounds of swaps where the number of domains is limited: the proposal is a good start.
+SWAPS_TRIED = 2
 # So many are tried, those first whose domain the objective asks for most.
 MOST_TRIED = 12
 
@@ -72,8 +76,7 @@ def _relaxed(change: _Change, problem: Problem, weights: FloatArray) -> Relaxati
     """The best mixture under the change. Where it predicts nothing better, the proposal stays and the gain is 0."""
     prediction, relaxed = problem.prediction, change.problem
     if relaxed.smooth:
-        starts = np.stack([weights, change.start])
-        tries = np.stack([descend(relaxed.value, relaxed.space, start, relaxed.limits)[0] for start in starts])
+        tries = np.stack([_settled(relaxed, start) for start in (weights, change.start)])
     else:
         tries = replace(relaxed, starts=np.stack([weights, change.start])).solve(FEW_CANDIDATES).weights[None]
     tries = tries[relaxed.excess(tries) <= np.maximum(relaxed.excess(weights[None]), 0.0) + 1e-6]
@@ -86,6 +89,13 @@ def _relaxed(change: _Change, problem: Problem, weights: FloatArray) -> Relaxati
     return Relaxation(change.constraint, change.text, gain, dict(zip(problem.space.domains, best.tolist(), strict=True)))
 
 
+def _settled(problem: Problem, start: FloatArray) -> FloatArray:
+    """The local minimum from a feasible start on; where the number of domains is limited, swaps of domains are tried too."""
+    if problem.space.is_convex:
+        return descend(problem.value, problem.space, start, problem.limits)[0]
+    return swaps(problem.value, problem.space, start, problem.limits, problem.smooth, SWAPS_TRIED)
+
+
 def _space_changes(problem: Problem, domains: DomainSet, weights: FloatArray) -> list[_Change]:
     """Bounds and caps that hold the mixture, relaxed one by one."""
     space = problem.space
@@ -95,7 +105,7 @@ def _space_changes(problem: Problem, domains: DomainSet, weights: FloatArray) ->
     ranked: list[tuple[float, _Change]] = []
     for held in space.held(weights):
         # How much the constraint is pressed against: a cap on what lowers the objective, a least weight of what raises it.
-        press = float(slopes[held.index] if not held.side.startswith("group") else slopes[list(space.sums[held.index].members)].mean())
+        press = _press(space, held, slopes, units)
         for changed, text in _relaxed_domains(domains, space, held):
             try:
                 wider = MixtureSpace.from_domains(changed)
@@ -110,11 +120,23 @@ def _space_changes(problem: Problem, domains: DomainSet, weights: FloatArray) ->
     return [change for _, change in sorted(ranked, key=lambda item: item[0])]
 
 
+def _press(space: MixtureSpace, held: Held, slopes: FloatArray, units: FloatArray) -> float:
+    """Slope of the objective toward what a constraint keeps out: the unit, the group, the best absent unit, or whatever is best."""
+    if held.side.startswith("group"):
+        return float(slopes[list(space.sums[held.index].members)].mean())
+    if held.side == "count":
+        return float(slopes[(units <= 0) & (space.unit_upper > 0)].min())
+    return float(slopes.min() if held.side == "distance" else slopes[held.index])
+
+
 def _relaxed_domains(domains: DomainSet, space: MixtureSpace, held: Held) -> Iterator[tuple[DomainSet, str]]:
     """The domains with one constraint relaxed, and what was done; both ends of a weight that is fixed."""
     if held.side.startswith("group"):
         path = space.sums[held.index].path
         yield _moved_rule(domains, path, up=held.side == "group_most")
+        return
+    if held.side in ("count", "distance"):
+        yield _moved_whole(domains, space, held.side)
         return
     limits = unit_limits(domains)[held.index]
     if held.side in ("most", "fixed"):
@@ -129,6 +151,21 @@ def _relaxed_domains(domains: DomainSet, space: MixtureSpace, held: Held) -> Ite
             yield _moved(domains, owner, up=True)
     if held.side in ("least", "fixed"):
         yield _moved(domains, limits.least.owner, up=False)
+
+
+def _moved_whole(domains: DomainSet, space: MixtureSpace, side: Literal["count", "distance"]) -> tuple[DomainSet, str]:
+    """A limit on the mixture as a whole: so many domains more that another unit can come in, or a point more of distance."""
+    said = domains.constraints
+    if side == "count":
+        assert said.most_domains is not None
+        more = said.most_domains + int(space.units.counts.min())
+        changed, text = replace(said, most_domains=more), f"the number of domains raised from {said.most_domains} to {more}"
+    else:
+        assert said.near is not None
+        more_distance = min(said.near.distance + BOUND_STEP, 1.0)
+        changed = replace(said, near=replace(said.near, distance=more_distance))
+        text = f"the distance from {said.near.title} raised from {said.near.distance:.3g} to {more_distance:.3g}"
+    return replace(domains, constraints=changed), text
 
 
 def _moved(domains: DomainSet, owner: str, up: bool) -> tuple[DomainSet, str]:

@@ -1,7 +1,7 @@
 """Exporters: the mixture in the syntax of the trainer that runs the full-scale job. One file each, one protocol (`base`), one contract test.
 
 A module of this package joins by defining `EXPORTERS`. `export` holds the rules that no format may break: the domains are those of the
-search, epoch caps, bounds and rules on groups hold, several phases go only where the syntax can express them.
+search, epoch caps, bounds, rules on groups and limits on the whole hold, several phases go only where the syntax can express them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixopt.errors import ConfigError, DataError
-from mixopt.export.base import Exporter, ExportInput, check_bounds, check_domains, check_epochs, check_groups, check_options
+from mixopt.export.base import (
+    Exporter,
+    ExportInput,
+    check_bounds,
+    check_constraints,
+    check_domains,
+    check_epochs,
+    check_groups,
+    check_options,
+)
 from mixopt.mixture import Mixture, Schedule
 from mixopt.proposal import Proposal
 from mixopt.verification import Verification
@@ -75,7 +84,7 @@ def export(name: str, request: ExportInput) -> dict[str, str]:
 
     Raises:
         ConfigError: unknown format or option, other domains than the search's, or a schedule that the syntax cannot express.
-        InfeasibleError: the mixture breaks an epoch cap, or leaves the bounds or the rules on groups of the experiment file.
+        InfeasibleError: the mixture breaks an epoch cap, or leaves the bounds, the rules on groups or the limits of the experiment file.
     """
     exporter = get_exporter(name)
     check_options(exporter, request.options)
@@ -83,6 +92,7 @@ def export(name: str, request: ExportInput) -> dict[str, str]:
     check_epochs(request.context, request.schedule.average())
     check_bounds(request.context, request.schedule.average())
     check_groups(request.context, request.schedule.average())
+    check_constraints(request.context, request.schedule.average())
     phases = len(request.schedule.mixtures)
     if phases > 1 and not exporter.phases:
         able = ", ".join(other for other in exporter_names() if get_exporter(other).phases)

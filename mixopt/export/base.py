@@ -157,6 +157,30 @@ def check_groups(context: Mapping[str, Any], mixture: Mixture) -> None:
         )
 
 
+def check_constraints(context: Mapping[str, Any], mixture: Mixture) -> None:
+    """The limits on the mixture as a whole hold: the number of its domains, and its distance from a given one.
+
+    Raises:
+        InfeasibleError: one does not; both are named with their numbers.
+    """
+    said, weights = context.get("constraints", {}), mixture.as_dict()
+    broken = []
+    if "most_domains" in said:
+        count = sum(weight > 0 for weight in weights.values())
+        if count > said["most_domains"]:
+            broken.append(f"{count} domains have weight, at most {said['most_domains']} may")
+    if "near" in said:
+        near = said["near"]
+        moved = 0.5 * math.fsum(abs(weights[name] - weight) for name, weight in near["weights"].items())
+        if moved > near["distance"] + BOUNDS_TOLERANCE:
+            broken.append(f"it is {moved:.4g} of the tokens away from {near['title']}, at most {near['distance']:g} are allowed")
+    if broken:
+        raise InfeasibleError(
+            f"The mixture leaves the limits of the experiment file: {'; '.join(broken)}.",
+            "Export a mixture within them, or change `constraints` and search again.",
+        )
+
+
 def check_epochs(context: Mapping[str, Any], mixture: Mixture) -> None:
     """No domain is repeated more often than it may be.
 

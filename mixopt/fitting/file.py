@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mixopt.answer.floors import ALL, Floor
-from mixopt.config import Bounds, Count, FloorConfig, GroupConfig, Model, WholeCount
+from mixopt.config import Bounds, Count, FloorConfig, GroupConfig, WholeCount
+from mixopt.config_model import Model, unknown_domains
+from mixopt.constraints.config import ConstraintsConfig
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError
 from mixopt.fitting.runs import Runs
@@ -27,7 +29,7 @@ from mixopt.yaml_file import expand_variables, read_mapping, validate
 DEFAULT_MAX_EPOCHS = 4.0
 """As in experiment files: repeats beyond four bring little (Muennighoff et al., arXiv 2305.16264)."""
 WHAT = "the file of `--config`"
-REMEDY = "Its sections are budget_tokens, domains, groups, objective, maximize, target, sizes, surrogate and seed; each may be left out."
+REMEDY = "Its sections are budget_tokens, domains, groups, constraints, objective, maximize, target, sizes, surrogate and seed; each may be left out."
 
 
 def _text_keys(value: Any) -> Any:
@@ -103,6 +105,7 @@ class FitFile(Model):
     budget_tokens: Count | None = Field(None, description="Training tokens of the target run, as 30e9 or 30B; needs tokens of the domains.")
     domains: Annotated[dict[str, FitDomain], BeforeValidator(_text_keys)] = Field({}, description="By name, as in the table of mixtures.")
     groups: dict[str, GroupConfig] = Field({}, description="Rules on groups, by path: a given split, bounds on the group's weight.")
+    constraints: ConstraintsConfig = Field(ConstraintsConfig(), description="Limits on the mixture as a whole.")
     objective: FitObjective = FitObjective()
     maximize: tuple[str, ...] = Field((), description="Metrics of which more is better, beside those of `--maximize`.")
     target: FitTarget | None = None
@@ -130,6 +133,15 @@ class FitFile(Model):
                 )
             if counted and domain.tokens is None:
                 raise ValueError(f"domain '{name}' has no tokens, but '{counted[0]}' has; give them for all domains or for none")
+        near = self.constraints.near
+        if near is not None and near.mixture == "natural" and not counted:
+            raise ValueError(
+                "`constraints.near.mixture` is natural, which needs the tokens of the domains; give them, or weights by domain"
+            )
+        if near is not None and near.mixture == "unimax" and self.budget_tokens is None:
+            raise ValueError(
+                "`constraints.near.mixture` is unimax, which needs tokens of the domains and budget_tokens; give both, or weights"
+            )
         return self
 
     @property
@@ -159,7 +171,10 @@ class FitFile(Model):
             GroupRule(path, tuple(group.shares.items()) if isinstance(group.shares, dict) else group.shares, group.bounds)
             for path, group in self.groups.items()
         )
-        return DomainSet(tuple(self._domain(name) for name in names), self.budget_tokens or float(len(names)), rules)
+        if self.constraints.near is not None:
+            unknown_domains(f"`constraints.near.mixture` of {WHAT}", self.constraints.near.mixture, names)
+        made = tuple(self._domain(name) for name in names)
+        return DomainSet(made, self.budget_tokens or float(len(names)), rules, self.constraints.constraints)
 
     def _domain(self, name: str) -> Domain:
         said = self.domains.get(name, FitDomain())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,29 @@ class SumBound:
     members: tuple[int, ...]
     least: float
     largest: float
+
+
+class Leaves(Protocol):
+    """What the coordinates of the nearest point are at a shift; `reserve` (n,) is how much farther than the bounds shifts must go to hold them all."""
+
+    @property
+    def reserve(self) -> FloatArray: ...
+    def respond(self, columns: Sequence[int], shifted: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Values of some coordinates where the point minus the shift is `shifted` (n, columns), and whether they move with it, 0 or 1."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Clipped:
+    """Bounds and nothing else."""
+
+    lower: FloatArray
+    upper: FloatArray
+    reserve: FloatArray = field(default_factory=lambda: np.zeros(1))
+
+    def respond(self, columns: Sequence[int], shifted: FloatArray) -> tuple[FloatArray, FloatArray]:
+        lower, upper = self.lower[list(columns)], self.upper[list(columns)]
+        return np.clip(shifted, lower, upper), ((shifted > lower) & (shifted < upper)).astype(np.float64)
 
 
 @dataclass(eq=False)
@@ -87,15 +111,16 @@ def build_tree(lower: FloatArray, upper: FloatArray, sums: Sequence[SumBound]) -
     return root
 
 
-def project_nested(points: FloatArray, lower: FloatArray, upper: FloatArray, root: Node) -> FloatArray:
+def project_nested(points: FloatArray, lower: FloatArray, upper: FloatArray, root: Node, leaves: Leaves | None = None) -> FloatArray:
     """Euclidean projection of each row onto {x : lower <= x <= upper, sum x = 1, every set's sum within its bounds}.
 
     Args:
         points: shape (n, coordinates).
         root: of `build_tree`, with root.least <= 1 <= root.largest up to 1e-9.
+        leaves: what else acts on each coordinate alone; its values lie within the bounds.
     """
     nearest = np.empty_like(points)
-    _fill(root, points, np.ones(len(points)), lower, upper, nearest)
+    _Projection(points, lower, upper, leaves or Clipped(lower, upper)).fill(root, np.ones(len(points)), nearest)
     return nearest
 
 
@@ -117,54 +142,60 @@ def reach(lower: FloatArray, upper: FloatArray, root: Node) -> tuple[FloatArray,
     return least, largest
 
 
-def _fill(node: Node, points: FloatArray, total: FloatArray, lower: FloatArray, upper: FloatArray, out: FloatArray) -> None:
-    """Writes the coordinates of `node` so that they sum to `total` (n,)."""
-    shift = _solve(node, points, total, lower, upper)
-    own = [np.clip(points[:, leaf] - shift, lower[leaf], upper[leaf]) for leaf in node.leaves]
-    own += [_sum(part, points, shift, lower, upper)[0] for part in node.parts]
-    least = np.array([*(lower[leaf] for leaf in node.leaves), *(part.least for part in node.parts)])
-    largest = np.array([*(upper[leaf] for leaf in node.leaves), *(part.largest for part in node.parts)])
-    values = np.stack(own, axis=1)
-    # One step on what is free removes the rounding of the solution.
-    free = (values > least) & (values < largest)
-    missing = total - values.sum(axis=1)
-    values = np.clip(values + np.where(free, (missing / np.maximum(free.sum(axis=1), 1))[:, None], 0.0), least, largest)
-    out[:, node.leaves] = values[:, : len(node.leaves)]
-    for column, part in enumerate(node.parts, start=len(node.leaves)):
-        _fill(part, points, values[:, column], lower, upper, out)
+@dataclass(frozen=True, eq=False)
+class _Projection:
+    """Rows of `points` on their way into the set."""
 
+    points: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    leaves: Leaves
 
-def _solve(node: Node, points: FloatArray, total: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """The shift of each row for which the parts of `node` sum to `total`, shape (n,)."""
-    members = [leaf for inner in node.inner_first() for leaf in inner.leaves]
-    low = (points[:, members] - upper[members]).min(axis=1)
-    high = (points[:, members] - lower[members]).max(axis=1)
-    shift = np.clip((points[:, members].sum(axis=1) - total) / len(members), low, high)
-    for step in range(MOST_STEPS):
-        value, slope = _parts_sum(node, points, shift, lower, upper)
-        excess = value - total
-        if np.all((np.abs(excess) <= ROUNDING) | (high - low <= ROUNDING)):
-            break
-        low = np.where(excess > 0, shift, low)
-        high = np.where(excess < 0, shift, high)
-        newton = shift + excess / np.maximum(slope, 1.0)
-        usable = (slope > 0.5) & (newton >= low) & (newton <= high) & (step % 3 < 2)
-        shift = np.where(np.abs(excess) <= ROUNDING, shift, np.where(usable, newton, (low + high) / 2))
-    return np.asarray(shift)
+    def fill(self, node: Node, total: FloatArray, out: FloatArray) -> None:
+        """Writes the coordinates of `node` so that they sum to `total` (n,)."""
+        shift = self._solve(node, total)
+        own = list(self.leaves.respond(node.leaves, self.points[:, node.leaves] - shift[:, None])[0].T)
+        own += [self._sum(part, shift)[0] for part in node.parts]
+        least = np.array([*self.lower[node.leaves], *(part.least for part in node.parts)])
+        largest = np.array([*self.upper[node.leaves], *(part.largest for part in node.parts)])
+        values = np.stack(own, axis=1)
+        # One step on what is free removes the rounding of the solution.
+        free = (values > least) & (values < largest)
+        missing = total - values.sum(axis=1)
+        values = np.clip(values + np.where(free, (missing / np.maximum(free.sum(axis=1), 1))[:, None], 0.0), least, largest)
+        out[:, node.leaves] = values[:, : len(node.leaves)]
+        for column, part in enumerate(node.parts, start=len(node.leaves)):
+            self.fill(part, values[:, column], out)
 
+    def _solve(self, node: Node, total: FloatArray) -> FloatArray:
+        """The shift of each row for which the parts of `node` sum to `total`, shape (n,)."""
+        members = [leaf for inner in node.inner_first() for leaf in inner.leaves]
+        points = self.points[:, members]
+        low = (points - self.upper[members]).min(axis=1) - self.leaves.reserve
+        high = (points - self.lower[members]).max(axis=1) + self.leaves.reserve
+        shift = np.clip((points.sum(axis=1) - total) / len(members), low, high)
+        for step in range(MOST_STEPS):
+            value, slope = self._parts_sum(node, shift)
+            excess = value - total
+            if np.all((np.abs(excess) <= ROUNDING) | (high - low <= ROUNDING)):
+                break
+            low = np.where(excess > 0, shift, low)
+            high = np.where(excess < 0, shift, high)
+            newton = shift + excess / np.maximum(slope, 1.0)
+            usable = (slope > 0.5) & (newton >= low) & (newton <= high) & (step % 3 < 2)
+            shift = np.where(np.abs(excess) <= ROUNDING, shift, np.where(usable, newton, (low + high) / 2))
+        return np.asarray(shift)
 
-def _parts_sum(node: Node, points: FloatArray, shift: FloatArray, lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Sum of the parts of `node` at a shift (n,), its own bound left aside, and how fast it falls, each of shape (n,)."""
-    shifted = points[:, node.leaves] - shift[:, None]
-    value = np.clip(shifted, lower[node.leaves], upper[node.leaves]).sum(axis=1)
-    slope = ((shifted > lower[node.leaves]) & (shifted < upper[node.leaves])).sum(axis=1).astype(np.float64)
-    for part in node.parts:
-        inner, steepness = _sum(part, points, shift, lower, upper)
-        value, slope = value + inner, slope + steepness
-    return value, slope
+    def _parts_sum(self, node: Node, shift: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Sum of the parts of `node` at a shift (n,), its own bound left aside, and how fast it falls, each of shape (n,)."""
+        values, moving = self.leaves.respond(node.leaves, self.points[:, node.leaves] - shift[:, None])
+        value, slope = values.sum(axis=1), moving.sum(axis=1)
+        for part in node.parts:
+            inner, steepness = self._sum(part, shift)
+            value, slope = value + inner, slope + steepness
+        return value, slope
 
-
-def _sum(node: Node, points: FloatArray, shift: FloatArray, lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """As `_parts_sum`, within the node's interval, at whose ends it stays the same."""
-    value, slope = _parts_sum(node, points, shift, lower, upper)
-    return np.clip(value, node.least, node.largest), np.where((value > node.least) & (value < node.largest), slope, 0.0)
+    def _sum(self, node: Node, shift: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `_parts_sum`, within the node's interval, at whose ends it stays the same."""
+        value, slope = self._parts_sum(node, shift)
+        return np.clip(value, node.least, node.largest), np.where((value > node.least) & (value < node.largest), slope, 0.0)

@@ -85,6 +85,11 @@ class Units:
         """How sentences call the units: a group by its path."""
         return tuple(name.removesuffix(GROUP_SUFFIX) for name in self.names)
 
+    @property
+    def counts(self) -> IntArray:
+        """How many domains have weight once the unit has, shape (units,)."""
+        return np.bincount(self.owner[self.share > 0], minlength=len(self.names)).astype(np.int64)
+
     def is_group(self, index: int) -> bool:
         return self.names[index].endswith(GROUP_SUFFIX)
 

@@ -212,6 +212,18 @@ class TestContract:
         context["groups"] = [group | {"split": {"code": EXAMPLE["code"] / 0.45, "math": EXAMPLE["math"] / 0.45}, "bounds": [0.4, 0.45]}]
         assert export(name, make_request(EXAMPLE, context=context))
 
+    def test_limits_on_the_whole_are_kept(self, name: str) -> None:
+        context = make_context(list(EXAMPLE))
+        context["constraints"] = {"most_domains": 2}
+        with pytest.raises(InfeasibleError, match=r"3 domains have weight, at most 2 may"):
+            export(name, make_request(EXAMPLE, context=context))
+        even = {"title": "the uniform mixture", "distance": 0.1, "weights": dict.fromkeys(EXAMPLE, 1 / len(EXAMPLE))}
+        context["constraints"] = {"most_domains": 3, "near": even}
+        with pytest.raises(InfeasibleError, match=r"it is 0\.3012 of the tokens away from the uniform mixture, at most 0\.1 are allowed"):
+            export(name, make_request(EXAMPLE, context=context))
+        context["constraints"] = {"most_domains": 3, "near": even | {"distance": 0.3013}}
+        assert export(name, make_request(EXAMPLE, context=context))
+
     def test_a_broken_epoch_cap_is_refused_with_its_numbers(self, name: str) -> None:
         context = make_context(list(EXAMPLE), target_tokens=4e9, max_epochs=4.0)  # at most 4 * 4 / 30 = 0.5333 each
         with pytest.raises(InfeasibleError, match=r"'web' at weight 0\.55 repeats 4\.125 times, 4 allow at most 0\.5333"):

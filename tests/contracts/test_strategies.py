@@ -1,7 +1,8 @@
 """What every strategy must do. A strategy joins by its line in the registry, and is tested here without a line more.
 
 Trials are answered by a synthetic law with a known optimum, so that no proxy is trained. Every test of a search's course and result runs
-twice: over domains alone, and with rules on groups (a given split, bounds on a group), where the optimum is another.
+three times: over domains alone, with rules on groups (a given split, bounds on a group), and with limits on the whole (few domains, not far from the
+natural mixture); the optimum is another each time.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from mixopt.constraints.programs import least_value
+from mixopt.constraints.rules import Constraints, Near
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError, DataError
 from mixopt.factory import TrialFactory
@@ -42,10 +46,14 @@ BLENDS = {
 GROUPS = {"web": "", "code": "stem", "math": "stem", "books": "prose/shelf", "law": "prose"}
 # Books and law move as one unit, though law serves no target; code and math together are kept from what they would like, which is .59.
 RULES = (GroupRule("prose", (("shelf", 0.8), ("law", 0.2))), GroupRule("stem", bounds=(0.1, 0.4)))
+# Of the four domains that serve a target one is left out, and less of the natural mixture's web can be given up than the law would like.
+LIMITS = Constraints(3, Near("natural", 0.45))
+Limited = tuple[GroupRule, ...] | Constraints
 
 
-def domain_set(order: Sequence[str] = tuple(TOKENS), rules: tuple[GroupRule, ...] = ()) -> DomainSet:
-    return DomainSet(tuple(Domain(name, f"hash-{name}", 10_000_000, TOKENS[name], GROUPS[name]) for name in order), 100.0, rules)
+def domain_set(order: Sequence[str] = tuple(TOKENS), rules: Limited = ()) -> DomainSet:
+    made = tuple(Domain(name, f"hash-{name}", 10_000_000, TOKENS[name], GROUPS[name]) for name in order)
+    return DomainSet(made, 100.0, (), rules) if isinstance(rules, Constraints) else DomainSet(made, 100.0, rules)
 
 
 def law(weights: np.ndarray, order: Sequence[str]) -> np.ndarray:
@@ -94,23 +102,24 @@ class Lab:
         return law(weights, self.domains.names).mean(axis=1)
 
     def best(self) -> float:
-        """The least true objective of a feasible mixture, within 1e-5: projected gradient steps, certified by the Frank-Wolfe gap.
-
-        The law is convex, so value - gap is a lower bound of it wherever the gap is taken.
-        """
-        from scipy.optimize import linprog
-
+        """The least true objective of a feasible mixture, within 1e-5, over every choice of domains where their number is limited."""
         space = self.space
+        if space.is_convex:
+            return self._best_of(space)
+        chosen = np.array([np.isin(np.arange(len(space.domains)), some) for some in combinations(range(len(space.domains)), 3)])
+        return min(self._best_of(space.on_support(mask)) for mask in chosen[space.supports.feasible(chosen)])
+
+    def _best_of(self, space: MixtureSpace) -> float:
+        """Projected gradient steps, certified by the Frank-Wolfe gap: the law is convex, so value - gap is a lower bound of it wherever it is taken."""
         blends = np.array([[BLENDS[metric][name] for name in self.domains.names] for metric in BLENDS])
         corners = space.units.expand(np.eye(len(space.units.names)))
-        bounds = list(zip(space.unit_lower, space.unit_upper, strict=True))
-        sums = {"A_ub": np.concatenate([space.sum_matrix, -space.sum_matrix]), "b_ub": [*space.sum_limits[1], *-space.sum_limits[0]]}
         point = space.project(self.domains.uniform().array()[None])[0]
         for step in range(20_001):
             slopes = corners @ ((-0.35 * (blends @ point + 0.03) ** -1.35) @ blends / len(blends))
             if step % 1000 == 0:
-                vertex = linprog(slopes, A_eq=np.ones((1, len(corners))), b_eq=[1.0], bounds=bounds, **(sums if space.sums else {})).x
-                if slopes @ (space.units.collapse(point) - vertex) < 1e-5:
+                vertex = least_value(space.polytope, slopes, space.ball)
+                assert vertex is not None
+                if slopes @ (space.units.collapse(point) - vertex.weights) < 1e-5:
                     break
             point = space.project((space.units.collapse(point) - 0.02 * slopes)[None] @ corners)[0]
         else:
@@ -118,7 +127,7 @@ class Lab:
         return float(self.objective(point[None])[0])
 
 
-def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), rules: tuple[GroupRule, ...] = (), **changes: Any) -> Lab:
+def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), rules: Limited = (), **changes: Any) -> Lab:
     domains = domain_set(order, rules)
     space = MixtureSpace.from_domains(domains)
     factory = TrialFactory(domains, SOURCE, {"window": 512}, "tokenizer", "1")
@@ -148,12 +157,12 @@ def finish(lab: Lab, batch: int = 7) -> tuple[Swarm, list[Trial]]:
 
 
 strategies = pytest.mark.parametrize("name", strategy_names())
-spaces = pytest.mark.parametrize("rules", [(), RULES], ids=["domains", "groups"])
+spaces = pytest.mark.parametrize("rules", [(), RULES, LIMITS], ids=["domains", "groups", "limits"])
 
 
 @strategies
 @spaces
-def test_ask_is_pure_and_respects_count(name: str, rules: tuple[GroupRule, ...]) -> None:
+def test_ask_is_pure_and_respects_count(name: str, rules: Limited) -> None:
     a = lab(name, rules=rules)
     swarm = a.run(a.strategy.ask(9, Swarm.empty(a.domains.names), [], []))
     for count in (0, 1, 5):
@@ -164,7 +173,7 @@ def test_ask_is_pure_and_respects_count(name: str, rules: tuple[GroupRule, ...])
 
 @strategies
 @spaces
-def test_finishes_at_its_budget_and_never_repeats(name: str, rules: tuple[GroupRule, ...]) -> None:
+def test_finishes_at_its_budget_and_never_repeats(name: str, rules: Limited) -> None:
     swarm, asked = finish(lab(name, rules=rules))
     ids = [trial.trial_id for trial in asked]
     assert len(ids) == len(set(ids)) == len(swarm) == 30
@@ -225,7 +234,7 @@ def test_ends_when_everything_is_abandoned(name: str) -> None:
 
 @strategies
 @spaces
-def test_raising_the_budget_continues_the_search(name: str, rules: tuple[GroupRule, ...]) -> None:
+def test_raising_the_budget_continues_the_search(name: str, rules: Limited) -> None:
     _, short = finish(lab(name, rules=rules, trials=20))
     _, longer = finish(lab(name, rules=rules, trials=40))
     assert longer[:20] == short
@@ -234,7 +243,7 @@ def test_raising_the_budget_continues_the_search(name: str, rules: tuple[GroupRu
 @strategies
 @spaces
 @pytest.mark.parametrize("kind", ["noise_scaled", "mean", "worst_case"])
-def test_proposal_is_feasible_complete_and_json(name: str, kind: str, rules: tuple[GroupRule, ...]) -> None:
+def test_proposal_is_feasible_complete_and_json(name: str, kind: str, rules: Limited) -> None:
     a = lab(name, rules=rules, objective_kind=kind, pull=0.05)
     swarm, _ = finish(a, batch=30)
     proposal = a.strategy.propose(swarm)
@@ -256,7 +265,7 @@ def test_proposal_is_feasible_complete_and_json(name: str, kind: str, rules: tup
 
 @strategies
 @spaces
-def test_order_of_domains_permutes_the_proposal(name: str, rules: tuple[GroupRule, ...]) -> None:
+def test_order_of_domains_permutes_the_proposal(name: str, rules: Limited) -> None:
     # By design: draws and candidates follow names, so the same trials are asked, and only float error differs.
     order = ("law", "web", "math", "code", "books")
     a, b = lab(name, rules=rules), lab(name, rules=rules, order=order)
@@ -268,7 +277,7 @@ def test_order_of_domains_permutes_the_proposal(name: str, rules: tuple[GroupRul
 
 @strategies
 @spaces
-def test_finds_the_optimum_of_a_known_law(name: str, rules: tuple[GroupRule, ...]) -> None:
+def test_finds_the_optimum_of_a_known_law(name: str, rules: Limited) -> None:
     """Noise of one run has sigma .01 bits per byte; natural lies several sigma above the optimum of the law."""
     a = lab(name, rules=rules, trials=48)
     swarm, _ = finish(a, batch=48)
@@ -314,6 +323,19 @@ def test_a_proposal_keeps_the_rules_on_groups(name: str) -> None:
         ("natural", "uniform", "unimax"), False
     )
     assert a.space.contains(np.array([[proposal.best_measured["weights"][domain] for domain in a.domains.names]]), 1e-6)[0]
+
+
+@strategies
+def test_a_proposal_keeps_the_limits_on_the_whole(name: str) -> None:
+    a = lab(name, rules=LIMITS)
+    swarm, _ = finish(a, batch=30)
+    proposal = a.strategy.propose(swarm)
+    weights = proposal.mixture.array(a.domains.names)
+    assert (weights > 0).sum() <= 3
+    assert 0.5 * np.abs(weights - a.domains.natural().array()).sum() <= 0.45 + 1e-9
+    assert proposal.evidence["baselines"]["natural"]["feasible"] is False
+    for alternative in proposal.alternatives:
+        assert sum(weight > 0 for weight in alternative.weights.values()) <= 3
 
 
 def test_unknown_strategy_names_the_nearest() -> None:

@@ -72,6 +72,8 @@ def job_key(experiment: Experiment) -> str:
         del body[section]
     for key in ("trials", "batch", "max_attempts", "stop_early"):
         del body["search"][key]
+    if not experiment.constraints.constraints:
+        del body["constraints"]
     _leave_out_defaults(body["proxy"], ProxyConfig, LATER_OF_PROXY)
     _leave_out_defaults(body["objective"], ObjectiveConfig, LATER_OF_OBJECTIVE)
     _leave_out_defaults(body["search"], SearchConfig, LATER_OF_SEARCH)

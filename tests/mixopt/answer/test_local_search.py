@@ -185,7 +185,7 @@ def test_misses_are_those_worked_out_by_hand() -> None:
     assert missed.groups == pytest.approx(0.2)
     assert missed.floors == pytest.approx(0.05)
     assert missed.first_order is None
-    assert set(missed.to_json()) == {"sum", "bounds", "groups", "floors", "first_order"}
+    assert set(missed.to_json()) == {"sum", "bounds", "groups", "floors", "first_order", "distance", "domains"}
 
 
 SLOPES = np.array([0.0, 1.0, 3.0, 7.0])
