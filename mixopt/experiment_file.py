@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.config import Experiment, is_url
+from mixopt.warm_start.config import with_absolute_paths
 from mixopt.yaml_file import expand_variables, read_mapping, validate
 
 WHAT = "the experiment file"
@@ -55,6 +56,9 @@ def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     tokenizer = result.get("tokenizer")
     if isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
         result["tokenizer"] = {**tokenizer, "path": absolute(tokenizer["path"])}
+    search = result.get("search")
+    if isinstance(search, dict) and "warm_start" in search:
+        result["search"] = {**search, "warm_start": with_absolute_paths(search["warm_start"], absolute)}
     tracking, database = result.get("tracking"), "sqlite:///"
     if isinstance(tracking, dict) and str(tracking.get("uri")).startswith(database):
         result["tracking"] = {**tracking, "uri": database + absolute(tracking["uri"].removeprefix(database))}
