@@ -86,7 +86,9 @@ def earlier_search(history: History, entry: EarlierRuns, experiment: Experiment)
         found = [record for record in found if record.name != experiment.name]
     if not found:
         what = f"search {entry.search}" if entry.search is not None else f"search but those named '{experiment.name}'"
-        raise ConfigError(f"`search.warm_start` names {where}, which holds no {what}.", f"`mixopt show {where}` prints the newest; give an id.")
+        raise ConfigError(
+            f"`search.warm_start` names {where}, which holds no {what}.", f"`mixopt show {where}` prints the newest; give an id."
+        )
     return found[-1]
 
 

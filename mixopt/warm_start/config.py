@@ -26,7 +26,9 @@ class EarlierRuns(BaseModel):
     folder: str | None = Field(None, min_length=1, description="Output folder of an earlier search; default: this experiment's own.")
     search: str | None = Field(None, description="Its id, or the first 8 digits or more; default: the newest of the folder.")
     runs: str | None = Field(
-        None, min_length=1, description="CSV or Parquet, a row per run: an id, weights by the names of domains here, losses by those of metrics."
+        None,
+        min_length=1,
+        description="CSV or Parquet, a row per run: an id, weights by the names of domains here, losses by those of metrics.",
     )
     mixtures: str | None = Field(None, min_length=1, description="With `metrics`: the weights of runs, as `mixopt fit` reads them.")
     metrics: str | None = Field(None, min_length=1, description="The same runs' losses.")
@@ -48,7 +50,9 @@ class EarlierRuns(BaseModel):
         if self.names and self.is_search:
             raise ValueError("`names` belongs to tables; the metrics of a search are matched by what was scored")
         if self.search is not None and not SEARCH_ID.fullmatch(self.search):
-            raise ValueError(f"{self.search!r} is no id of a search; write 8 to 20 of its digits, 0 to 9 and a to f, as `mixopt show` prints them")
+            raise ValueError(
+                f"{self.search!r} is no id of a search; write 8 to 20 of its digits, 0 to 9 and a to f, as `mixopt show` prints them"
+            )
         return self
 
     @property

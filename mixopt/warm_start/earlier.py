@@ -132,10 +132,14 @@ def read_search(history: History, search_id: str, wanted: Wanted, can_score: Cal
     their_keys = {key: by_content[what] for key, what in scored_on.items() if what in by_content}
     swarm = swarm_of(like, wanted.domains, own_keys).with_others(swarm_of(others, wanted.domains, their_keys))
     left = finished - len(known)
-    notes = [f"Warm start from search {search_id[:8]}: {len(like) + len(unscored)} of its {finished} runs are trials like this search's own"]
+    notes = [
+        f"Warm start from search {search_id[:8]}: {len(like) + len(unscored)} of its {finished} runs are trials like this search's own"
+    ]
     notes[0] += f", {len(others)} are taken as runs of a source of their own." if others else "."
     if left:
-        notes.append(f"{left} runs give weight to {_named(gone)}, which {'is' if len(gone) == 1 else 'are'} no longer there, and are left out.")
+        notes.append(
+            f"{left} runs give weight to {_named(gone)}, which {'is' if len(gone) == 1 else 'are'} no longer there, and are left out."
+        )
     if incomparable:
         notes.append(f"{incomparable} runs were not scored on all held-out text that counts here, and are left out.")
     return Earlier(swarm, tuple(unscored), tuple(known), tuple(notes))

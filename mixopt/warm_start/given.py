@@ -38,8 +38,7 @@ def read_given(entry: EarlierRuns, wanted: Wanted) -> Earlier:
         table = read_table(Path(entry.runs))
         weights, losses, notes = _halves(table, wanted, known, entry.names)
     else:
-        assert entry.mixtures is not None and entry.metrics is not None, "the entry was checked"
-        weights, losses = read_table(Path(entry.mixtures)), read_table(Path(entry.metrics))
+        weights, losses = read_table(Path(str(entry.mixtures))), read_table(Path(str(entry.metrics)))
     names = metric_names(losses, known, entry.names, wanted.domains if entry.runs is not None else ())
     missing = sorted(set(wanted.counted) - set(names.values()))
     if missing:
@@ -65,14 +64,14 @@ def metric_names(table: Table, known: Sequence[str], given: Mapping[str, str], t
     Raises:
         DataError: `given` names a column that the table lacks, or a metric that the search lacks.
     """
-    for column, metric in given.items():
+    for column, named in given.items():
         if column not in table.columns:
             raise DataError(f"`search.warm_start` names a column '{column}', which {table.name} lacks.", nearest(column, table.contents))
-        if metric not in known:
-            raise DataError(f"`search.warm_start` names a metric '{metric}', which this search lacks.", nearest(metric, known))
+        if named not in known:
+            raise DataError(f"`search.warm_start` names a metric '{named}', which this search lacks.", nearest(named, known))
     found = dict(given)
     for column in table.contents:
-        metric = next((kind + column for kind in KINDS if kind + column in known), None)
+        metric: str | None = next((kind + column for kind in KINDS if kind + column in known), None)
         if metric is not None and column not in found and column not in taken and metric not in found.values():
             found[column] = metric
     return found

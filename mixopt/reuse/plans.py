@@ -1,0 +1,280 @@
+"""Plans of reuse, what each costs and risks, and which to take.
+
+Full reuse measures what is new or changed and keeps all else in its old shares; partial reuse also frees the old domains that the bound blames most; and
+everything can be measured anew. A plan searches units (what is measured, and one for all that is kept), and needs 3 (units + 1) proxies (Olmix, arXiv
+2602.12237: 3 (|D_comp| + 2)). Its risk is simulated: for many laws that the new domains may have, the best mixture of the plan against the best of all.
+
+The main trade-off: both are optima under a known law, so the risk is that of keeping shares, not of measuring with few proxies, which every plan has; and shares
+that are kept are the law's own old optimum, so that a quarrel between the law and the old answer does not look like a risk of reuse.
+
+Legend: S laws imagined, D domains, F kept domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from mixopt.domains import DomainSet
+from mixopt.errors import ConfigError, InfeasibleError
+from mixopt.mixture import FloatArray
+from mixopt.reuse.bound import blame, kappa, published_bound, tangent_bound
+from mixopt.reuse.changes import Changes
+from mixopt.reuse.law import ObjectiveLaw, imagined
+from mixopt.reuse.virtual import closed, with_kept
+from mixopt.space import MixtureSpace
+
+PlanName = Literal["full", "partial", "none"]
+LAWS = 32
+"""Laws imagined; the risk told is near the largest of ten."""
+RISK_PERCENTILE = 90.0
+PROXIES_PER_PARAMETER = 3
+MOST_FREED = 8
+"""Old domains that partial reuse may free one after the other before it is looked at no further."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to go on.
+
+    Attributes:
+        kept: domain -> share of the unit that is kept; empty: all is measured anew.
+        measured: the other domains.
+        freed: old domains among `measured`.
+        units: what the search moves.
+        proxies: it needs; `trained`: of them in the record already.
+        risk, typical: the 90th percentile and the median of the simulated gap, in objective units.
+        bound: the tangent's bound on the gap, 90th percentile; `kappa` and `published`: Olmix's, medians; None where it is not defined.
+        problem: why the plan cannot be run; empty where it can.
+    """
+
+    name: PlanName
+    kept: Mapping[str, float]
+    measured: tuple[str, ...]
+    freed: tuple[str, ...]
+    units: int
+    proxies: int
+    trained: int = 0
+    risk: float = 0.0
+    typical: float = 0.0
+    bound: float = 0.0
+    kappa: float | None = None
+    published: float | None = None
+    problem: str = ""
+
+    @property
+    def to_train(self) -> int:
+        return max(self.proxies - self.trained, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "kept": dict(self.kept), "to_train": self.to_train}
+
+
+@dataclass(frozen=True)
+class Risks:
+    """Simulated outcomes of keeping domains.
+
+    Attributes:
+        laws: imagined, over the new domains.
+        optima_SD: the best mixture of each.
+        shares: domain -> weight in the old optimum under the law, of the domains that are still there.
+    """
+
+    domains: DomainSet
+    laws: tuple[ObjectiveLaw, ...]
+    optima_SD: FloatArray
+    shares: Mapping[str, float]
+
+    @classmethod
+    def of(cls, law: ObjectiveLaw, old: DomainSet, changes: Changes, domains: DomainSet, seed: int = 0) -> Risks:
+        """Imagines laws and finds their optima.
+
+        Raises:
+            InfeasibleError: no mixture of the new domains is feasible.
+        """
+        space, natural = MixtureSpace.from_domains(domains), domains.natural()
+        old_space = MixtureSpace.from_domains(old)
+        old_natural = old.natural().array(law.domains)
+        in_order = [old_space.domains.index(name) for name in law.domains]
+        before = _in_order(law, old_space.domains).optimum(old_space, old.natural().array(old_space.domains))[in_order]
+        assert np.allclose(old_natural, law.natural_D), "the law was made over the old domains"
+        weight = dict(zip(law.domains, before.tolist(), strict=True))
+        laws = tuple(
+            imagined(law, changes, domains.names, natural.array(), np.random.default_rng([seed, 0x0E05E, number]))
+            for number in range(LAWS if changes.fresh else 1)
+        )
+        optima = np.stack([one.optimum(space, natural.array()) for one in laws])
+        return cls(domains, laws, optima, {new: weight[was] for new, was in changes.kept.items()})
+
+    def gaps(self, kept: Mapping[str, float]) -> tuple[FloatArray, FloatArray]:
+        """Gap and tangent's bound for every law, each of shape (S,), where the domains of `kept` keep these shares.
+
+        Raises:
+            ConfigError, InfeasibleError: rules or caps do not allow that.
+        """
+        space = MixtureSpace.from_domains(with_kept(self.domains, kept))
+        found = []
+        for law, optimum_D in zip(self.laws, self.optima_SD, strict=True):
+            allowed_D = space.project(optimum_D[None])[0]
+            best_D = law.optimum(space, allowed_D)
+            values = law.value(np.stack([best_D, optimum_D]))
+            found.append((max(float(values[0] - values[1]), 0.0), tangent_bound(law, optimum_D, allowed_D)))
+        gaps_S, bounds_S = np.array(found).T
+        return gaps_S, np.maximum(bounds_S, gaps_S * (1 - 1e-9))
+
+    def most_blamed(self, names: Sequence[str]) -> str:
+        """The one of these kept domains that adds most to the bound, over all laws."""
+        fix, shares_F = self._fix(names), _normalized([self.shares[name] for name in names])
+        total_F = sum(blame(law, optimum_D, shares_F, fix) for law, optimum_D in zip(self.laws, self.optima_SD, strict=True))
+        return names[int(np.argmax(total_F))]
+
+    def olmix(self, names: Sequence[str]) -> tuple[float, float | None]:
+        """Medians of kappa and of the published bound."""
+        fix, shares_F = self._fix(names), _normalized([self.shares[name] for name in names])
+        kappas = [kappa(law.slopes_KD, fix) for law in self.laws]
+        if self.laws[0].worst:
+            return float(np.median(kappas)), None
+        plain = [replace(law, strength=0.0) for law in self.laws]
+        bounds = [published_bound(law, optimum_D, shares_F, fix) for law, optimum_D in zip(plain, self.optima_SD, strict=True)]
+        return float(np.median(kappas)), float(np.median(bounds))
+
+    def _fix(self, names: Sequence[str]) -> list[int]:
+        return [self.domains.names.index(name) for name in names]
+
+
+def make_plans(
+    changes: Changes, domains: DomainSet, answer: Mapping[str, float], risks: Risks, noise: float
+) -> tuple[tuple[Plan, ...], PlanName, str]:
+    """The plans that there are, the one to take, and why.
+
+    Args:
+        answer: old domain -> weight in the mixture that is kept.
+        noise: a difference of the objective that cannot be told from nothing.
+    """
+    shares = {new: answer[old] for new, old in changes.kept.items()}
+    none = Plan("none", {}, domains.names, (), len(domains.units.names), _proxies(len(domains.units.names)))
+    measured = closed(changes.fresh, domains.group_paths, domains.rules)
+    kept = [name for name in domains.names if name not in measured]
+    if not changes.fresh and _nothing_left(changes, kept):
+        full = _settled(shares, risks, none)
+        return (full, none), "full", _why_settled(changes)
+    if not _worth_keeping(kept, shares, none):
+        why = "everything changed" if not changes.kept else "too little stayed to save proxies"
+        return (none,), "none", f"Full recompute: {why}."
+    full = _evaluated("full", kept, shares, changes, domains, risks)
+    if not full.problem and full.proxies >= none.proxies:
+        return (none,), "none", "Full recompute: what stayed is one unit of the new file anyway, so keeping it saves no proxies."
+    partial = None if full.problem else _partial(full, kept, shares, changes, domains, risks, noise, none)
+    plans = tuple(plan for plan in (full, partial, none) if plan is not None)
+    return plans, *_recommended(plans, noise)
+
+
+def _partial(
+    full: Plan,
+    kept: list[str],
+    shares: Mapping[str, float],
+    changes: Changes,
+    domains: DomainSet,
+    risks: Risks,
+    noise: float,
+    none: Plan,
+) -> Plan | None:
+    """Frees the domains that the bound blames most, one by one, until the risk is inside the noise; None where that saves nothing.
+
+    Where it never is, the plan of the least risk.
+    """
+    found: list[Plan] = []
+    left = list(kept)
+    while len(found) < MOST_FREED:
+        gone = closed([risks.most_blamed(left)], domains.group_paths, domains.rules)
+        left = [name for name in left if name not in gone]
+        if not _worth_keeping(left, shares, none):
+            break
+        plan = _evaluated("partial", left, shares, changes, domains, risks)
+        if plan.problem or plan.proxies >= none.proxies:
+            break
+        found.append(plan)
+        if plan.risk <= min(noise, full.risk):
+            return plan
+    return min(found, key=lambda plan: plan.risk) if found else None
+
+
+def _evaluated(
+    name: PlanName, kept: Sequence[str], shares: Mapping[str, float], changes: Changes, domains: DomainSet, risks: Risks
+) -> Plan:
+    answer, own = _normalized([shares[one] for one in kept]), _normalized([risks.shares[one] for one in kept])
+    measured = tuple(one for one in domains.names if one not in kept)
+    freed = tuple(one for one in measured if one in changes.kept)
+    plan = Plan(name, dict(zip(kept, answer.tolist(), strict=True)), measured, freed, 0, 0)
+    try:
+        units = len(with_kept(domains, plan.kept).units.names)
+        gaps_S, bounds_S = risks.gaps(dict(zip(kept, own.tolist(), strict=True)))
+        MixtureSpace.from_domains(with_kept(domains, plan.kept))
+    except (ConfigError, InfeasibleError) as error:
+        return replace(plan, problem=f"{error.message} {error.hint}".strip())
+    kappa_, published = risks.olmix(kept)
+    risk, typical = np.percentile(gaps_S, [RISK_PERCENTILE, 50.0]).tolist()
+    bound = float(np.percentile(bounds_S, RISK_PERCENTILE))
+    return replace(plan, units=units, proxies=_proxies(units), risk=risk, typical=typical, bound=bound, kappa=kappa_, published=published)
+
+
+def _settled(shares: Mapping[str, float], risks: Risks, none: Plan) -> Plan:
+    """Nothing is new: the old answer over what is left, as near as caps allow; no runs."""
+    names = risks.domains.names
+    own_D = _normalized([risks.shares[name] for name in names])
+    answer_D = _normalized([shares[name] for name in names])
+    space, law, optimum_D = MixtureSpace.from_domains(risks.domains), risks.laws[0], risks.optima_SD[0]
+    allowed_D, answer_D = space.project(np.stack([own_D, answer_D]))
+    values = law.value(np.stack([allowed_D, optimum_D]))
+    gap = max(float(values[0] - values[1]), 0.0)
+    kept = dict(zip(names, answer_D.tolist(), strict=True))
+    return replace(
+        none, name="full", kept=kept, measured=(), units=0, proxies=0, risk=gap, typical=gap, bound=tangent_bound(law, optimum_D, allowed_D)
+    )
+
+
+def _recommended(plans: Sequence[Plan], noise: float) -> tuple[PlanName, str]:
+    """The cheapest plan whose risk is inside the noise."""
+    said = f"what so many seeds cannot tell apart ({noise:.3g})"
+    for plan in plans:
+        if not plan.problem and plan.name != "none" and plan.risk <= noise:
+            return plan.name, f"{plan.name.capitalize()} reuse: its risk of {plan.risk:.3g} is inside {said}."
+    able = [plan for plan in plans if not plan.problem and plan.name != "none"]
+    if not able:
+        return "none", f"Full recompute: {plans[0].problem}"
+    least = min(able, key=lambda plan: plan.risk)
+    return "none", f"Full recompute: the least risk of reuse, {least.risk:.3g}, is more than {said}."
+
+
+def _why_settled(changes: Changes) -> str:
+    if changes.count("removed"):
+        return "Nothing is new: what was removed gives its weight to the others in proportion, and nothing has to be trained."
+    return "Nothing but names changed, and nothing has to be trained."
+
+
+def _nothing_left(changes: Changes, kept: Sequence[str]) -> bool:
+    return set(kept) == set(changes.kept)
+
+
+def _worth_keeping(kept: Sequence[str], shares: Mapping[str, float], none: Plan) -> bool:
+    """Whether a unit of these saves anything: two or more, of some weight, that are not one unit anyway."""
+    return len(kept) >= 2 and sum(shares[name] for name in kept) > 0
+
+
+def _proxies(units: int) -> int:
+    return PROXIES_PER_PARAMETER * (units + 1)
+
+
+def _normalized(values: Sequence[float]) -> FloatArray:
+    """Summing to 1; even where all are zero."""
+    array = np.array(values, dtype=np.float64)
+    return array / array.sum() if array.sum() > 0 else np.full(len(array), 1 / len(array))
+
+
+def _in_order(law: ObjectiveLaw, domains: Sequence[str]) -> ObjectiveLaw:
+    """The law with its domains in another order."""
+    columns = [law.domains.index(name) for name in domains]
+    return replace(law, domains=tuple(domains), slopes_KD=law.slopes_KD[:, columns], natural_D=law.natural_D[columns])
