@@ -55,7 +55,8 @@ def reuse(
         write_json(json_file, {**found.to_json(), "chosen": chosen.name})
     _show(found, chosen, reporter.output)
     if write is not None:
-        write_plan(write, file, experiment, chosen, found.warm_start, found.tokenizer, f"{TITLES[chosen.name].capitalize()}. {found.why}")
+        why = found.why if chosen.name == found.recommended else f"{TITLES[chosen.name].capitalize()}, as asked for."
+        write_plan(write, file, experiment, chosen, found.warm_start, found.tokenizer, why)
         print_line(reporter.output, f"Written: {write}; run it with `mixopt search {write}`.")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixopt.answer.projected_gradient import follow
+from mixopt.answer.local_search import descend
 from mixopt.mixture import FloatArray
 from mixopt.objective import Objective
 from mixopt.reuse.changes import Changes
@@ -29,9 +29,9 @@ from mixopt.swarm import Swarm
 SMOOTHING = 0.05
 # Logarithms of weights of zero, in the slope of the pull.
 LEAST_WEIGHT = 1e-12
-# Each goes on where the last ended; the law is convex, so the first that gains nothing is the end.
-MOST_ROUNDS = 20
-SETTLED = 1e-9
+# Each goes on where the last ended; the law is convex, so the first that gains next to nothing is the end.
+MOST_ROUNDS = 6
+SETTLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,18 @@ class ObjectiveLaw:
         return np.asarray(slope_D)
 
     def optimum(self, space: MixtureSpace, start_D: FloatArray) -> FloatArray:
-        """The feasible mixture with the least value, shape (D,)."""
-        units = space.units
-        share_D = units.share
-
-        def slopes(point_U: FloatArray) -> FloatArray:
-            return units.collapse(self.gradient(units.expand(point_U)) * share_D)
-
-        point_U = units.collapse(space.project(start_D[None])[0])
-        value = float(self.value(units.expand(point_U[None]))[0])
+        """The feasible mixture with the least value, shape (D,), and never a worse one than where it starts."""
+        best_D = space.project(start_D[None])[0]
+        value = float(self.value(best_D[None])[0])
         for _ in range(MOST_ROUNDS):
-            point_U, _ = follow(self.value, slopes, space, point_U)
-            reached = float(self.value(units.expand(point_U[None]))[0])
-            if value - reached <= SETTLED * max(abs(value), 1.0):
+            found_D, _ = descend(self.value, space, best_D)
+            reached = float(self.value(found_D[None])[0])
+            gained = value - reached
+            if gained > 0:
+                best_D, value = found_D, reached
+            if gained <= SETTLED * max(abs(value), 1.0):
                 break
-            value = reached
-        return np.asarray(space.project(units.expand(point_U)[None])[0])
+        return np.asarray(best_D)
 
 
 @dataclass(frozen=True)
