@@ -102,8 +102,11 @@ class FittedObjective:
     spearman: float
 
 
-def fit_objective_law(swarm: Swarm, objective: Objective, natural: Mapping[str, float], strength: float) -> FittedObjective:
+def fit_objective_law(swarm: Swarm, objective: Objective, natural: Mapping[str, float], strength: float, folds: int = 5) -> FittedObjective:
     """Fits the law to the runs of one source, for an objective that was made on them.
+
+    Args:
+        folds: in which runs are predicted unseen, a fit each; fewer than 2: they are not.
 
     Raises:
         DataError: fewer than 4 runs, or a run lacks a metric of the objective.
@@ -113,7 +116,7 @@ def fit_objective_law(swarm: Swarm, objective: Objective, natural: Mapping[str, 
     surrogate = LogLinearSurrogate()
     reference = np.array(objective.natural_losses)
     try:
-        fitted, errors = surrogate.fit_with_out_of_fold(swarm, objective.metrics, folds=5, seed=0)
+        fitted, errors = surrogate.fit_with_out_of_fold(swarm, objective.metrics, folds, seed=0)
         spearman = rank_correlation(objective.difference(errors.mean, reference), objective.difference(errors.measured, reference))
     except TooFewToCheck:
         fitted, spearman = surrogate.fit(swarm, objective.metrics), float("nan")

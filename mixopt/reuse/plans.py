@@ -161,19 +161,18 @@ def make_plans(
     if not changes.fresh and _nothing_left(changes, kept):
         full = _settled(shares, risks, none)
         return (full, none), "full", _why_settled(changes)
-    if not _worth_keeping(kept, shares, none):
+    if not _worth_keeping(kept, shares):
         why = "everything changed" if not changes.kept else "too little stayed to save proxies"
         return (none,), "none", f"Full recompute: {why}."
     full = _evaluated("full", kept, shares, changes, domains, risks)
     if not full.problem and full.proxies >= none.proxies:
         return (none,), "none", "Full recompute: what stayed is one unit of the new file anyway, so keeping it saves no proxies."
-    partial = None if full.problem else _partial(full, kept, shares, changes, domains, risks, noise, none)
+    partial = None if full.problem else _partial(kept, shares, changes, domains, risks, noise, none)
     plans = tuple(plan for plan in (full, partial, none) if plan is not None)
     return plans, *_recommended(plans, noise)
 
 
 def _partial(
-    full: Plan,
     kept: list[str],
     shares: Mapping[str, float],
     changes: Changes,
@@ -182,24 +181,35 @@ def _partial(
     noise: float,
     none: Plan,
 ) -> Plan | None:
-    """Frees the domains that the bound blames most, one by one, until the risk is inside the noise; None where that saves nothing.
+    """Frees the domains that the bound blames most, as few as bring the risk inside the noise; all that it looks at where that does not suffice.
 
-    Where it never is, the plan of the least risk.
+    None where it saves nothing.
     """
-    found: list[Plan] = []
+    steps: list[list[str]] = []
     left = list(kept)
-    while len(found) < MOST_FREED:
+    while len(steps) < MOST_FREED:
         gone = closed([risks.most_blamed(left)], domains.group_paths, domains.rules)
         left = [name for name in left if name not in gone]
-        if not _worth_keeping(left, shares, none):
+        if not _worth_keeping(left, shares):
             break
-        plan = _evaluated("partial", left, shares, changes, domains, risks)
-        if plan.problem or plan.proxies >= none.proxies:
-            break
-        found.append(plan)
-        if plan.risk <= min(noise, full.risk):
-            return plan
-    return min(found, key=lambda plan: plan.risk) if found else None
+        steps.append(left)
+
+    def evaluated(step: int) -> Plan:
+        return _evaluated("partial", steps[step], shares, changes, domains, risks)
+
+    # The less is kept the less is risked, law by law, so the fewest that suffice are found by halving.
+    low, high = 0, len(steps) - 1
+    if high < 0:
+        return None
+    best = evaluated(high)
+    while low < high and not best.problem and best.risk <= noise:
+        middle = (low + high) // 2
+        tried = evaluated(middle)
+        if tried.risk <= noise and not tried.problem:
+            best, high = tried, middle
+        else:
+            low = middle + 1
+    return None if best.problem or best.proxies >= none.proxies else best
 
 
 def _evaluated(
@@ -259,7 +269,7 @@ def _nothing_left(changes: Changes, kept: Sequence[str]) -> bool:
     return set(kept) == set(changes.kept)
 
 
-def _worth_keeping(kept: Sequence[str], shares: Mapping[str, float], none: Plan) -> bool:
+def _worth_keeping(kept: Sequence[str], shares: Mapping[str, float]) -> bool:
     """Whether a unit of these saves anything: two or more, of some weight, that are not one unit anyway."""
     return len(kept) >= 2 and sum(shares[name] for name in kept) > 0
 

@@ -48,10 +48,13 @@ def read_given(entry: EarlierRuns, wanted: Wanted) -> Earlier:
         )
     runs = join_tables(weights, losses)
     swarm, gone = _over(runs, wanted.domains, {column: metric for column, metric in names.items() if column in runs.swarm.metrics})
+    if not len(swarm):
+        raise DataError(
+            f"Every run of {weights.name} gives weight to domains that this search lacks.", f"It has {', '.join(wanted.domains)}."
+        )
     lost = sorted(set(wanted.counted) - set(swarm.metrics))
-    if lost or not len(swarm):
-        why = f"it is the same in all runs or was scored on few: {', '.join(lost)}" if lost else "every run gives weight to other domains"
-        raise DataError(f"{losses.name} gives nothing to begin with: {why}.", "Leave it out of `search.warm_start`.")
+    if lost:
+        raise DataError(f"{losses.name} tells nothing of {', '.join(lost)}: {' '.join(runs.notes)}", "Leave it out of `search.warm_start`.")
     said = f"Warm start from {losses.name}: {len(swarm)} runs, taken as runs of a source of their own."
     if gone:
         notes.append(f"{gone} runs of {weights.name} give weight to domains that this search does not have, and are left out.")
