@@ -4,8 +4,8 @@
 
 True losses are log-linear in the mixture (arXiv 2602.12237), five metrics over so many domains, steep as fitted ones are, with noise of .03 of their spread. An
 earlier search of 3 (m + 1) runs has an answer; then domains are added, removed, split or revised, and `mixopt.reuse` plans. Every plan is carried out: its design
-is run, the surrogate is fitted, and its answer scored by the true law. Each is also told with a warm start from the earlier runs that are still valid, and
-beside them what a warm start alone does: the proxies of full reuse, all weights free.
+is run, the surrogate is fitted, and its answer scored by the true law. Each is also told with a warm start from the earlier runs that are still valid (as the
+files that `mixopt reuse` writes have it); the plan "warm start" has it by itself, and keeps no shares.
 
 regret: objective of the answer minus that of the true optimum, in standard deviations of a seed; median and quartiles over seeds. proxies: trained for it. risk: what the plan
 said, median. within: share of the seeds in which full recompute beats the plan by at most its risk and one standard deviation of a seed. recommended: share of the seeds in which the plan
@@ -40,6 +40,7 @@ from mixopt.trial import Source
 METRICS = tuple(f"m{index}" for index in range(5))
 SOURCE = Source("trained", "nano", 1_000_000)
 NOISE, SEEDS_PER_MIXTURE, PULL, BUDGET = 0.03, 3, 0.05, 1e9
+TITLES = {"full": "full reuse", "partial": "partial reuse", "warm": "warm start", "none": "full recompute"}
 UPDATES = ("add 1", "add 3", "remove 1", "split 1", "revise 1", "revise most")
 
 
@@ -186,26 +187,19 @@ def one_seed(kind: str, count: int, seed: int) -> list[Result]:
     fitted = fit_objective_law(swarm, objective, old.natural().as_dict(), PULL * float(values.std()), folds=0)
     indistinct = float(np.sqrt(2 / SEEDS_PER_MIXTURE)) / float(np.sqrt(len(METRICS)))
     risks = Risks.of(fitted.law, old, update.changes, new, seed)
-    plans, recommended, _ = make_plans(update.changes, new, dict(zip(old.names, kept_D.tolist(), strict=True)), risks, indistinct)
     scorer, earlier = Scorer(update, noise_K), still_valid(update, before)
+    kept = dict(zip(old.names, kept_D.tolist(), strict=True))
+    plans, recommended, _ = make_plans(update.changes, new, kept, risks, indistinct, len(earlier.q_ND))
     names = [f"{name}*" for name in new.names]
     results = []
     for plan in plans:
         if plan.problem:
             continue
-        for warm in (False, True):
+        for warm in (True,) if plan.name == "warm" else (False, True):
             q_D, proxies = carried_out(plan, update, names, noise_K, earlier if warm else None, seed)
-            label = {"full": "full reuse", "partial": "partial reuse", "none": "full recompute"}[plan.name] + (", warm" if warm else "")
+            label = TITLES[plan.name] + (", warm" if warm and plan.name != "warm" else "")
             results.append(Result(label, proxies, scorer.regret(q_D), plan.risk, plan.name == recommended))
-    fewest = min((plan.proxies for plan in plans if plan.proxies), default=0)
-    free = replace_plan(plans[-1], fewest)
-    q_D, proxies = carried_out(free, update, names, noise_K, earlier, seed)
-    results.append(Result("warm start alone", proxies, scorer.regret(q_D)))
     return results
-
-
-def replace_plan(plan: Plan, proxies: int) -> Plan:
-    return replace(plan, proxies=proxies)
 
 
 def still_valid(update: Update, before: Runs) -> Runs:

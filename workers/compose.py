@@ -36,7 +36,7 @@ from workers.beginnings import RECORD_NAME, base_trial, beginning_json, check_ba
 from workers.convert import recipe_for
 from workers.offers import MEASURING_SHARE, check_sources, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
-from workers.warm_start import held_out_sets, read_earlier
+from workers.warm_start import read_earlier, wanted_of
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
 EARLY_POINTS = 3
@@ -394,9 +394,7 @@ def _warm_start(
     """
     if not experiment.search.warm_start:
         return None, None
-    keys = {one.key: one.metric for one in evaluations}
-    curve_keys = {one.curve_key: one.metric for one in evaluations if one.curve_key is not None}
-    wanted = Wanted(factory, keys, curve_keys, held_out_sets(manifest), counted)
+    wanted = wanted_of(manifest, factory, evaluations, counted)
     earlier = read_earlier(experiment, wanted)
     refuse_unless_fitting(get_surrogate(experiment.search.surrogate), experiment.search.surrogate, earlier, factory.source)
     return wanted, earlier

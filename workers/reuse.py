@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mixopt.config import Experiment
 from mixopt.domains import DomainSet
 from mixopt.errors import ConfigError
@@ -24,10 +26,11 @@ from mixopt.reuse.earlier_search import EarlierSearch
 from mixopt.reuse.plans import Plan, PlanName, Risks, make_plans
 from mixopt.reuse.virtual import with_kept
 from mixopt.strategies.design import design_sequence
-from mixopt.warm_start.earlier import LABEL, mapped, weighted_but_gone
+from mixopt.surrogates import get_surrogate
+from mixopt.warm_start.earlier import LABEL, mapped, read_search, refuse_unless_fitting, weighted_but_gone
 from workers.compose import Search, compose, objective_weights, record_location
 from workers.tokens.prepare import prepare
-from workers.warm_start import held_out_sets
+from workers.warm_start import held_out_sets, kept_in, wanted_of
 
 # Points of the design are looked through for so many distinct trials; repeats are few.
 MOST_POINTS = 4
@@ -41,6 +44,8 @@ class Reuse:
         experiment: of the new file, with the tokenizer of the earlier search where the file leaves it open.
         tokenizer: path of that tokenizer, where it has to be written into the file; None: it need not.
         valid, gone: earlier trials that are trials of the new search too, and those that give weight to text that is gone.
+        usable: of the valid ones, those that a warm start of the new search counts as its own.
+        warm: whether the written file begins with the earlier runs.
         notes: what limits the comparison.
     """
 
@@ -53,6 +58,8 @@ class Reuse:
     why: str
     valid: int
     gone: int
+    usable: int
+    warm: bool
     spearman: float
     tokenizer: str | None
     notes: tuple[str, ...]
@@ -73,9 +80,9 @@ class Reuse:
         return {plan.name: everything - plan.to_train for plan in self.plans}
 
     @property
-    def warm_start(self) -> dict[str, str]:
-        """The entry of the earlier search in an experiment file."""
-        return {"folder": str(self.folder.resolve()), "search": self.earlier.search_id}
+    def warm_start(self) -> dict[str, str] | None:
+        """The entry of the earlier search in an experiment file; None where the new search could not run with it."""
+        return None if not self.warm else {"folder": str(self.folder.resolve()), "search": self.earlier.search_id}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -89,7 +96,7 @@ class Reuse:
             "objective_unit": self.earlier.objective.unit,
             "indistinct": self.earlier.noise,
             "law_spearman": None if self.spearman != self.spearman else self.spearman,
-            "trials": {"earlier": len(self.earlier.trials), "valid": self.valid, "gone": self.gone},
+            "trials": {"earlier": len(self.earlier.trials), "valid": self.valid, "gone": self.gone, "usable": self.usable},
             "plans": [{**plan.to_json(), "saved": self.saved[plan.name]} for plan in self.plans],
             "recommended": self.recommended,
             "why": self.why,
@@ -109,7 +116,8 @@ def find_reuse(
     """
     earlier = EarlierSearch.of(history, search_id)
     context = history.document(search_id, "context") or {}
-    experiment, tokenizer = _with_tokenizer(experiment, folder, context)
+    asked = (yaml.safe_load(history.search(search_id).experiment_yaml) or {}).get("tokenizer") or {}
+    experiment, tokenizer = _with_tokenizer(experiment, folder, context, asked)
     manifest = prepare(experiment, reporter)
     # A warm start that the file names already is the search's business; here it would only be read.
     search = compose(experiment.model_copy(update={"search": experiment.search.model_copy(update={"warm_start": ()})}), manifest)
@@ -117,13 +125,16 @@ def find_reuse(
     changes = compare(earlier.contents, contents, splits)
     fitted = earlier.fit()
     risks = Risks.of(fitted.law, earlier.domains, changes, search.domains)
-    plans, recommended, why = make_plans(changes, search.domains, earlier.answer, risks, earlier.noise)
-    plans = tuple(replace(plan, trained=_trained(plan, search)) for plan in plans)
     valid, gone = _valid(earlier, search.factory)
+    usable, unfit = _usable(history, search_id, search, tuple(objective_weights(experiment)))
+    plans, recommended, why = make_plans(changes, search.domains, earlier.answer, risks, earlier.noise, 0 if unfit else usable)
+    plans = tuple(replace(plan, trained=_trained(plan, search)) for plan in plans)
     theirs, ours = _scored(context), held_out_sets(manifest)
     unknown = sorted(metric for metric in objective_weights(experiment) if ours[metric] not in theirs)
-    notes = _notes(earlier, fitted.spearman, unknown, search, context)
-    return Reuse(earlier, folder, experiment, changes, plans, recommended, why, valid, gone, fitted.spearman, tokenizer, notes)
+    notes = (*_notes(earlier, fitted.spearman, unknown, search, context), *([unfit] if unfit else []))
+    return Reuse(
+        earlier, folder, experiment, changes, plans, recommended, why, valid, gone, usable, not unfit, fitted.spearman, tokenizer, notes
+    )
 
 
 def _scored(context: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -132,12 +143,18 @@ def _scored(context: Mapping[str, Any]) -> set[tuple[str, str]]:
     return found | {(t["content_hash"], t["kind"]) for t in context.get("targets", ())}
 
 
-def _with_tokenizer(experiment: Experiment, folder: Path, context: Mapping[str, Any]) -> tuple[Experiment, str | None]:
-    """With the earlier search's tokenizer where the file would train one like it elsewhere: with another, no trial could be reused."""
+def _with_tokenizer(
+    experiment: Experiment, folder: Path, context: Mapping[str, Any], asked: Mapping[str, Any]
+) -> tuple[Experiment, str | None]:
+    """With the earlier search's tokenizer where the file would train one like it elsewhere: with another, no trial could be reused.
+
+    Args:
+        asked: what the earlier search's file says of its tokenizer.
+    """
     given, theirs = experiment.tokenizer, context.get("tokenizer") or {}
     elsewhere = experiment.output_dir.resolve() != folder.resolve()
     path = theirs.get("path")
-    open_ = given.path is None and given.hub is None and given.vocab_size == theirs.get("vocab_size", given.vocab_size)
+    open_ = given.path is None and given.hub is None and given.vocab_size == asked.get("vocab_size")
     if not (elsewhere and open_ and path and Path(path).exists()):
         return experiment, None
     return experiment.model_copy(update={"tokenizer": given.model_copy(update={"path": str(path)})}), str(path)
@@ -155,6 +172,26 @@ def _trained(plan: Plan, search: Search) -> int:
     ids = dict.fromkeys(factory.make(Schedule.constant(point.mixture), point.seed, point.label).trial_id for point in points)
     with History.open(location) as history:
         return len(history.completed_trials() & set(list(ids)[: plan.proxies]))
+
+
+def _usable(history: History, search_id: str, search: Search, counted: tuple[str, ...]) -> tuple[int, str]:
+    """How many earlier trials a warm start counts as the search's own, and why it could not have one; empty where it can."""
+    own = search.factory.source
+    wanted = wanted_of(search.manifest, search.factory, search.evaluations[own.key], counted)
+    runs = read_search(history, search_id, wanted, kept_in(search.store))
+    usable = len(runs.swarm.at_source(own)) + len(runs.unscored)
+    if not usable and not len(runs.swarm):
+        return 0, "No earlier run says anything of the new search, so no plan has a warm start."
+    name = search.experiment.search.surrogate
+    try:
+        refuse_unless_fitting(get_surrogate(name), name, runs, own)
+    except ConfigError:
+        others = len(runs.swarm) - len(runs.swarm.at_source(own))
+        return usable, (
+            f"{others} earlier runs are of another source for the new search (recipe, epochs, or weights that are not in its output folder), which the surrogate "
+            f"'{name}' cannot fit beside its own, so no plan has a warm start. With `search.surrogate: multi_source_gp` all have."
+        )
+    return usable, ""
 
 
 def _valid(earlier: EarlierSearch, factory: TrialFactory) -> tuple[int, int]:

@@ -7,7 +7,7 @@ a forward pass over these and trains nothing. The main trade-off: this is done b
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.errors import ConfigError
+from mixopt.factory import TrialFactory
 from mixopt.history import History, SearchRecord
 from mixopt.progress import Reporter
-from mixopt.runner import Completed, Failed, Runner
+from mixopt.runner import Completed, Evaluation, Failed, Runner
 from mixopt.search import SearchInterrupted
 from mixopt.strategies import with_earlier
 from mixopt.swarm import Swarm
@@ -37,6 +38,13 @@ def held_out_sets(manifest: Manifest) -> dict[str, HeldOut]:
     return found | {f"target/{name}": (target.file.content_hash, target.kind) for name, target in manifest.targets.items()}
 
 
+def wanted_of(manifest: Manifest, factory: TrialFactory, evaluations: Sequence[Evaluation], counted: tuple[str, ...]) -> Wanted:
+    """What earlier runs have to fit, for a search whose trials are scored on `evaluations`."""
+    keys = {one.key: one.metric for one in evaluations}
+    curve_keys = {one.curve_key: one.metric for one in evaluations if one.curve_key is not None}
+    return Wanted(factory, keys, curve_keys, held_out_sets(manifest), counted)
+
+
 def read_earlier(experiment: Experiment, wanted: Wanted) -> Earlier:
     """The earlier runs that `search.warm_start` names, as far as they fit this search.
 
@@ -51,7 +59,7 @@ def read_earlier(experiment: Experiment, wanted: Wanted) -> Earlier:
             continue
         with History.open(earlier_record(entry, experiment)) as history:
             search = earlier_search(history, entry, experiment)
-            parts.append(read_search(history, search.search_id, wanted, _kept_in(experiment.output_dir)))
+            parts.append(read_search(history, search.search_id, wanted, kept_in(experiment.output_dir)))
     return joined(parts, wanted.domains)
 
 
@@ -92,7 +100,7 @@ def earlier_search(history: History, entry: EarlierRuns, experiment: Experiment)
     return found[-1]
 
 
-def _kept_in(store: Path) -> Callable[[str], bool]:
+def kept_in(store: Path) -> Callable[[str], bool]:
     """Whether weights and result of a trial lie in the store."""
 
     def kept(trial_id: str) -> bool:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from workers.reuse import Reuse
 
 OldFolder = Annotated[Path, typer.Argument(metavar="OLD_DIR", help="Output folder of the earlier search.", show_default=False)]
-TITLES = {"full": "full reuse", "partial": "partial reuse", "none": "full recompute"}
+TITLES = {"full": "full reuse", "partial": "partial reuse", "warm": "warm start", "none": "full recompute"}
 
 
 def reuse(
     folder: OldFolder,
     file: ExperimentFile,
     plan: Annotated[
-        Literal["full", "partial", "none"] | None, typer.Option("--reuse", help="The plan to write; default: the one recommended.")
+        Literal["full", "partial", "warm", "none"] | None, typer.Option("--reuse", help="The plan to write; default: the one recommended.")
     ] = None,
     split: Annotated[
         list[str] | None,
@@ -97,7 +97,7 @@ def _show(found: Reuse, chosen: Plan, output: Console) -> None:
 def _row(plan: Plan, found: Reuse) -> list[str]:
     if plan.problem:
         return [TITLES[plan.name], *[""] * 8]
-    risks = ["0", "0", "0"] if plan.name == "none" else [f"{value:.3g}" for value in (plan.risk, plan.typical, plan.bound)]
+    risks = ["0", "0", "0"] if plan.name in ("warm", "none") else [f"{value:.3g}" for value in (plan.risk, plan.typical, plan.bound)]
     counts = [plan.units, plan.proxies, plan.trained, plan.to_train, found.saved[plan.name]]
     return [TITLES[plan.name], *map(str, counts), *risks]
 

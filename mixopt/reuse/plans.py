@@ -1,8 +1,8 @@
 """Plans of reuse, what each costs and risks, and which to take.
 
-Full reuse measures what is new or changed and keeps all else in its old shares; partial reuse also frees the old domains that the bound blames most; and
-everything can be measured anew. A plan searches units (what is measured, and one for all that is kept), and needs 3 (units + 1) proxies (Olmix, arXiv
-2602.12237: 3 (|D_comp| + 2)). Its risk is simulated: for many laws that the new domains may have, the best mixture of the plan against the best of all.
+Full reuse measures what is new or changed and keeps all else in its old shares; partial reuse also frees the old domains that the bound blames most; a
+warm start keeps no shares but the earlier runs, and adds what they lack; and everything can be measured anew. A plan searches units (what is measured, and one for all that is kept), and needs 3 (units + 1) proxies (Olmix, arXiv
+2602.12237: 3 (|D_comp| + 2)); a warm start counts earlier trials that are still valid, and trains as many as full reuse at least. Its risk is simulated: for many laws that the new domains may have, the best mixture of the plan against the best of all.
 
 The main trade-off: both are optima under a known law, so the risk is that of keeping shares, not of measuring with few proxies, which every plan has; and shares
 that are kept are the law's own old optimum, so that a quarrel between the law and the old answer does not look like a risk of reuse.
@@ -27,7 +27,7 @@ from mixopt.reuse.law import ObjectiveLaw, imagined
 from mixopt.reuse.virtual import closed, with_kept
 from mixopt.space import MixtureSpace
 
-PlanName = Literal["full", "partial", "none"]
+PlanName = Literal["full", "partial", "warm", "none"]
 LAWS = 32
 """Laws imagined; the risk told is near the largest of ten."""
 RISK_PERCENTILE = 90.0
@@ -146,13 +146,14 @@ class Risks:
 
 
 def make_plans(
-    changes: Changes, domains: DomainSet, answer: Mapping[str, float], risks: Risks, noise: float
+    changes: Changes, domains: DomainSet, answer: Mapping[str, float], risks: Risks, noise: float, usable: int = 0
 ) -> tuple[tuple[Plan, ...], PlanName, str]:
     """The plans that there are, the one to take, and why.
 
     Args:
         answer: old domain -> weight in the mixture that is kept.
         noise: a difference of the objective that cannot be told from nothing.
+        usable: earlier trials that are trials of the new search too, for a warm start.
     """
     shares = {new: answer[old] for new, old in changes.kept.items()}
     none = Plan("none", {}, domains.names, (), len(domains.units.names), _proxies(len(domains.units.names)))
@@ -168,8 +169,17 @@ def make_plans(
     if not full.problem and full.proxies >= none.proxies:
         return (none,), "none", "Full recompute: what stayed is one unit of the new file anyway, so keeping it saves no proxies."
     partial = None if full.problem else _partial(kept, shares, changes, domains, risks, noise, none)
-    plans = tuple(plan for plan in (full, partial, none) if plan is not None)
+    warm = _warm(changes, len(measured), none, usable)
+    plans = tuple(plan for plan in (full, partial, warm, none) if plan is not None)
     return plans, *_recommended(plans, noise)
+
+
+def _warm(changes: Changes, measured: int, none: Plan, usable: int) -> Plan | None:
+    """All weights free, over the earlier runs and so many more that both are as many as a full recompute has; None where it saves nothing."""
+    proxies = max(_proxies(measured + 1), none.proxies - usable)
+    if not usable or proxies >= none.proxies:
+        return None
+    return replace(none, name="warm", measured=changes.fresh, proxies=proxies)
 
 
 def _partial(
@@ -247,16 +257,19 @@ def _settled(shares: Mapping[str, float], risks: Risks, none: Plan) -> Plan:
 
 
 def _recommended(plans: Sequence[Plan], noise: float) -> tuple[PlanName, str]:
-    """The cheapest plan whose risk is inside the noise."""
+    """The plan with the fewest proxies among those whose risk is inside the noise; of two the one that risks less."""
     said = f"what so many seeds cannot tell apart ({noise:.3g})"
-    for plan in plans:
-        if not plan.problem and plan.name != "none" and plan.risk <= noise:
-            return plan.name, f"{plan.name.capitalize()} reuse: its risk of {plan.risk:.3g} is inside {said}."
-    able = [plan for plan in plans if not plan.problem and plan.name != "none"]
-    if not able:
+    able = [plan for plan in plans if not plan.problem]
+    taken = min((plan for plan in able if plan.risk <= noise), key=lambda plan: (plan.proxies, plan.risk))
+    if taken.name == "warm":
+        return "warm", "Warm start: it keeps no shares, so it risks none, and no plan inside the noise needs fewer proxies."
+    if taken.name != "none":
+        return taken.name, f"{taken.name.capitalize()} reuse: its risk of {taken.risk:.3g} is inside {said}."
+    reuses = [plan for plan in able if plan.name in ("full", "partial")]
+    if not reuses:
         return "none", f"Full recompute: {plans[0].problem}"
-    least = min(able, key=lambda plan: plan.risk)
-    return "none", f"Full recompute: the least risk of reuse, {least.risk:.3g}, is more than {said}."
+    least = min(plan.risk for plan in reuses)
+    return "none", f"Full recompute: the least risk of reuse, {least:.3g}, is more than {said}."
 
 
 def _why_settled(changes: Changes) -> str:

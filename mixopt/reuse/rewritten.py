@@ -20,13 +20,13 @@ from mixopt.reuse.virtual import regrouped
 
 
 def plan_mapping(
-    raw: Mapping[str, Any], experiment: Experiment, plan: Plan, warm_start: Mapping[str, str], tokenizer: str | None
+    raw: Mapping[str, Any], experiment: Experiment, plan: Plan, warm_start: Mapping[str, str] | None, tokenizer: str | None
 ) -> dict[str, Any]:
     """The content of the new file, changed into that of the plan.
 
     Args:
         raw: as it was written; `experiment` is what it means.
-        warm_start: the entry of the earlier search.
+        warm_start: the entry of the earlier search; None: the search cannot begin with its runs.
         tokenizer: the earlier search's, where the new file would train another; None: leave it.
 
     Raises:
@@ -36,7 +36,9 @@ def plan_mapping(
     searched: Any = experiment.search.model_dump(mode="json")["warm_start"]
     given = dict(raw.get("search") or {})
     result["search"] = {**given, "trials": max(plan.proxies, 4) if plan.proxies else given.get("trials", experiment.search.trials)}
-    result["search"]["warm_start"] = [{key: item for key, item in entry.items() if item} for entry in searched] + [dict(warm_start)]
+    if warm_start is not None:
+        before = [{key: item for key, item in entry.items() if item} for entry in searched]
+        result["search"]["warm_start"] = [*before, dict(warm_start)]
     if tokenizer is not None:
         result["tokenizer"] = {"path": tokenizer}
     if plan.units and plan.kept:
@@ -59,7 +61,7 @@ def plan_mapping(
 
 
 def write_plan(
-    target: Path, file: Path, experiment: Experiment, plan: Plan, warm_start: Mapping[str, str], tokenizer: str | None, why: str
+    target: Path, file: Path, experiment: Experiment, plan: Plan, warm_start: Mapping[str, str] | None, tokenizer: str | None, why: str
 ) -> None:
     """Writes the file of a plan, which has been read again as `mixopt search` will read it.
 
