@@ -21,7 +21,6 @@ from mixopt.progress import Reporter
 from mixopt.runner import Completed, Evaluation, Failed, Runner
 from mixopt.search import SearchInterrupted
 from mixopt.strategies import with_earlier
-from mixopt.swarm import Swarm
 from mixopt.warm_start.config import EarlierRuns
 from mixopt.warm_start.earlier import Earlier, HeldOut, Wanted, joined, read_search
 from mixopt.warm_start.given import read_given
@@ -146,8 +145,3 @@ def score_earlier(search: Search, history: History, runner: Runner, reporter: Re
         runner.cancel([trial.trial_id for trial in trials])
         raise SearchInterrupted("Stopped while earlier runs were scored.", "The same command goes on from here.") from None
     return informed(search, history)
-
-
-def measured_here(search: Search, swarm: Swarm) -> Swarm:
-    """The swarm and the earlier runs that are trials like its own."""
-    return swarm if search.earlier is None else swarm.with_others(search.earlier.swarm.at_source(search.factory.source))

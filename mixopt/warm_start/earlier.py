@@ -16,11 +16,13 @@ from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
 from mixopt.record.contents import swarm_of
-from mixopt.surrogates.base import Surrogate, takes_several_sources
+from mixopt.surrogates.base import Surrogate, takes_several_sizes, takes_several_sources
 from mixopt.swarm import Swarm, on_curve_rows
 from mixopt.trial import WEIGHT_DECIMALS, JsonValue, Outcome, Source, Trial, content_digest
 
 LABEL = "earlier"
+OF_SEVERAL_EVALUATORS = ("multi_source_gp", "auto")
+"""Surrogates for which an earlier search is one more source; laws over scales want the runs of one evaluator."""
 HeldOut = tuple[str, str]
 """Content hash and kind of what a metric is scored on."""
 
@@ -84,13 +86,15 @@ def joined(parts: Iterable[Earlier], domains: Sequence[str]) -> Earlier:
 
 
 def refuse_unless_fitting(surrogate: Surrogate, name: str, earlier: Earlier, own: Source) -> None:
-    """Raises ConfigError where runs of other sources are there for a surrogate of one source."""
-    others = sorted({source.key for source in earlier.swarm.points().sources if source != own})
-    if others and not takes_several_sources(surrogate):
+    """Raises ConfigError where runs of other sources are there that the surrogate of that name cannot fit beside those at `own`."""
+    others = {source for source in earlier.swarm.points().sources if source != own}
+    of_evaluators = name in OF_SEVERAL_EVALUATORS and (takes_several_sizes(surrogate) or len({own.size, *(s.size for s in others)}) == 1)
+    if others and not (takes_several_sources(surrogate) and of_evaluators):
         count = len(earlier.swarm) - len(earlier.swarm.at_source(own))
+        keys = ", ".join(sorted(source.key for source in others))
         raise ConfigError(
-            f"`search.warm_start` brings {count} runs that are not like this search's trials ({', '.join(others)}), and the surrogate '{name}' fits runs "
-            "of one source only.",
+            f"`search.warm_start` brings {count} runs that are not like this search's trials ({keys}), and the surrogate '{name}' does not fit them beside "
+            "its own.",
             "Set `search.surrogate: multi_source_gp`, or leave these runs out.",
         )
 

@@ -174,7 +174,7 @@ def test_another_output_takes_the_tokenizer_along_and_needs_a_surrogate_over_sou
     lame = yaml.safe_load(plan.read_text())
     lame["search"]["surrogate"] = "ridge"
     (place / "plans" / "lame.yaml").write_text(yaml.safe_dump(lame))
-    with pytest.raises(ConfigError, match="fits runs of one source only"):
+    with pytest.raises(ConfigError, match="does not fit them beside its own"):
         mixopt("search", place / "plans" / "lame.yaml")
     said = mixopt("search", plan)
     assert f"{TRIALS} are taken as runs of a source of their own" in said
