@@ -114,7 +114,7 @@ def test_an_added_domain_is_measured_and_the_rest_keeps_its_shares(place: Path, 
     assert {change["kind"] for change in body["changes"]} == {"unchanged", "renamed", "added"}
     full = next(entry for entry in body["plans"] if entry["name"] == "full")
     assert (full["units"], full["proxies"], full["measured"]) == (2, 9, ["law"])
-    assert body["trials"] == {"earlier": TRIALS, "valid": TRIALS, "gone": 0}
+    assert body["trials"] == {"earlier": TRIALS, "valid": TRIALS, "gone": 0, "usable": TRIALS}
     assert next(entry for entry in body["plans"] if entry["name"] == "none")["proxies"] == 15
     raw = yaml.safe_load(plan.read_text())
     assert raw["search"]["trials"] == 9
@@ -159,6 +159,7 @@ def test_where_everything_changed_all_is_recomputed(place: Path, write: Callable
         mixopt("reuse", place / "run", file, "--search", searches(place)["old"], "--reuse", "full")
 
 
+@pytest.mark.slow
 def test_another_output_takes_the_tokenizer_along_and_needs_a_surrogate_over_sources(place: Path, write: Callable[..., Path]) -> None:
     file, plan = write("elsewhere", GROWN, output="elsewhere"), place / "plans" / "elsewhere.yaml"
     mixopt("reuse", place / "run", file, "--search", searches(place)["old"], "--reuse", "full", "--write", plan)
