@@ -140,7 +140,7 @@ def answer(domains: DomainSet, plain: DomainSet, runs: Runs) -> tuple[FloatArray
     swarm = Swarm.from_arrays(plain.names, runs.q_ND[:, None], METRICS, runs.losses_NK, SOURCE)
     objective = fit_objective("noise_scaled", dict.fromkeys(METRICS, 1.0), swarm, plain.natural())
     values = objective.difference(runs.losses_NK[:, [METRICS.index(m) for m in objective.metrics]], np.array(objective.natural_losses))
-    law = fit_objective_law(swarm, objective, plain.natural().as_dict(), PULL * float(values.std()), folds=0).law
+    law = fit_objective_law(swarm, objective, plain.natural().as_dict(), PULL * float(values.std()), folds=0, resamples=0).law
     space = MixtureSpace.from_domains(domains)
     order = [law.domains.index(name) for name in domains.names]
     ordered = replace(law, domains=domains.names, slopes_KD=law.slopes_KD[:, order], natural_D=law.natural_D[order])
@@ -186,7 +186,7 @@ def one_seed(kind: str, count: int, seed: int) -> list[Result]:
     values = objective.difference(swarm.values(objective.metrics), np.array(objective.natural_losses))
     fitted = fit_objective_law(swarm, objective, old.natural().as_dict(), PULL * float(values.std()), folds=0)
     indistinct = float(np.sqrt(2 / SEEDS_PER_MIXTURE)) / float(np.sqrt(len(METRICS)))
-    risks = Risks.of(fitted.law, old, update.changes, new, seed)
+    risks = Risks.of(fitted.law, old, update.changes, new, fitted.resampled, seed)
     scorer, earlier = Scorer(update, noise_K), still_valid(update, before)
     kept = dict(zip(old.names, kept_D.tolist(), strict=True))
     plans, recommended, _ = make_plans(update.changes, new, kept, risks, indistinct, len(earlier.q_ND))
@@ -263,12 +263,14 @@ def rows_of(kind: str, count: int, seeds: int) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="8 domains, 2 seeds, two updates")
+    parser.add_argument("--domains", type=int, nargs="+", default=[8, 16], metavar="N", help="numbers of domains")
+    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="laws of each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
     if options.json is not None and (problem := why_unwritable(options.json)) is not None:
         print(problem, file=sys.stderr)
         return 2
-    sizes, seeds, updates = ((8,), 2, ("add 1", "remove 1")) if options.quick else ((8, 16), 8, UPDATES)
+    sizes, seeds, updates = ((8,), 2, ("add 1", "remove 1")) if options.quick else (tuple(options.domains), options.seeds, UPDATES)
     rows: list[Row] = []
     print(f"{'update':12} {'m':>3} {'plan':22} {'proxies':>7} {'regret':>8} {'q25':>8} {'q75':>8} {'risk':>8} {'within':>6} {'taken':>6}")
     for count in sizes:

@@ -124,7 +124,7 @@ def find_reuse(
     contents = {domain.name: domain.content_hash for domain in search.domains.domains}
     changes = compare(earlier.contents, contents, splits)
     fitted = earlier.fit()
-    risks = Risks.of(fitted.law, earlier.domains, changes, search.domains)
+    risks = Risks.of(fitted.law, earlier.domains, changes, search.domains, fitted.resampled)
     valid, gone = _valid(earlier, search.factory)
     usable, unfit = _usable(history, search_id, search, tuple(objective_weights(experiment)))
     plans, recommended, why = make_plans(changes, search.domains, earlier.answer, risks, earlier.noise, 0 if unfit else usable)

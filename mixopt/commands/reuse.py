@@ -79,8 +79,8 @@ def _show(found: Reuse, chosen: Plan, output: Console) -> None:
             _say(output, f"{TITLES[plan.name].capitalize()} cannot be run: {plan.problem}")
     _say(
         output,
-        "Risk: how much worse the plan's best mixture is than that of a full recompute, as nine of ten imagined laws of the new domains have it at most; "
-        "typical: half of them; bound: what the law's slopes guarantee, nine of ten.",
+        "Risk: how much worse the plan's best mixture is than the best of all, at most, in nine of ten laws that the new domains may follow and that the earlier "
+        "runs leave open; typical: half of them; bound: what the laws' slopes guarantee. Saved: of the proxies of a full recompute from nothing.",
     )
     _say(
         output,

@@ -3,7 +3,7 @@
 Losses are fitted by the log-linear law (Olmix, arXiv 2602.12237: c_k + exp(A_k . q) per metric), and the objective weighs them; constants are left out. F and the pull are
 convex, so a local optimum is the optimum, and a slope bounds a gap. A worst case is the largest of its parts, smoothed so that it has slopes. Of a
 domain that is new no column of A is known: it is imagined to act like one of the old domains, drawn at random, a revised one between that and itself,
-the parts of a split one around it. The main trade-off: risks are risks under this law, and as good as the law; how well it ranks unseen runs is told.
+the parts of a split one around it. How far the old runs may have misled is seen by fitting them again with their errors drawn anew. The main trade-off: risks are risks under this law, and as good as the law; how well it ranks unseen runs is told.
 
 Legend: K metrics, D domains, N mixtures.
 """
@@ -11,7 +11,7 @@ Legend: K metrics, D domains, N mixtures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from mixopt.objective import Objective
 from mixopt.reuse.changes import Changes
 from mixopt.simplex import kl_divergence
 from mixopt.space import MixtureSpace
+from mixopt.surrogates.features import weights
 from mixopt.surrogates.log_linear import LogLinearSurrogate
-from mixopt.surrogates.parametric import bounded_exp
+from mixopt.surrogates.parametric import FittedLaw, bounded_exp, fit_law
 from mixopt.swarm import Swarm
 
 # Of a worst case: parts that are this much smaller than the largest, in objective units, weigh 1/e of it.
@@ -32,6 +33,7 @@ LEAST_WEIGHT = 1e-12
 # Each goes on where the last ended; the law is convex, so the first that gains next to nothing is the end.
 MOST_ROUNDS = 6
 SETTLED = 1e-6
+RESAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,18 @@ class FittedObjective:
     """The law of a finished search.
 
     Attributes:
+        resampled: laws that would have been fitted had other seeds been drawn (parametric bootstrap): how far the runs may have misled.
         spearman: of the objective of unseen runs, out of fold; NaN where it could not be checked.
     """
 
     law: ObjectiveLaw
+    resampled: tuple[ObjectiveLaw, ...]
     spearman: float
 
 
-def fit_objective_law(swarm: Swarm, objective: Objective, natural: Mapping[str, float], strength: float, folds: int = 5) -> FittedObjective:
+def fit_objective_law(
+    swarm: Swarm, objective: Objective, natural: Mapping[str, float], strength: float, folds: int = 5, resamples: int = RESAMPLES
+) -> FittedObjective:
     """Fits the law to the runs of one source, for an objective that was made on them.
 
     Args:
@@ -120,17 +126,34 @@ def fit_objective_law(swarm: Swarm, objective: Objective, natural: Mapping[str, 
         spearman = rank_correlation(objective.difference(errors.mean, reference), objective.difference(errors.measured, reference))
     except TooFewToCheck:
         fitted, spearman = surrogate.fit(swarm, objective.metrics), float("nan")
-    worst = objective.kind == "worst_case"
+    natural_D = np.array([natural[name] for name in fitted.observations.domains])
+    law = _objective_law(fitted, objective, natural_D, strength)
+    rng = np.random.default_rng(0xB007)
+    drawn = tuple(_objective_law(_refitted(fitted, rng), objective, natural_D, strength) for _ in range(resamples))
+    return FittedObjective(law, drawn, spearman)
+
+
+def _objective_law(fitted: FittedLaw, objective: Objective, natural_D: FloatArray, strength: float) -> ObjectiveLaw:
+    worst, reference = objective.kind == "worst_case", np.array(objective.natural_losses)
     # Weights over scales: what one unit of loss is worth; of a worst case, of each part.
     worth_K = 1 / np.array(objective.noise_std) if worst else objective.sensitivities(reference)
     scales_K = np.array([fit.scale for fit in fitted.fits])
     theta_KP = np.stack([fit.theta for fit in fitted.fits])
     levels_K = worth_K * (np.array([fit.center for fit in fitted.fits]) + scales_K * theta_KP[:, -1] - reference)
-    domains = fitted.observations.domains
-    law = ObjectiveLaw(
-        domains, theta_KP[:, :-1], worth_K * scales_K, levels_K, np.array([natural[name] for name in domains]), strength, worst
+    return ObjectiveLaw(fitted.observations.domains, theta_KP[:, :-1], worth_K * scales_K, levels_K, natural_D, strength, worst)
+
+
+def _refitted(fitted: FittedLaw, rng: np.random.Generator) -> FittedLaw:
+    """The laws fitted to their own predictions with errors drawn anew, as large as the fit found them; from where they are."""
+    observed = fitted.observations
+    x_NI = weights(observed.schedules)
+    stds_K = np.array([np.hypot(fit.noise_std, fit.misfit_std) for fit in fitted.fits])
+    values_NK = fitted.values_at(x_NI) + stds_K * rng.normal(size=observed.values.shape)
+    fits = tuple(
+        fit_law(law, x_NI, values_NK[:, column], observed.groups, fit.theta[None])
+        for column, (law, fit) in enumerate(zip(fitted.laws, fitted.fits, strict=True))
     )
-    return FittedObjective(law, spearman)
+    return replace(fitted, fits=fits)
 
 
 def imagined(law: ObjectiveLaw, changes: Changes, domains: Sequence[str], natural_D: FloatArray, rng: np.random.Generator) -> ObjectiveLaw:

@@ -4,8 +4,8 @@ Full reuse measures what is new or changed and keeps all else in its old shares;
 warm start keeps no shares but the earlier runs, and adds what they lack; and everything can be measured anew. A plan searches units (what is measured, and one for all that is kept), and needs 3 (units + 1) proxies (Olmix, arXiv
 2602.12237: 3 (|D_comp| + 2)); a warm start counts earlier trials that are still valid, and trains as many as full reuse at least. Its risk is simulated: for many laws that the new domains may have, the best mixture of the plan against the best of all.
 
-The main trade-off: both are optima under a known law, so the risk is that of keeping shares, not of measuring with few proxies, which every plan has; and shares
-that are kept are the law's own old optimum, so that a quarrel between the law and the old answer does not look like a risk of reuse.
+The main trade-off: the risk is that of keeping shares, which the old runs may have got wrong too, and not of measuring the rest with few proxies, which every
+plan has. Shares that are kept are the law's own old optimum, so that a quarrel between the law and the old answer does not look like a risk of reuse.
 
 Legend: S laws imagined, D domains, F kept domains.
 """
@@ -89,8 +89,20 @@ class Risks:
     shares: Mapping[str, float]
 
     @classmethod
-    def of(cls, law: ObjectiveLaw, old: DomainSet, changes: Changes, domains: DomainSet, seed: int = 0) -> Risks:
+    def of(
+        cls,
+        law: ObjectiveLaw,
+        old: DomainSet,
+        changes: Changes,
+        domains: DomainSet,
+        resampled: Sequence[ObjectiveLaw] = (),
+        seed: int = 0,
+    ) -> Risks:
         """Imagines laws and finds their optima.
+
+        Args:
+            law: of the old domains, whose optimum is what is kept.
+            resampled: what it might be instead, as far as the old runs know; taken in turn. None: nothing else.
 
         Raises:
             InfeasibleError: no mixture of the new domains is feasible.
@@ -102,9 +114,12 @@ class Risks:
         before = _in_order(law, old_space.domains).optimum(old_space, old.natural().array(old_space.domains))[in_order]
         assert np.allclose(old_natural, law.natural_D), "the law was made over the old domains"
         weight = dict(zip(law.domains, before.tolist(), strict=True))
+        might_be = tuple(resampled) or (law,)
         laws = tuple(
-            imagined(law, changes, domains.names, natural.array(), np.random.default_rng([seed, 0x0E05E, number]))
-            for number in range(LAWS if changes.fresh else 1)
+            imagined(
+                might_be[number % len(might_be)], changes, domains.names, natural.array(), np.random.default_rng([seed, 0x0E05E, number])
+            )
+            for number in range(LAWS if changes.fresh else len(might_be))
         )
         optima = np.stack([one.optimum(space, natural.array()) for one in laws])
         return cls(domains, laws, optima, {new: weight[was] for new, was in changes.kept.items()})
@@ -160,8 +175,9 @@ def make_plans(
     measured = closed(changes.fresh, domains.group_paths, domains.rules)
     kept = [name for name in domains.names if name not in measured]
     if not changes.fresh and _nothing_left(changes, kept):
-        full = _settled(shares, risks, none)
-        return (full, none), "full", _why_settled(changes)
+        full, warm = _settled(shares, changes, risks, none), _warm(changes, 0, none, usable)
+        plans = tuple(plan for plan in (full, warm, none) if plan is not None)
+        return (plans, "full", _why_settled(changes)) if full.risk <= noise else (plans, *_recommended(plans, noise))
     if not _worth_keeping(kept, shares):
         why = "everything changed" if not changes.kept else "too little stayed to save proxies"
         return (none,), "none", f"Full recompute: {why}."
@@ -176,7 +192,7 @@ def make_plans(
 
 def _warm(changes: Changes, measured: int, none: Plan, usable: int) -> Plan | None:
     """All weights free, over the earlier runs and so many more that both are as many as a full recompute has; None where it saves nothing."""
-    proxies = max(_proxies(measured + 1), none.proxies - usable)
+    proxies = max(_proxies(measured + 1 if measured else 1), none.proxies - usable)
     if not usable or proxies >= none.proxies:
         return None
     return replace(none, name="warm", measured=changes.fresh, proxies=proxies)
@@ -241,19 +257,20 @@ def _evaluated(
     return replace(plan, units=units, proxies=_proxies(units), risk=risk, typical=typical, bound=bound, kappa=kappa_, published=published)
 
 
-def _settled(shares: Mapping[str, float], risks: Risks, none: Plan) -> Plan:
-    """Nothing is new: the old answer over what is left, as near as caps allow; no runs."""
+def _settled(shares: Mapping[str, float], changes: Changes, risks: Risks, none: Plan) -> Plan:
+    """Nothing is new: the old answer over what is left, as near as caps allow; no runs. Renaming risks nothing: a recompute would be the same search."""
     names = risks.domains.names
     own_D = _normalized([risks.shares[name] for name in names])
-    answer_D = _normalized([shares[name] for name in names])
-    space, law, optimum_D = MixtureSpace.from_domains(risks.domains), risks.laws[0], risks.optima_SD[0]
-    allowed_D, answer_D = space.project(np.stack([own_D, answer_D]))
-    values = law.value(np.stack([allowed_D, optimum_D]))
-    gap = max(float(values[0] - values[1]), 0.0)
-    kept = dict(zip(names, answer_D.tolist(), strict=True))
-    return replace(
-        none, name="full", kept=kept, measured=(), units=0, proxies=0, risk=gap, typical=gap, bound=tangent_bound(law, optimum_D, allowed_D)
-    )
+    space = MixtureSpace.from_domains(risks.domains)
+    allowed_D, answer_D = space.project(np.stack([own_D, _normalized([shares[name] for name in names])]))
+    plan = replace(none, name="full", kept=dict(zip(names, answer_D.tolist(), strict=True)), measured=(), units=0, proxies=0)
+    if not changes.removed:
+        return plan
+    pairs = list(zip(risks.laws, risks.optima_SD, strict=True))
+    gaps = [max(float(np.subtract(*law.value(np.stack([allowed_D, optimum_D])))), 0.0) for law, optimum_D in pairs]
+    bounds = [tangent_bound(law, optimum_D, allowed_D) for law, optimum_D in pairs]
+    risk, typical = np.percentile(gaps, [RISK_PERCENTILE, 50.0]).tolist()
+    return replace(plan, risk=risk, typical=typical, bound=float(np.percentile(bounds, RISK_PERCENTILE)))
 
 
 def _recommended(plans: Sequence[Plan], noise: float) -> tuple[PlanName, str]:
