@@ -36,7 +36,7 @@ from workers.beginnings import RECORD_NAME, base_trial, beginning_json, check_ba
 from workers.convert import recipe_for
 from workers.offers import MEASURING_SHARE, check_sources, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
-from workers.warm_start import read_earlier, wanted_of
+from workers.warm_start import check_warm_start, read_earlier, wanted_of
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
 EARLY_POINTS = 3
@@ -238,12 +238,14 @@ def check_experiment(experiment: Experiment) -> None:
     """Finds what is wrong with an experiment before a document is read: names, sizes, constraints, the output folder.
 
     Raises:
-        ConfigError: as `check_settings`, an output that cannot be written or has no space left, or no such trial to begin with in it.
+        ConfigError: as `check_settings`, an output that cannot be written or has no space left, or no such trial to begin with in it; or as
+            `check_warm_start`.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     check_settings(experiment)
     check_output(experiment)
     check_base(experiment)
+    check_warm_start(experiment)
 
 
 def check_settings(experiment: Experiment) -> None:

@@ -16,6 +16,7 @@ from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
+from mixopt.fitting.tables import read_table
 from mixopt.history import History, SearchRecord
 from mixopt.progress import Reporter
 from mixopt.runner import Completed, Evaluation, Failed, Runner
@@ -60,6 +61,22 @@ def read_earlier(experiment: Experiment, wanted: Wanted) -> Earlier:
             search = earlier_search(history, entry, experiment)
             parts.append(read_search(history, search.search_id, wanted, kept_in(experiment.output_dir)))
     return joined(parts, wanted.domains)
+
+
+def check_warm_start(experiment: Experiment) -> None:
+    """Whether what `search.warm_start` names is there, before a document is read.
+
+    Raises:
+        ConfigError: a folder holds no such search, or an id fits several.
+        DataError: a table cannot be read.
+    """
+    for entry in experiment.search.warm_start:
+        if entry.is_search:
+            with History.open(earlier_record(entry, experiment)) as history:
+                earlier_search(history, entry, experiment)
+        for table in (entry.runs, entry.mixtures, entry.metrics):
+            if table is not None:
+                read_table(Path(table))
 
 
 def earlier_record(entry: EarlierRuns, experiment: Experiment) -> Path:

@@ -161,7 +161,8 @@ def test_where_everything_changed_all_is_recomputed(place: Path, write: Callable
 
 @pytest.mark.slow
 def test_another_output_takes_the_tokenizer_along_and_needs_a_surrogate_over_sources(place: Path, write: Callable[..., Path]) -> None:
-    file, plan = write("elsewhere", GROWN, output="elsewhere"), place / "plans" / "elsewhere.yaml"
+    domains = {"code": "code", "prose": "prose", "maths": "math", "more": "more-law"}
+    file, plan = write("elsewhere", domains, output="elsewhere"), place / "plans" / "elsewhere.yaml"
     mixopt("reuse", place / "run", file, "--search", searches(place)["old"], "--reuse", "full", "--write", plan)
     raw = yaml.safe_load(plan.read_text())
     assert raw["tokenizer"]["path"].startswith(str(place / "run" / "tokens"))
@@ -169,7 +170,7 @@ def test_another_output_takes_the_tokenizer_along_and_needs_a_surrogate_over_sou
     # The weights of the earlier proxies are not here, so they cannot be scored on what is new, and `ridge` cannot fit them beside others.
     assert "warm_start" not in raw["search"]
     several = {"trials": TRIALS, "surrogate": "multi_source_gp"}
-    file = write("elsewhere", GROWN, output="elsewhere", search=several)
+    file = write("elsewhere", domains, output="elsewhere", search=several)
     mixopt("reuse", place / "run", file, "--search", searches(place)["old"], "--reuse", "full", "--write", plan)
     assert yaml.safe_load(plan.read_text())["search"]["warm_start"][0]["folder"] == str(place / "run")
     lame = yaml.safe_load(plan.read_text())
