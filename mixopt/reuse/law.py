@@ -1,9 +1,11 @@
 """The objective as a log-linear law of the mixture, F(q) = sum_k g_k exp(A_k . q), with slopes, optimum, and columns for domains nobody has measured.
 
-Losses are fitted by the log-linear law (Olmix, arXiv 2602.12237: c_k + exp(A_k . q) per metric), and the objective weighs them; constants are left out. F and the pull are
-convex, so a local optimum is the optimum, and a slope bounds a gap. A worst case is the largest of its parts, smoothed so that it has slopes. Of a
-domain that is new no column of A is known: it is imagined to act like one of the old domains, drawn at random, a revised one between that and itself,
-the parts of a split one around it. How far the old runs may have misled is seen by fitting them again with their errors drawn anew. The main trade-off: risks are risks under this law, and as good as the law; how well it ranks unseen runs is told.
+Losses are fitted by the log-linear law (Olmix, arXiv 2602.12237: c_k + exp(A_k . q) per metric), and the objective weighs them; constants are left out. F and
+the pull are convex, so a local optimum is the optimum, and a slope bounds a gap. A worst case is the largest of its parts, smoothed so that it has slopes.
+
+Of a domain that is new no column of A is known: it is drawn from a kernel density over the old domains' columns; a revised one lies between such a draw and
+itself, the parts of a split one around it. How far the old runs may have misled is seen by fitting them again with their errors drawn anew. The main trade-off:
+risks are risks under this law and these draws; how well the law ranks unseen runs is told.
 
 Legend: K metrics, D domains, N mixtures.
 """
@@ -165,8 +167,13 @@ def imagined(law: ObjectiveLaw, changes: Changes, domains: Sequence[str], natura
     column = dict(zip(law.domains, law.slopes_KD.T, strict=True))
     found: dict[str, FloatArray] = {name: column[old] for name, old in changes.kept.items()}
 
+    count = len(law.domains)
+    away_KD = (law.slopes_KD - law.slopes_KD.mean(axis=1, keepdims=True)) / np.sqrt(max(count - 1, 1))
+    width = _bandwidth(count, len(law.slopes_KD))
+
     def drawn() -> FloatArray:
-        return np.asarray(law.slopes_KD[:, rng.integers(len(law.domains))])
+        # With their covariance, so that a domain may be better, or good for more, than any before it.
+        return np.asarray(law.slopes_KD[:, rng.integers(count)] + width * away_KD @ rng.normal(size=count))
 
     for change in changes.changes:
         if change.kind == "added":
@@ -182,3 +189,8 @@ def imagined(law: ObjectiveLaw, changes: Changes, domains: Sequence[str], natura
             found |= {name: column[change.old] + away_K for name, away_K in zip(change.new, away_SK, strict=True)}
     slopes_KD = np.stack([found[name] for name in domains], axis=1)
     return ObjectiveLaw(tuple(domains), slopes_KD, law.factors_K, law.levels_K, natural_D, law.strength, law.worst)
+
+
+def _bandwidth(points: int, dimensions: int) -> float:
+    """Of a kernel density, in standard deviations (Silverman 1986, equation 4.14)."""
+    return float((4 / ((dimensions + 2) * points)) ** (1 / (dimensions + 4)))
