@@ -7,9 +7,9 @@ earlier search of 3 (m + 1) runs has an answer; then domains are added, removed,
 is run, the surrogate is fitted, and its answer scored by the true law. Each is also told with a warm start from the earlier runs that are still valid (as the
 files that `mixopt reuse` writes have it); the plan "warm start" has it by itself, and keeps no shares.
 
-regret: objective of the answer minus that of the true optimum, in standard deviations of a seed; median and quartiles over seeds. proxies: trained for it. risk: what the plan
-said, median. within: share of the seeds in which full recompute beats the plan by at most its risk and one standard deviation of a seed. recommended: share of the seeds in which the plan
-was the recommended one.
+regret: objective of the answer minus that of the true optimum, in standard deviations of a seed; median and quartiles over seeds. proxies: trained for it.
+risk: what the plan said, median. within: share of the seeds in which full recompute beats the plan by at most its risk and one standard deviation of a seed.
+recommended: share of the seeds in which the plan was the recommended one.
 """
 
 from __future__ import annotations

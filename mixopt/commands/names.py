@@ -9,9 +9,7 @@ import typer
 
 
 def list_names(
-    options: Annotated[
-        bool, typer.Option("--options", help="Also what `search.options` may hold for each strategy, and its default.")
-    ] = False,
+    options: Annotated[bool, typer.Option("--options", help="Also what `search.options` may hold for each strategy, and its default.")] = False,
 ) -> None:
     """Names that an experiment file or an option may use: strategies, surrogates, formats."""
     from typing import get_args

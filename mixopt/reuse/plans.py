@@ -1,8 +1,11 @@
 """Plans of reuse, what each costs and risks, and which to take.
 
-Full reuse measures what is new or changed and keeps all else in its old shares; partial reuse also frees the old domains that the bound blames most; a
-warm start keeps no shares but the earlier runs, and adds what they lack; and everything can be measured anew. A plan searches units (what is measured, and one for all that is kept), and needs 3 (units + 1) proxies (Olmix, arXiv
-2602.12237: 3 (|D_comp| + 2)); a warm start counts earlier trials that are still valid, and trains as many as full reuse at least. Its risk is simulated: for many laws that the new domains may have, the best mixture of the plan against the best of all.
+Full reuse measures what is new or changed and keeps all else in its old shares; partial reuse also frees the old domains that the bound blames most; a warm
+start keeps no shares but the earlier runs, and adds what they lack; and everything can be measured anew.
+
+A plan searches units (what is measured, and one for all that is kept), and needs 3 (units + 1) proxies (Olmix, arXiv 2602.12237: 3 (|D_comp| + 2)); a warm
+start counts earlier trials that are still valid, and trains as many as full reuse at least. The risk of a plan is simulated: for many laws that the new domains
+may have, the best mixture of the plan against the best of all.
 
 The main trade-off: the risk is that of keeping shares, which the old runs may have got wrong too, and not of measuring the rest with few proxies, which every
 plan has. Shares that are kept are the law's own old optimum, so that a quarrel between the law and the old answer does not look like a risk of reuse.
