@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import calibration, doctor, domains, fit, jobs, main_job, names, planning, proxies, review
+from mixopt.commands import calibration, doctor, domains, fit, jobs, main_job, names, planning, proxies, reuse, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ for command in (
     calibration.calibrate,
     main_job.search,
     fit.fit,
+    reuse.reuse,
     review.show,
     review.report,
     review.mirror,

@@ -28,6 +28,7 @@ from mixopt.constraints.rules import NamedMixture
 from mixopt.errors import ConfigError
 from mixopt.groups.rules import GroupRule, ancestors, check_rules
 from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count
+from mixopt.warm_start.config import WarmStart
 
 Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
 # Below 2^53 a count is exact as a float, and fits the integers of every database.
@@ -443,6 +444,11 @@ class SearchConfig(Model):
         False,
         description="End the search before all its trials once even perfect knowledge would bring less than the noise of its seeds; looked at "
         "after half, five eighths, three quarters and seven eighths of them.",
+    )
+    warm_start: WarmStart = Field(
+        (),
+        description="Earlier runs that count as evidence and not as trials: an output folder (its newest search), a search id, a table of runs; "
+        "`mixopt reuse` writes such files.",
     )
 
 

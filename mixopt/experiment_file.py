@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.config import Experiment, is_url
+from mixopt.warm_start.config import with_absolute_paths
 from mixopt.yaml_file import expand_variables, read_mapping, validate
 
 WHAT = "the experiment file"
@@ -22,17 +23,30 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or an environment variable is not set.
     """
-    raw = read_mapping(path, "Experiment file", "Name a YAML file; `mixopt schema` prints what goes into it.")
-    return parse_experiment(raw, path.resolve().parent)
+    return parse_experiment(read_experiment_mapping(path), path.resolve().parent)
+
+
+def read_experiment_mapping(path: Path) -> dict[str, Any]:
+    """What an experiment file holds, as it is written.
+
+    Raises:
+        ConfigError: the file is missing or not YAML.
+    """
+    return read_mapping(path, "Experiment file", "Name a YAML file; `mixopt schema` prints what goes into it.")
 
 
 def parse_experiment(raw: dict[str, Any], base: Path) -> Experiment:
     """Validates the content of an experiment file whose relative paths are relative to `base`."""
-    paths = _absolute_paths(expand_variables(raw, WHAT), base)
-    return validate(Experiment, paths, WHAT, "`mixopt schema` prints every key with its type and meaning.")
+    return validate(Experiment, absolute_paths(raw, base), WHAT, "`mixopt schema` prints every key with its type and meaning.")
 
 
-def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+def absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The content of a file with variables expanded, and with absolute paths in place of those relative to `base`.
+
+    Raises:
+        ConfigError: an environment variable is not set.
+    """
+
     def absolute(value: Any) -> Any:
         if isinstance(value, str):
             if is_url(value) or not value.strip():
@@ -40,7 +54,7 @@ def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
             return os.path.normpath(base / Path(value).expanduser())
         return [absolute(item) for item in value] if isinstance(value, list) else value
 
-    result = dict(raw)
+    result = expand_variables(raw, WHAT)
     if "output" in result:
         result["output"] = absolute(result["output"])
     for section in ("domains", "targets"):
@@ -55,6 +69,9 @@ def _absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     tokenizer = result.get("tokenizer")
     if isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
         result["tokenizer"] = {**tokenizer, "path": absolute(tokenizer["path"])}
+    search = result.get("search")
+    if isinstance(search, dict) and "warm_start" in search:
+        result["search"] = {**search, "warm_start": with_absolute_paths(search["warm_start"], absolute)}
     tracking, database = result.get("tracking"), "sqlite:///"
     if isinstance(tracking, dict) and str(tracking.get("uri")).startswith(database):
         result["tracking"] = {**tracking, "uri": database + absolute(tracking["uri"].removeprefix(database))}

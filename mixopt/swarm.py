@@ -11,7 +11,7 @@ ends. Trials recorded before there was the second lack it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -214,6 +214,15 @@ class Swarm:
     def _part(self, wanted: pl.Expr) -> Swarm:
         runs = self.runs.filter(wanted)
         return Swarm.of_tables(self.domains, runs, self.losses.filter(pl.col("trial_id").is_in(runs["trial_id"].to_list())))
+
+    def with_others(self, other: Swarm, leaving: Collection[str] = ()) -> Swarm:
+        """These trials, and behind them those of another swarm over the same domains that are neither here nor in `leaving`."""
+        known = {*self.trial_ids, *leaving}
+        new = other.select([trial_id for trial_id in other.trial_ids if trial_id not in known])
+        if not len(new):
+            return self
+        assert new.domains == self.domains, "swarms that are joined have the same domains in the same order"
+        return Swarm.of_tables(self.domains, pl.concat([self.runs, new.runs]), pl.concat([self.losses, new.losses]))
 
     def by_trial_id(self) -> Swarm:
         """The same trials, sorted by id: for sums whose last digits depend on the order."""

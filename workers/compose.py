@@ -30,12 +30,14 @@ from mixopt.strategies.base import Assignment, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, Trial, content_digest
+from mixopt.warm_start.earlier import Earlier, Wanted, refuse_unless_fitting
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
 from workers.beginnings import RECORD_NAME, base_trial, beginning_json, check_base, check_sizes
 from workers.convert import recipe_for
 from workers.offers import MEASURING_SHARE, check_sources, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
+from workers.warm_start import check_warm_start, read_earlier, wanted_of
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
 EARLY_POINTS = 3
@@ -58,6 +60,7 @@ class Search:
         evaluations: source key -> held-out sets its trials are scored on.
         factory: of the trials where the answer is wanted; `cheaper`: of those at the other sources of the search, the cheapest first.
         base, verification_base: the trials that those of search and verification begin with; None: they begin from scratch.
+        wanted, earlier: what earlier runs have to fit, and those that do; None: the search begins without any.
     """
 
     experiment: Experiment
@@ -73,6 +76,8 @@ class Search:
     folder: Path
     base: Trial | None = None
     verification_base: Trial | None = None
+    wanted: Wanted | None = None
+    earlier: Earlier | None = None
     cheaper: tuple[TrialFactory, ...] = ()
 
     @property
@@ -234,12 +239,14 @@ def check_experiment(experiment: Experiment) -> None:
     """Finds what is wrong with an experiment before a document is read: names, sizes, constraints, the output folder.
 
     Raises:
-        ConfigError: as `check_settings`, an output that cannot be written or has no space left, or no such trial to begin with in it.
+        ConfigError: as `check_settings`, an output that cannot be written or has no space left, or no such trial to begin with in it; or as
+            `check_warm_start`.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     check_settings(experiment)
     check_output(experiment)
     check_base(experiment)
+    check_warm_start(experiment)
 
 
 def check_settings(experiment: Experiment) -> None:
@@ -350,11 +357,12 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         if base is not None and base.source.key not in evaluations:
             evaluations[base.source.key] = plan_evaluations(manifest, base.source.tokens, int(base.recipe["window"]), None)
     weights = objective_weights(experiment)
+    fitting, earlier = _warm_start(experiment, manifest, factories[0], evaluations[sources[0].key], tuple(weights))
     search_id = search_identity(
         factory=factories[0],
         objective=objective_identity(experiment, manifest, weights),
         strategy=experiment.search.strategy,
-        options=strategy_identity(experiment),
+        options={**strategy_identity(experiment), **(earlier.identity if earlier is not None else {})},
         seed=experiment.search.seed,
     )
     offers = offers_of([*factories[2:], factories[0]])
@@ -372,12 +380,29 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         stop_early=experiment.search.stop_early,
         floors=objective_floors(experiment),
         confidence=experiment.objective.confidence,
+        earlier=None if earlier is None else earlier.swarm,
     )
     strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
     parts = (experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
-    return Search(*parts, base=bases[0], verification_base=bases[1], cheaper=tuple(factories[2:]))
+    return Search(*parts, base=bases[0], verification_base=bases[1], cheaper=tuple(factories[2:]), wanted=fitting, earlier=earlier)
+
+
+def _warm_start(
+    experiment: Experiment, manifest: Manifest, factory: TrialFactory, evaluations: Sequence[Evaluation], counted: tuple[str, ...]
+) -> tuple[Wanted | None, Earlier | None]:
+    """What `search.warm_start` has to fit and what of it does; None where it names nothing.
+
+    Raises:
+        ConfigError, DataError: it cannot be read, or the surrogate cannot fit it together with the search's own trials.
+    """
+    if not experiment.search.warm_start:
+        return None, None
+    wanted = wanted_of(manifest, factory, evaluations, counted)
+    earlier = read_earlier(experiment, wanted)
+    refuse_unless_fitting(get_surrogate(experiment.search.surrogate), experiment.search.surrogate, earlier, factory.source)
+    return wanted, earlier
 
 
 def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactory]) -> list[TrialFactory]:

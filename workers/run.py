@@ -26,6 +26,7 @@ from mixopt.swarm import Swarm
 from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Trial, TrialState
 from mixopt.verification import Verification, plan_verification, summarize
+from workers import warm_start
 from workers.beginnings import train_base
 from workers.calibrate import calibrated_by_search, sentence_of
 from workers.compose import (
@@ -138,7 +139,7 @@ def _walk(
         history.retry_abandoned(search.search_id)
     before, work = history.completed_trials(), _TakenUp()
     observers = (*observers, work)
-    informed = _knowing_calibration(search, history)
+    informed = _knowing_calibration(warm_start.informed(search, history), history)
     # What is measured after a search has ended early is no reason to begin anew.
     answer = _recorded_answer(informed, history) or _recorded_answer(search, history)
     search = informed
@@ -146,6 +147,7 @@ def _walk(
         runner = make_runner(search)
         try:
             train_base(search, search.base, search.search_id, history, runner, reporter, observers, stop)
+            search = warm_start.score_earlier(search, history, runner, reporter, stop)
             _train_search(search, history, runner, reporter, observers, stop)
             calibration = calibrated_by_search(search, history)
             if calibration is not None:

@@ -85,3 +85,11 @@ def knowing(strategy: Strategy, calibration: Swarm) -> Strategy:
         return strategy
     given = cast("Any", strategy)
     return cast("Strategy", replace(given, assignment=given.assignment.with_calibration(calibration)))
+
+
+def with_earlier(strategy: Strategy, earlier: Swarm) -> Strategy:
+    """The strategy, which knows runs of earlier searches that no budget counts."""
+    if not len(earlier):
+        return strategy
+    given = cast("Any", strategy)
+    return cast("Strategy", replace(given, assignment=replace(given.assignment, earlier=earlier)))

@@ -87,6 +87,7 @@ class Assignment:
         seed: of everything random.
         stop_early: ask for no more once even perfect knowledge would gain less than noise.
         calibration: finished runs of the search's calibration, whose repeats sharpen the noise that is looked at; None: there are none.
+        earlier: runs of earlier searches that count as evidence and not as trials (`search.warm_start`); None: there are none.
         floors, confidence: no metric worse than a baseline by more than so much, predicted with so many standard deviations to spare.
         measured_only: refuse to answer without a run of the natural mixture and without repeats, where there is one source; else, and with several
             sources always, the surrogate says what was not measured.
@@ -107,6 +108,7 @@ class Assignment:
     floors: tuple[Floor, ...] = ()
     confidence: float = 0.0
     measured_only: bool = True
+    earlier: Swarm | None = None
 
     @property
     def source(self) -> Source:
@@ -129,7 +131,7 @@ class Assignment:
             self.seed,
             floors=self.floors,
             confidence=self.confidence,
-            source=self.source if several else None,
+            source=self.source if several or self._has_other_sources else None,
             # Of several sources the one where the answer is wanted may hold few runs, or none.
             measured_only=self.measured_only and not several,
             sizes={offer.source.size: offer.parameters for offer in self.offers} if several else None,
@@ -158,8 +160,13 @@ class Assignment:
         return (offer or self.offers[-1]).make(Schedule.constant(mixture), seed, label)
 
     def fitted(self, completed: Swarm) -> Swarm:
-        """The runs that answers are fitted to: all of them if there are several sources, else those of the one."""
-        return completed if len(self.offers) > 1 else completed.at_source(self.source)
+        """The runs that answers are fitted to: all of them if there are several sources, else those of the one; and behind them the earlier runs."""
+        own = completed if len(self.offers) > 1 else completed.at_source(self.source)
+        return own if self.earlier is None else own.with_others(self.earlier)
+
+    @property
+    def _has_other_sources(self) -> bool:
+        return self.earlier is not None and len(self.earlier.at_source(self.source)) < len(self.earlier)
 
     def recommend(self, completed: Swarm) -> Proposal:
         """The predicted optimum where the answer is wanted, with its evidence.
@@ -168,12 +175,18 @@ class Assignment:
             DataError: fewer than 4 trials, a metric of the objective was not measured, or, with one source, none at the natural mixture or no repeats.
             InfeasibleError: no mixture keeps the floors.
         """
-        return recommend(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
+        proposal = recommend(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
+        if self.earlier is None:
+            return proposal
+        like = len(self.earlier.at_source(self.source))
+        counts = {"like_trials": like, "other_sources": len(self.earlier) - like}
+        return replace(proposal, evidence={**proposal.evidence, "earlier_runs": counts})
 
     def objective(self, completed: Swarm) -> Objective:
         """The objective in its scale, as the proposal has it. Raises as `recommend`."""
         if len(self.offers) == 1:
-            return fit_objective(self.objective_kind, self.metrics, self.fitted(completed), self.domains.natural())
+            own = self.fitted(completed).at_source(self.source)
+            return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural())
         return Study.of(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings).objective
 
     def with_calibration(self, calibration: Swarm) -> Assignment:

@@ -54,7 +54,7 @@ class RegressionStrategy:
             first = [trial.trial_id for trial in planned[: math.ceil(share * one.trials)]]
             if len(first) < FEWEST_TO_STOP or not finished.issuperset(first):
                 continue
-            part = self._with_calibration(completed.select(first))
+            part = one.fitted(self._with_calibration(completed.select(first)))
             digest = part.digest()
             if digest not in self._judged:
                 self._judged[digest] = nothing_to_gain(part, one.space, one.domains, one.surrogate, one.settings)

@@ -262,6 +262,13 @@ def _comparison(row: Comparison) -> list[str]:
     return [signed(row.mean), f"{signed(row.low)} to {signed(row.high)}", ", ".join(signed(value) for value in row.values)]
 
 
+def _earlier_words(earlier: Mapping[str, int]) -> str:
+    like, others = earlier["like_trials"], earlier["other_sources"]
+    parts = [f"{like} like its own trials"] if like else []
+    parts += [f"{others} of sources of their own, which only the surrogate sees"] if others else []
+    return f"runs of the warm start: {', and '.join(parts) or 'none fit'}"
+
+
 def _evidence(findings: Findings) -> str:
     lines = [f"- {progress_sentence(findings)}"]
     if beginning_sentence(findings.context):
@@ -273,6 +280,9 @@ def _evidence(findings: Findings) -> str:
             lines.append(
                 f"- {evidence['calibration_trials']} runs of its calibration, at mixtures and seeds that the search did not ask for"
             )
+        earlier = evidence.get("earlier_runs")
+        if earlier:
+            lines.append(f"- {_earlier_words(earlier)}")
         if "objective" in best:
             runs = f", mean of {best['runs']} runs" if best.get("runs", 1) > 1 else ""
             label = _cell(str(best.get("label") or best.get("trial_id", "")))

@@ -41,7 +41,7 @@ RACES = 5
 LATER_OF_PROXY = ("parametrization", "beginning", "balancing", "auxiliary_loss")
 LATER_OF_DOMAIN = ("prompt_column", "completion_column")
 LATER_OF_OBJECTIVE = ("floors", "confidence")
-LATER_OF_SEARCH = ("options", "sources")
+LATER_OF_SEARCH = ("options", "sources", "warm_start")
 """What a file could not say once: at the default it stays out of the key, so that a file finds the job that an earlier version submitted."""
 
 SHARED = "A job reads the paths of its file on the cluster: put data and `output` on a file system that every node mounts."

@@ -1,0 +1,106 @@
+"""What reuse needs to know of a finished search, from the record alone: its domains, its answer, its runs and its objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mixopt.domains import Domain, DomainSet
+from mixopt.errors import DataError
+from mixopt.export import choose_schedule
+from mixopt.groups.rules import GroupRule
+from mixopt.history import History
+from mixopt.objective import Objective
+from mixopt.proposal import Proposal
+from mixopt.reuse.law import FittedObjective, fit_objective_law
+from mixopt.swarm import Swarm
+from mixopt.trial import Source, Trial
+from mixopt.verification import Verification
+
+
+@dataclass(frozen=True)
+class EarlierSearch:
+    """A finished search.
+
+    Attributes:
+        arm: which of its mixtures is kept: what its verification recommends, else the proposal.
+        answer: that mixture, domain -> weight.
+        noise: difference of the objective that as many seeds as it had could not tell from nothing.
+        trials: its finished trials.
+    """
+
+    search_id: str
+    name: str
+    domains: DomainSet
+    contents: Mapping[str, str]
+    arm: str
+    answer: Mapping[str, float]
+    swarm: Swarm
+    objective: Objective
+    strength: float
+    noise: float
+    trials: tuple[Trial, ...]
+
+    @classmethod
+    def of(cls, history: History, search_id: str) -> EarlierSearch:
+        """Reads it.
+
+        Raises:
+            DataError: it has no answer yet.
+        """
+        record, context = history.search(search_id), history.document(search_id, "context")
+        body, verified = history.document(search_id, "proposal"), history.document(search_id, "verification")
+        if context is None or body is None:
+            raise DataError(
+                f"Search {search_id[:8]} ({record.name}) has no proposal yet, so there is nothing to reuse.",
+                "Let `mixopt search` finish it first.",
+            )
+        proposal = Proposal.from_json(body)
+        arm, schedule = choose_schedule(context, proposal, None if verified is None else Verification.from_json(verified), None)
+        domains = stored_domains(context, yaml.safe_load(record.experiment_yaml) or {})
+        source, evidence = Source(*context["sources"]["search"]), proposal.evidence
+        noise = float(evidence["objective_noise_std"])
+        settings = (yaml.safe_load(record.experiment_yaml) or {}).get("proxy") or {}
+        return cls(
+            search_id=search_id,
+            name=record.name,
+            domains=domains,
+            contents={domain.name: domain.content_hash for domain in domains.domains},
+            arm=arm,
+            answer=schedule.average().as_dict(),
+            swarm=history.swarm(search_id, domains.names, context["metrics"]).at_source(source),
+            objective=Objective.from_json(evidence["objective"]),
+            strength=float(evidence["pull"]) * max(float(evidence["objective_spread"]), noise),
+            noise=noise * float(2 / int(settings.get("seeds", 3))) ** 0.5,
+            trials=tuple(record.trial for record in history.trials(search_id, "search") if record.outcome is not None),
+        )
+
+    def fit(self) -> FittedObjective:
+        """Its objective as a log-linear law. Raises DataError as `fit_objective_law`."""
+        return fit_objective_law(self.swarm, self.objective, self.domains.natural().as_dict(), self.strength)
+
+
+def stored_domains(context: Mapping[str, Any], experiment: Mapping[str, Any]) -> DomainSet:
+    """The domains of a recorded search with the rules on their groups."""
+    domains = tuple(
+        Domain(
+            name=d["name"],
+            content_hash=d["content_hash"],
+            prepared_tokens=int(d["prepared_tokens"]),
+            target_tokens=float(d["target_tokens"]),
+            group=d.get("group", ""),
+            max_epochs=float(d["max_epochs"]),
+            bounds=(float(d["bounds"][0]), float(d["bounds"][1])),
+            repeats=float(d.get("repeats", 1.0)),
+        )
+        for d in context["domains"]
+    )
+    rules = []
+    for path, group in (experiment.get("groups") or {}).items():
+        shares = group.get("shares")
+        least, most = group.get("bounds") or (0.0, 1.0)
+        rules.append(GroupRule(path, tuple(shares.items()) if isinstance(shares, dict) else shares, (float(least), float(most))))
+    return DomainSet(domains, float(context["budget_tokens"]), tuple(rules))
