@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from mixopt.constraints.ball import project_into_ball, project_nested_into_ball
+from mixopt.constraints.ball import blended, project_into_ball, project_nested_into_ball
 from mixopt.constraints.feasibility import check_constraints
 from mixopt.constraints.placed import ball_of, most_domains_of
 from mixopt.constraints.programs import Polytope, least_distance, least_value
@@ -39,7 +39,7 @@ BINDING_WITHIN = 1e-4
 # Rows that miss the set by float error alone are in it.
 ROUNDING = 1e-12
 # Supports that one call of `sample` draws from: each is a set of its own, and with rules on groups each is projected onto alone.
-SAMPLED_SUPPORTS = 1000
+SAMPLED_SUPPORTS, SAMPLED_SUPPORTS_OF_GROUPS = 1000, 200
 # Units up to which the ends of weights are sought under a limit on the number of domains too; beyond, without it.
 FEW_UNITS = 64
 
@@ -177,7 +177,8 @@ class MixtureSpace:
         """The nearest feasible mixture to each row of `weights` (n, domains), in Euclidean distance; where units are groups, in the weights of units.
 
         With a limit on the number of domains a near one: the nearest within a support that `Supports.choose` takes for the row, which is the
-        nearest of all where only that limit and the sum are at work. With groups and a distance within rounding of the least possible, likewise.
+        nearest of all where only that limit and the sum are at work; with rules on groups and a distance besides, as `project_onto` says. Without that
+        limit the nearest but where groups are ruled and the distance is within rounding of the least possible.
         """
         if self.most_domains is None:
             return self._project_convex(weights)
@@ -185,7 +186,7 @@ class MixtureSpace:
         points = self.units.collapse(nearest)
         many = np.flatnonzero((points > 0) @ self.units.counts > self.most_domains)
         if len(many):
-            nearest[many] = self._project_onto(self.supports.choose(points[many]), self.units.collapse(weights[many]))
+            nearest[many] = self.project_onto(self.supports.choose(points[many]), self.units.collapse(weights[many]))
         return nearest
 
     def _project_convex(self, weights: FloatArray) -> FloatArray:
@@ -203,8 +204,12 @@ class MixtureSpace:
         exact = np.all((weights >= self.lower) & (weights <= self.upper), axis=1)
         return np.where((exact & self.contains(weights, ROUNDING))[:, None], weights, self.units.expand(nearest))
 
-    def _project_onto(self, masks: BoolArray, points: FloatArray) -> FloatArray:
-        """Each row of `points` (n, units) projected onto its own support of `masks`, as mixtures (n, domains)."""
+    def project_onto(self, masks: BoolArray, points: FloatArray) -> FloatArray:
+        """Each row of `points` (n, units) projected onto its own feasible support of `masks`, as mixtures (n, domains).
+
+        With rules on groups and a distance together each support would take a search for a price: a row goes to the nearest point without the
+        distance, and from there straight toward the support's nearest to the centre until it is near enough.
+        """
         if self.units.are_domains and not self.sums:
             upper = np.where(masks, self.unit_upper, 0.0)
             lower = np.broadcast_to(self.unit_lower, upper.shape)
@@ -213,8 +218,18 @@ class MixtureSpace:
         kinds, which = np.unique(masks, axis=0, return_inverse=True)
         for number, mask in enumerate(kinds):
             rows = which == number
-            found[rows] = self.on_support(mask).project(self.units.expand(points[rows]))
+            part = self.on_support(mask)
+            found[rows] = part.project(self.units.expand(points[rows])) if self.ball is None else part._toward_centre(points[rows])
         return found
+
+    def _toward_centre(self, points: FloatArray) -> FloatArray:
+        """Feasible mixtures (n, domains) between the projections of `points` (n, units) without the distance and the mixture nearest to the centre."""
+        assert self.ball is not None
+        nearest = project_nested(points, self.unit_lower, self.unit_upper, self._tree)
+        excess = self.ball.distances(self.units.expand(nearest)) - self.ball.distance
+        if not np.any(excess > 0):
+            return self.units.expand(nearest)
+        return self.units.expand(blended(nearest, excess, self.units, self.ball, self._nearest_to_centre))
 
     @cached_property
     def _nearest_to_centre(self) -> FloatArray:
@@ -258,16 +273,18 @@ class MixtureSpace:
 
     def _sample_supports(self, draws: FloatArray, stretch: FloatArray) -> FloatArray:
         """Mixtures of few domains from draws (n, units) of all: the supports of the first, and on each the other draws' parts there."""
-        supports = self.supports.choose(draws[:SAMPLED_SUPPORTS])
+        supports = self.supports.choose(
+            draws[: SAMPLED_SUPPORTS if self.units.are_domains and not self.sums else SAMPLED_SUPPORTS_OF_GROUPS]
+        )
         masks = supports[np.arange(len(draws)) % len(supports)] if len(supports) else np.zeros(draws.shape, dtype=bool)
         inside = np.where(masks, np.maximum(draws, np.finfo(float).tiny), 0.0)
         even = masks / np.maximum(masks.sum(axis=1, keepdims=True), 1)
         inside = inside / np.maximum(inside.sum(axis=1, keepdims=True), np.finfo(float).tiny)
         centre = even
         if self.ball is not None:
-            centre = self.units.collapse(self._project_onto(masks, np.broadcast_to(self.units.collapse(self.ball.centre), draws.shape)))
+            centre = self.units.collapse(self.project_onto(masks, np.broadcast_to(self.units.collapse(self.ball.centre), draws.shape)))
             stretch = stretch * min(1.0, 2 * self.ball.distance)
-        return self._project_onto(masks, centre + (inside - even) * stretch)
+        return self.project_onto(masks, centre + (inside - even) * stretch)
 
     def group_sums(self, unit_weights: FloatArray) -> FloatArray:
         """Weights of the bounded groups of weights over units (..., units), shape (..., sums)."""

@@ -115,7 +115,7 @@ def _eliminate(task: _Task, weights: FloatArray) -> FloatArray:
         smaller = mask & ~np.eye(len(mask), dtype=bool)[units]
         feasible = supports.feasible(smaller)
         units, smaller = units[feasible], smaller[feasible]
-        without = np.concatenate([space.on_support(part).project(weights[None]) for part in smaller])
+        without = space.project_onto(smaller, np.repeat(space.units.collapse(weights)[None], len(smaller), axis=0))
         ranked = np.lexsort((evaluate(task.function, without), missed(task.limits, without)))
         taken = 0
         for unit in units[ranked]:
@@ -151,7 +151,7 @@ def swapped_units(function: BatchFunction, space: MixtureSpace, weights: FloatAr
             moved = rest * (1 - share * freed) / max(float(rest.sum()), 1e-300)
             moved[entering] = share * freed
             tries.append(moved)
-        found.append(space.on_support(part).project(space.units.expand(np.array(tries))))
+        found.append(space.project_onto(np.repeat(part[None], len(tries), axis=0), np.array(tries)))
     return np.concatenate(found) if found else np.zeros((0, len(space.domains)))
 
 

@@ -143,11 +143,11 @@ def project_nested_into_ball(
         low[index[too_far]], below[index[too_far]] = middle[index[too_far]], missed[too_far]
         kept = index[~too_far]
         high[kept], excess[kept], found[kept] = middle[kept], missed[~too_far], tried[~too_far]
-    nearest[rows] = _blended(found, excess, units, ball, anchor)
+    nearest[rows] = blended(found, excess, units, ball, anchor)
     return nearest
 
 
-def _blended(found: FloatArray, excess: FloatArray, units: Units, ball: Ball, anchor: FloatArray) -> FloatArray:
+def blended(found: FloatArray, excess: FloatArray, units: Units, ball: Ball, anchor: FloatArray) -> FloatArray:
     """Points that are too far, moved toward the anchor until they are not: distances are convex, so a chord is enough."""
     room = float(ball.distance - ball.distances(units.expand(anchor)))
     share = np.where(excess > 0, np.clip(excess / np.maximum(excess + max(room, 0.0), 1e-300), 0.0, 1.0), 0.0)
