@@ -1,6 +1,6 @@
 """What is lost by measuring less when domains change, on synthetic laws whose optimum is known.
 
-    python benchmarks/reuse.py [--quick] [--json FILE]
+    python benchmarks/reuse.py [--quick] [--domains N ...] [--seeds N] [--json FILE]
 
 True losses are log-linear in the mixture (arXiv 2602.12237), five metrics over so many domains, steep as fitted ones are, with noise of .03 of their spread. An
 earlier search of 3 (m + 1) runs has an answer; then domains are added, removed, split or revised, and `mixopt.reuse` plans. Every plan is carried out: its design

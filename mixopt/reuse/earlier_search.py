@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mixopt.constraints.config import ConstraintsConfig
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import DataError
 from mixopt.export import choose_schedule
@@ -84,7 +85,7 @@ class EarlierSearch:
 
 
 def stored_domains(context: Mapping[str, Any], experiment: Mapping[str, Any]) -> DomainSet:
-    """The domains of a recorded search with the rules on their groups."""
+    """The domains of a recorded search with the rules on their groups and the constraints on the mixture."""
     domains = tuple(
         Domain(
             name=d["name"],
@@ -103,4 +104,5 @@ def stored_domains(context: Mapping[str, Any], experiment: Mapping[str, Any]) ->
         shares = group.get("shares")
         least, most = group.get("bounds") or (0.0, 1.0)
         rules.append(GroupRule(path, tuple(shares.items()) if isinstance(shares, dict) else shares, (float(least), float(most))))
-    return DomainSet(domains, float(context["budget_tokens"]), tuple(rules))
+    constraints = ConstraintsConfig.model_validate(experiment.get("constraints") or {}).constraints
+    return DomainSet(domains, float(context["budget_tokens"]), tuple(rules), constraints)

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from mixopt.config_model import Model
 
 SEARCH_ID = re.compile(r"[0-9a-f]{8,20}")
 TABLES = (".csv", ".parquet")
 PATHS = ("folder", "runs", "mixtures", "metrics")
 
 
-class EarlierRuns(BaseModel):
+class EarlierRuns(Model):
     """One earlier search, or one swarm in tables."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str | None = Field(None, min_length=1, description="Output folder of an earlier search; default: this experiment's own.")
     search: str | None = Field(None, description="Its id, or the first 8 digits or more; default: the newest of the folder.")
