@@ -197,9 +197,7 @@ def test_limits_that_hold_are_named() -> None:
         "domains: at most 3 may have weight",
         "distance: at most 0.2 of the tokens may be moved from the natural mixture",
     )
-    assert space.binding(np.array([0.7, 0.3, 0.0, 0.0])) == (
-        "distance: at most 0.2 of the tokens may be moved from the natural mixture",
-    )
+    assert space.binding(np.array([0.7, 0.3, 0.0, 0.0])) == ("distance: at most 0.2 of the tokens may be moved from the natural mixture",)
     assert space.binding(np.array([0.55, 0.35, 0.1, 0.0])) == ("domains: at most 3 may have weight",)
     assert not space.contains(np.array([[0.25, 0.25, 0.25, 0.25], [0.9, 0.1, 0.0, 0.0]])).any()
 
