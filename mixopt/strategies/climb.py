@@ -22,9 +22,9 @@ from pydantic import Field, field_validator
 from mixopt.answer.local_search import KEPT_WITHIN, BatchFunction
 from mixopt.answer.measured import best_measured
 from mixopt.answer.pull import DEFAULT_PULL
+from mixopt.answer.ranked import evaluate
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
-from mixopt.optimum import evaluate
 from mixopt.proposal import Proposal
 from mixopt.recommendation import Study, pose
 from mixopt.strategies.base import START, Assignment, Options
