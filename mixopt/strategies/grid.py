@@ -50,6 +50,7 @@ class GridStrategy:
     assignment: Assignment
     options: GridOptions = field(default_factory=GridOptions)
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    _laid: list[FloatArray] = field(default_factory=list, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raises ConfigError where the lattice asked for is too fine to be listed."""
@@ -66,20 +67,23 @@ class GridStrategy:
         if self.assignment.stop_early and is_enough(self.assignment, standing.order(), completed, self._judged):
             return []
         start = standing.fresh(self.assignment.start(standing.abandoned_ids), count)
-        return start + standing.numbered(self._mixtures(start), count, LABEL, start)
+        return start + standing.numbered(self._mixtures(), count, LABEL, start)
 
     def propose(self, completed: Swarm) -> Proposal:
         """The best measured feasible mixture. Raises as `Assignment.recommend_measured`."""
         return self.assignment.recommend_measured(completed)
 
-    def _mixtures(self, start: Sequence[Trial]) -> Iterator[FloatArray]:
+    def _mixtures(self) -> Iterator[FloatArray]:
         """Endless, each of shape (domains,)."""
         one = self.assignment
-        baselines = np.stack([trial.schedule.average().array(one.space.domains) for trial in one.start()])
-        room = one.trials - len(baselines)
-        points = finest_lattice(one.space, room) if self.options.steps is None else lattice(one.space, self.options.steps, MOST_POINTS)
-        spread = spread_out(points if points is not None else np.zeros((0, len(one.space.domains))), baselines, one.space.domains)
-        return chain(iter(spread), sobol_mixtures(one.space, one.seed))
+        if not self._laid:
+            baselines = np.stack([trial.schedule.average().array(one.space.domains) for trial in one.start()])
+            room = one.trials - len(baselines)
+            points = finest_lattice(one.space, room) if self.options.steps is None else lattice(one.space, self.options.steps, MOST_POINTS)
+            self._laid.append(
+                spread_out(points if points is not None else np.zeros((0, len(one.space.domains))), baselines, one.space.domains)
+            )
+        return chain(iter(self._laid[0]), sobol_mixtures(one.space, one.seed))
 
 
 def finest_lattice(space: MixtureSpace, room: int) -> FloatArray | None:

@@ -202,11 +202,12 @@ strategies = pytest.mark.parametrize(
         for name in strategy_names()
     ],
 )
+two_spaces = pytest.mark.parametrize("rules", [(), RULES], ids=["domains", "groups"])
 spaces = pytest.mark.parametrize("rules", [(), RULES, LIMITS], ids=["domains", "groups", "limits"])
 
 
 @strategies
-@spaces
+@two_spaces
 def test_ask_is_pure_and_respects_count(name: str, rules: Limited) -> None:
     a = lab(name, rules=rules)
     swarm = a.run(a.strategy.ask(9, Swarm.empty(a.domains.names), [], []))
@@ -217,7 +218,7 @@ def test_ask_is_pure_and_respects_count(name: str, rules: Limited) -> None:
 
 
 @strategies
-@spaces
+@two_spaces
 def test_begins_with_the_baselines_finishes_at_its_budget_and_never_repeats(name: str, rules: Limited) -> None:
     _, swarm, asked = finished(name, rules)
     assert len(asked) == len(set(ids(asked))) == len(swarm) == 30
@@ -282,14 +283,13 @@ def test_ends_when_everything_is_abandoned(name: str) -> None:
 
 
 @strategies
-@spaces
-def test_raising_the_budget_continues_the_search(name: str, rules: Limited) -> None:
+def test_raising_the_budget_continues_the_search(name: str) -> None:
     """What was trained stays, and exactly what is missing is asked for."""
-    _, _, short = finished(name, rules, trials=20)
-    swarm, asked = finish(lab(name, rules=rules, trials=40), asked=short)
+    _, _, short = finished(name, trials=30)
+    swarm, asked = finish(lab(name, trials=40), asked=short)
     assert len(asked) == len(set(ids(asked))) == len(swarm) == 40
     if name in FIXED:
-        assert asked == finish(lab(name, rules=rules, trials=40))[1]
+        assert asked == finish(lab(name, trials=40))[1]
 
 
 @strategies
@@ -376,8 +376,8 @@ def test_a_proposal_keeps_the_rules_on_groups(name: str) -> None:
 
 @strategies
 def test_a_proposal_keeps_the_limits_on_the_whole(name: str) -> None:
-    a, _, _ = finished(name, LIMITS)
-    proposal = proposed(name, LIMITS)
+    a, _, _ = finished(name, LIMITS, trials=48)
+    proposal = proposed(name, LIMITS, trials=48)
     weights = proposal.mixture.array(a.domains.names)
     assert (weights > 0).sum() <= 3
     assert 0.5 * np.abs(weights - a.domains.natural().array()).sum() <= 0.45 + 1e-9
