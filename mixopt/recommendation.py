@@ -9,7 +9,7 @@ and verification decides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ import numpy as np
 from mixopt.answer.constraints import FloorSet, place_floors
 from mixopt.answer.floors import Floor, resolve_floors
 from mixopt.answer.local_search import KEPT_WITHIN
-from mixopt.answer.measured import Measured, answer_source, best_measured, compare_baselines, guard, measured_at, out_of_fold_evidence
+from mixopt.answer.measured import (
+    Measured,
+    answer_source,
+    best_measured,
+    best_weights,
+    compare_baselines,
+    guard,
+    measured_at,
+    out_of_fold_evidence,
+)
 from mixopt.answer.near_optimal import NearOptimal, find_near_optimal
 from mixopt.answer.problem import Problem
 from mixopt.answer.pull import DEFAULT_PULL, PullChoice, choose_pull
@@ -25,7 +34,7 @@ from mixopt.answer.relaxation import binding_floors, relaxations, sensitivities
 from mixopt.calibration.resolution import resolvable_difference
 from mixopt.domains import DomainSet
 from mixopt.effects import domain_effects
-from mixopt.errors import DataError
+from mixopt.errors import DataError, InfeasibleError
 from mixopt.mixture import FloatArray, Mixture, Schedule
 from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective, lacking
 from mixopt.optimum import Optimum
@@ -125,53 +134,97 @@ def recommend(
         ConfigError: an unknown kind or metric of a floor, or several sources and none asked for.
         InfeasibleError: no mixture keeps the floors.
     """
-    if len(swarm) < MINIMUM_TRIALS:
-        raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
-    study = study or Study.of(swarm, space, domains, surrogate, settings)
-    objective, measured, prediction = study.objective, study.measured, study.prediction
-    best = best_measured(measured, space)
+    study = study or _study(swarm, space, domains, surrogate, settings)
+    best = best_measured(study.measured, space)
     choice = PullChoice(settings.pull, "as set") if settings.pull is not None else study.choose_pull(space, settings.seed)
     problem = pose(study, space, domains, best, settings, choice.pull)
     optimum = problem.solve()
+    proposal = _describe(study, problem, optimum.weights, best, domains, surrogate, settings)
+    evidence = {**_pull_evidence(choice), "optimizer": _optimizer_evidence(optimum, study.measured.noise_std)}
+    return replace(proposal, evidence={**proposal.evidence, **evidence}, relaxations=relaxations(problem, domains, optimum.weights))
+
+
+def recommend_measured(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Proposal:
+    """The best measured feasible mixture, by the mean of its runs, told as `recommend` tells its optimum: for searches that do not predict.
+
+    The surrogate gives the intervals and the near-optimal range, and no part of the choice. Floors are looked at as predicted, as everywhere.
+
+    Raises:
+        DataError: as `recommend`, or no feasible mixture was measured.
+        InfeasibleError: no mixture that was measured keeps the floors.
+    """
+    study = _study(swarm, space, domains, surrogate, settings)
+    best = best_measured(study.measured, space)
+    if not best["feasible"]:
+        raise DataError("None of the mixtures that were measured is feasible, so none can be proposed.", "Run more trials.")
+    choice = PullChoice(0.0, "none: the best measured mixture is proposed")
+    problem = pose(study, space, domains, best, settings, choice.pull)
+    if problem.limits is not None:
+        best = best_measured(study.measured, space, lambda weights: problem.excess(weights) <= KEPT_WITHIN)
+        if problem.excess(best_weights(best, space)[None])[0] > KEPT_WITHIN:
+            raise InfeasibleError(
+                "None of the mixtures that were measured keeps every floor, as far as the surrogate predicts.",
+                "Loosen the floors, run more trials, or take a strategy that predicts, as regression.",
+            )
+    weights = space.project(best_weights(best, space)[None])[0]  # feasible within a rounding of the record, now exactly
+    proposal = _describe(study, problem, weights, best, domains, surrogate, settings)
+    told = {"method": "best measured", "status": best["note"], "residuals": {}, "first_order_meaning": "nothing was optimized"}
+    return replace(proposal, evidence={**proposal.evidence, **_pull_evidence(choice), "optimizer": told})
+
+
+def _study(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Study:
+    if len(swarm) < MINIMUM_TRIALS:
+        raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
+    return Study.of(swarm, space, domains, surrogate, settings)
+
+
+def _describe(
+    study: Study,
+    problem: Problem,
+    weights: FloatArray,
+    best: Mapping[str, Any],
+    domains: DomainSet,
+    surrogate: Surrogate,
+    settings: Settings,
+) -> Proposal:
+    """A feasible mixture (domains,) as a proposal: its effects, what cannot be told from it, and the evidence that does not depend on how it was chosen."""
+    objective, measured, prediction, space = study.objective, study.measured, study.prediction, problem.space
     # What a comparison of two mixtures with so many seeds each cannot tell apart.
     indistinct = measured.noise_std * float(np.sqrt(2 / settings.seeds))
-    within = max(indistinct, _doubt_of_gain(prediction, optimum.weights, best))
-    near = _near_optimal(problem, optimum.weights, within)
-    mixture = Mixture.from_array(space.domains, optimum.weights)
+    within = max(indistinct, _doubt_of_gain(prediction, weights, best))
+    near = _near_optimal(problem, weights, within)
+    mixture = Mixture.from_array(space.domains, weights)
     limits = problem.limits
-    held = tuple(limits.sentences()[index] for index in binding_floors(limits, optimum.weights)) if limits is not None else ()
+    held = tuple(limits.sentences()[index] for index in binding_floors(limits, weights)) if limits is not None else ()
     return Proposal(
         schedule=Schedule.constant(mixture),
-        objective=prediction.objective_effects(optimum.weights[None], prediction.natural)[0],
-        effects=prediction.metric_effects(optimum.weights),
+        objective=prediction.objective_effects(weights[None], prediction.natural)[0],
+        effects=prediction.metric_effects(weights),
         near_optimal={name: (float(near.low[i]), float(near.high[i])) for i, name in enumerate(space.domains)},
         epochs=domains.epochs(mixture),
-        binding=space.binding(optimum.weights) + held,
+        binding=space.binding(weights) + held,
         screened=objective.screened,
         best_measured=best,
         evidence={
-            "trials": len(swarm),
+            "trials": len(prediction.trial_ids),
             "surrogate": type(surrogate).__name__,
             **_objective_evidence(study),
-            **_pull_evidence(choice),
-            **_floor_evidence(limits, optimum.weights),
+            **_floor_evidence(limits, weights),
             "near_optimal_within": within,
             "near_optimal_meaning": "predicted to be worse than the proposal by at most near_optimal_within: one posterior standard deviation "
             "of the proposal's gain over the best measured mixture, or, if that is more, the seed noise of the objective times "
             f"sqrt(2 / {settings.seeds}), which {settings.seeds} runs of each mixture could not tell apart",
-            "optimizer": _optimizer_evidence(optimum, measured.noise_std),
             "baselines": compare_baselines(prediction, measured, space, domains),
-            "expected_gain": expected_gain(prediction, space, optimum.weights, settings.seed),
+            "expected_gain": expected_gain(prediction, space, weights, settings.seed),
             "expected_gain_meaning": "how much better the best mixture is expected to be than the one predicted to be best, were the objective of all "
             "mixtures known: more trials of this size can bring no more than that",
             "resolvable": {"objective": resolvable_difference(measured.noise_std, settings.seeds), "seeds": settings.seeds},
-            "guard": guard(prediction, optimum.weights, best, indistinct),
+            "guard": guard(prediction, weights, best, indistinct),
             "domain_effects": domain_effects(prediction, "natural", prediction.natural, units=space.units).to_json(),
             **out_of_fold_evidence(prediction, objective, measured),
         },
-        sensitivities=sensitivities(prediction, space, optimum.weights),
-        relaxations=relaxations(problem, domains, optimum.weights),
-        alternatives=_alternatives(prediction, near, optimum.weights),
+        sensitivities=sensitivities(prediction, space, weights),
+        alternatives=_alternatives(prediction, near, weights),
     )
 
 
@@ -234,7 +287,7 @@ def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[st
     prediction = study.prediction
     named = {"natural": domains.natural(), "uniform": domains.uniform(), "unimax": domains.unimax()}
     baselines = {name: mixture.array(space.domains) for name, mixture in named.items()}
-    baselines["best_measured"] = np.array([best["weights"][name] for name in space.domains])
+    baselines["best_measured"] = best_weights(best, space)
     limits = None
     if settings.floors:
         floors = resolve_floors(settings.floors, prediction.metrics, tuple(settings.metrics))

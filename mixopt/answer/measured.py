@@ -7,7 +7,7 @@ trade-off: runs of other sources then serve the fit alone, and do not enter any 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from mixopt.mixture import FloatArray
 from mixopt.objective import Objective, measure_noise, rows_at
 from mixopt.prediction import Prediction
 from mixopt.proposal import effect_json
-from mixopt.space import MixtureSpace
+from mixopt.space import BoolArray, MixtureSpace
 from mixopt.surrogates.cross_validation import rank_correlation
 from mixopt.surrogates.observations import MINIMUM_TRIALS, mixture_groups
 from mixopt.surrogates.scales import Sizes, sources_in
@@ -108,8 +108,11 @@ def measured_at(swarm: Swarm, source: Source, sizes: Sizes | None = None) -> Swa
     return swarm if len(enough) == len(set(swarm.points().sources)) == 1 else swarm.at_source(chosen)
 
 
-def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:
+def best_measured(measured: Measured, space: MixtureSpace, keeps: Callable[[FloatArray], BoolArray] | None = None) -> dict[str, Any]:
     """The measured mixture with the least mean objective: among feasible ones if there are any, for no other can be recommended.
+
+    Args:
+        keeps: which of mixtures (n, domains) come into question, shape (n,), where some feasible one does; None: all.
 
     Returns:
         JSON values: trial_id and label of its first trial, weights, objective (difference to natural), runs, feasible, note.
@@ -119,6 +122,8 @@ def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:
     requested = swarm.points(realized=False).averages()[:, order]
     feasible = space.contains(requested, MEASURED_FEASIBLE_WITHIN)
     eligible = feasible if feasible.any() else np.ones(len(groups), dtype=bool)
+    kept = feasible & keeps(requested) if keeps is not None else feasible
+    eligible = kept if kept.any() else eligible
     means = np.array([measured.values[groups == group].mean() for group in groups])
     row = int(np.argmin(np.where(eligible, means, np.inf)))
     runs = int((groups == groups[row]).sum())
@@ -136,6 +141,11 @@ def best_measured(measured: Measured, space: MixtureSpace) -> dict[str, Any]:
             else "mixtures measured; none of them keeps the caps, so it cannot be recommended"
         ),
     }
+
+
+def best_weights(best: Mapping[str, Any], space: MixtureSpace) -> FloatArray:
+    """Weights (domains,) of what `best_measured` returned, in the order of the space."""
+    return np.array([best["weights"][name] for name in space.domains])
 
 
 def compare_baselines(prediction: Prediction, measured: Measured, space: MixtureSpace, domains: DomainSet) -> dict[str, Any]:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from mixopt.strategies.base import Assignment, Options, Strategy
 
 # name -> module and class.
-_MODULES = {"regression": ("mixopt.strategies.regression", "RegressionStrategy")}
+_MODULES = {
+    "climb": ("mixopt.strategies.climb", "ClimbStrategy"),
+    "doe": ("mixopt.strategies.doe", "DoeStrategy"),
+    "grid": ("mixopt.strategies.grid", "GridStrategy"),
+    "optuna": ("mixopt.strategies.optuna", "OptunaStrategy"),
+    "random": ("mixopt.strategies.random", "RandomStrategy"),
+    "regression": ("mixopt.strategies.regression", "RegressionStrategy"),
+    "scaling": ("mixopt.strategies.scaling", "ScalingStrategy"),
+    "sft": ("mixopt.strategies.sft", "SftStrategy"),
+}
 
 
 def strategy_names() -> tuple[str, ...]:

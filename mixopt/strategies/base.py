@@ -19,7 +19,7 @@ from mixopt.factory import MakeTrial
 from mixopt.mixture import Mixture, Schedule
 from mixopt.objective import Objective, ObjectiveKind, fit_objective
 from mixopt.proposal import Proposal
-from mixopt.recommendation import Settings, Study, recommend
+from mixopt.recommendation import Settings, Study, recommend, recommend_measured
 from mixopt.space import MixtureSpace
 from mixopt.strategies.design import SEEDS_PER_SEARCH, design_sequence
 from mixopt.surrogates.base import Surrogate
@@ -28,6 +28,8 @@ from mixopt.trial import Source, Trial
 
 FIRST_LEARNED_SEED = 50_000
 """Seeds of one search: repeats from 0, draws of the design from 1,000, trials that were asked for in view of results from here on."""
+START = 5
+"""Points of the design that every search begins with: natural, uniform and UniMax, and the first two again, so that noise can be measured."""
 
 
 class Options(BaseModel):
@@ -137,8 +139,8 @@ class Assignment:
             sizes={offer.source.size: offer.parameters for offer in self.offers} if several else None,
         )
 
-    def planned(self, count: int, abandoned: Collection[str] = ()) -> list[Trial]:
-        """The first `count` distinct points of the design that were not abandoned, as trials where the answer is wanted.
+    def planned(self, count: int, abandoned: Collection[str] = (), offer: Offer | None = None) -> list[Trial]:
+        """The first `count` distinct points of the design that were not abandoned, as trials of an offer: default, where the answer is wanted.
 
         At most as many points are replaced as the search has trials; where everything fails, more of the same will not help.
         """
@@ -147,17 +149,24 @@ class Assignment:
         for point in design_sequence(self.domains, self.seeds, self.seed):
             if len(planned) >= count or len(replaced) > self.trials:
                 break
-            trial = self.make(Schedule.constant(point.mixture), point.seed, point.label)
+            trial = (offer or self.offers[-1]).make(Schedule.constant(point.mixture), point.seed, point.label)
             if trial.trial_id in abandoned:
                 replaced.add(trial.trial_id)
             else:
                 planned.setdefault(trial.trial_id, trial)
         return list(planned.values())
 
+    def start(self, abandoned: Collection[str] = ()) -> list[Trial]:
+        """What strategies of another design than the common one begin with."""
+        return self.planned(min(START, self.trials), abandoned)
+
     def learned(self, mixture: Mixture, number: int, label: str, offer: Offer | None = None) -> Trial:
-        """A trial that was asked for in view of results, number `number` of the search, with a training seed of its own."""
-        seed = SEEDS_PER_SEARCH * self.seed + FIRST_LEARNED_SEED + number
-        return (offer or self.offers[-1]).make(Schedule.constant(mixture), seed, label)
+        """A trial outside the common design, number `number` of the search, with a training seed of its own."""
+        return (offer or self.offers[-1]).make(Schedule.constant(mixture), self.first_learned_seed + number, label)
+
+    @property
+    def first_learned_seed(self) -> int:
+        return SEEDS_PER_SEARCH * self.seed + FIRST_LEARNED_SEED
 
     def fitted(self, completed: Swarm) -> Swarm:
         """The runs that answers are fitted to: all of them if there are several sources, else those of the one; and behind them the earlier runs."""
@@ -188,6 +197,15 @@ class Assignment:
             own = self.fitted(completed).at_source(self.source)
             return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural())
         return Study.of(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings).objective
+
+    def recommend_measured(self, completed: Swarm) -> Proposal:
+        """The best measured feasible mixture as the proposal: the answer of a search that does not predict.
+
+        Raises:
+            DataError: as `recommend`, or no feasible mixture was measured.
+            InfeasibleError: no mixture that was measured keeps the floors.
+        """
+        return recommend_measured(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
 
     def with_calibration(self, calibration: Swarm) -> Assignment:
         return replace(self, calibration=calibration)

@@ -84,6 +84,8 @@ def domain_of_metric(metric: str, domains: tuple[str, ...], domain_of: Mapping[s
 class SftLawSurrogate(ScalingSurrogate):
     """`SftLaw`, fitted per metric; `domain_of` maps metrics to domains where names do not say it."""
 
+    domain_of: Mapping[str, str] | None
+
     def __init__(self, domain_of: Mapping[str, str] | None = None) -> None:
         def law_of(observations: ScaledObservations, metric: str) -> SftLaw:
             own = observations.domains.index(domain_of_metric(metric, observations.domains, domain_of))
@@ -91,3 +93,4 @@ class SftLawSurrogate(ScalingSurrogate):
             return SftLaw(tuple((np.array(observations.fractions)[:, None] * hit).reshape(-1).tolist()))
 
         super().__init__(law_of, one_size=True)
+        object.__setattr__(self, "domain_of", domain_of)

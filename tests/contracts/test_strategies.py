@@ -2,7 +2,8 @@
 
 Trials are answered by a synthetic law with a known optimum, so that no proxy is trained. Every test of a search's course and result runs
 three times: over domains alone, with rules on groups (a given split, bounds on a group), and with limits on the whole (few domains, not far from the
-natural mixture); the optimum is another each time.
+natural mixture); the optimum is another each time. Finished searches and their proposals are kept for the session, since a dozen strategies share
+these tests. What a strategy need not do is said in the sets below.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
 
@@ -31,6 +34,16 @@ from mixopt.strategies.base import Assignment, Offer, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import SCHEMA, Swarm
 from mixopt.trial import Source, Trial
+
+# They propose what they measured and predict nothing, so they may miss the optimum and its bounds.
+CONTROLS = frozenset({"grid", "random"})
+# What they ask depends neither on results nor on the budget: a raised budget begins with the same trials.
+FIXED = frozenset({"random", "regression", "scaling", "sft"})
+# What they ask depends on the order in which results come; all others end with the same trials, whatever the order.
+REPLAYED = frozenset({"optuna"})
+# Strategy -> package that it is skipped without.
+NEEDS = {"optuna": "optuna"}
+BASELINES = ("natural", "uniform", "unimax")
 
 SOURCE = Source("trained", "nano", 1_000_000)
 NOISE_STD = 0.01
@@ -146,22 +159,55 @@ def lab(name: str, trials: int = 30, order: Sequence[str] = tuple(TOKENS), rules
     return Lab(get_strategy(name, Assignment(**arguments | changes)), domains, space)
 
 
-def finish(lab: Lab, batch: int = 7) -> tuple[Swarm, list[Trial]]:
-    """Runs a search to its end; returns the swarm and the trials in the order asked."""
-    asked: list[Trial] = []
-    swarm = Swarm.empty(lab.domains.names)
+def finish(lab: Lab, batch: int = 7, asked: Sequence[Trial] = ()) -> tuple[Swarm, list[Trial]]:
+    """Runs a search to its end, from `asked` on; returns the swarm and the trials in the order asked."""
+    done = list(asked)
+    swarm = lab.run(done) if done else Swarm.empty(lab.domains.names)
     while fresh := lab.strategy.ask(batch, swarm, [], []):
-        asked += fresh
-        swarm = lab.run(asked)
-    return swarm, asked
+        done += fresh
+        swarm = lab.run(done)
+    return swarm, done
 
 
-strategies = pytest.mark.parametrize("name", strategy_names())
+@cache
+def finished(
+    name: str, rules: Limited = (), trials: int = 30, order: tuple[str, ...] = tuple(TOKENS)
+) -> tuple[Lab, Swarm, tuple[Trial, ...]]:
+    a = lab(name, trials, order, rules)
+    swarm, asked = finish(a)
+    return a, swarm, tuple(asked)
+
+
+@cache
+def proposed(name: str, rules: Limited = (), trials: int = 30, order: tuple[str, ...] = tuple(TOKENS)) -> Proposal:
+    a, swarm, _ = finished(name, rules, trials, order)
+    return a.strategy.propose(swarm)
+
+
+@cache
+def best_of(rules: Limited) -> float:
+    return lab("regression", rules=rules).best()
+
+
+def ids(trials: Sequence[Trial]) -> list[str]:
+    return [trial.trial_id for trial in trials]
+
+
+strategies = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.skipif(find_spec(NEEDS.get(name, "mixopt")) is None, reason=f"{NEEDS.get(name)} is not installed")
+        )
+        for name in strategy_names()
+    ],
+)
+two_spaces = pytest.mark.parametrize("rules", [(), RULES], ids=["domains", "groups"])
 spaces = pytest.mark.parametrize("rules", [(), RULES, LIMITS], ids=["domains", "groups", "limits"])
 
 
 @strategies
-@spaces
+@two_spaces
 def test_ask_is_pure_and_respects_count(name: str, rules: Limited) -> None:
     a = lab(name, rules=rules)
     swarm = a.run(a.strategy.ask(9, Swarm.empty(a.domains.names), [], []))
@@ -172,11 +218,12 @@ def test_ask_is_pure_and_respects_count(name: str, rules: Limited) -> None:
 
 
 @strategies
-@spaces
-def test_finishes_at_its_budget_and_never_repeats(name: str, rules: Limited) -> None:
-    swarm, asked = finish(lab(name, rules=rules))
-    ids = [trial.trial_id for trial in asked]
-    assert len(ids) == len(set(ids)) == len(swarm) == 30
+@two_spaces
+def test_begins_with_the_baselines_finishes_at_its_budget_and_never_repeats(name: str, rules: Limited) -> None:
+    _, swarm, asked = finished(name, rules)
+    assert len(asked) == len(set(ids(asked))) == len(swarm) == 30
+    assert ids(asked[:5]) == ids(lab("regression", rules=rules).strategy.ask(5, Swarm.empty(tuple(TOKENS)), [], []))
+    assert [trial.label for trial in asked[:5]] == [*BASELINES, *BASELINES[:2]]
 
 
 @strategies
@@ -184,7 +231,7 @@ def test_pending_trials_are_not_asked_again(name: str) -> None:
     a = lab(name)
     pending: list[Trial] = []
     while fresh := a.strategy.ask(4, Swarm.empty(a.domains.names), pending, []):
-        assert not {trial.trial_id for trial in fresh} & {trial.trial_id for trial in pending}
+        assert not set(ids(fresh)) & set(ids(pending))
         pending += fresh
     assert 0 < len(pending) <= 30
 
@@ -196,16 +243,20 @@ def test_results_may_come_one_by_one_and_in_any_order(name: str) -> None:
     pending, done, seen = [], [], set()
     while True:
         fresh = a.strategy.ask(3, a.run(done) if done else Swarm.empty(a.domains.names), pending, [])
-        assert not seen & {trial.trial_id for trial in fresh}
-        seen |= {trial.trial_id for trial in fresh}
+        assert not seen & set(ids(fresh))
+        seen |= set(ids(fresh))
         pending += fresh
         if not pending:
             break
         done.append(pending.pop(int(rng.integers(len(pending)))))
     assert len(done) == 30
     shuffled = [done[index] for index in rng.permutation(len(done))]
-    first, second = a.strategy.propose(a.run(done)), a.strategy.propose(a.run(shuffled))
-    assert np.allclose(first.mixture.array(), second.mixture.array(), atol=1e-3)
+    if name in REPLAYED:
+        expected = a.strategy.propose(a.run(done))
+    else:
+        assert set(ids(done)) == set(ids(finished(name)[2])), "an undisturbed search has the same trials"
+        expected = proposed(name)
+    assert np.allclose(expected.mixture.array(), a.strategy.propose(a.run(shuffled)).mixture.array(), atol=1e-3)
 
 
 @strategies
@@ -213,12 +264,11 @@ def test_abandoned_trials_are_replaced(name: str) -> None:
     a = lab(name)
     abandoned, done = [], []
     while fresh := a.strategy.ask(5, a.run(done) if done else Swarm.empty(a.domains.names), [], abandoned):
-        assert not {trial.trial_id for trial in fresh} & {trial.trial_id for trial in abandoned}
-        abandoned += [trial for trial in fresh if trial.label == "design"][: int(len(abandoned) < 8)]
+        assert not set(ids(fresh)) & set(ids(abandoned))
+        abandoned += [trial for trial in fresh if trial.label not in BASELINES][: int(len(abandoned) < 8)]
         done += [trial for trial in fresh if trial not in abandoned]
     assert len(done) == 30
-    assert len(abandoned) == 8
-    assert a.space.contains(a.strategy.propose(a.run(done)).mixture.array()[None])[0]
+    assert 7 <= len(abandoned) <= 8, "the last answers may hold baselines alone"
 
 
 @strategies
@@ -233,20 +283,22 @@ def test_ends_when_everything_is_abandoned(name: str) -> None:
 
 
 @strategies
-@spaces
-def test_raising_the_budget_continues_the_search(name: str, rules: Limited) -> None:
-    _, short = finish(lab(name, rules=rules, trials=20))
-    _, longer = finish(lab(name, rules=rules, trials=40))
-    assert longer[:20] == short
+def test_raising_the_budget_continues_the_search(name: str) -> None:
+    """What was trained stays, and exactly what is missing is asked for."""
+    _, _, short = finished(name, trials=30)
+    swarm, asked = finish(lab(name, trials=40), asked=short)
+    assert len(asked) == len(set(ids(asked))) == len(swarm) == 40
+    if name in FIXED:
+        assert asked == finish(lab(name, trials=40))[1]
 
 
 @strategies
-@spaces
-@pytest.mark.parametrize("kind", ["noise_scaled", "mean", "worst_case"])
+@pytest.mark.parametrize(
+    ("kind", "rules"), [("noise_scaled", ()), ("mean", RULES), ("worst_case", ())], ids=["noise_scaled", "mean-groups", "worst_case"]
+)
 def test_proposal_is_feasible_complete_and_json(name: str, kind: str, rules: Limited) -> None:
     a = lab(name, rules=rules, objective_kind=kind, pull=0.05)
-    swarm, _ = finish(a, batch=30)
-    proposal = a.strategy.propose(swarm)
+    proposal = proposed(name) if kind == "noise_scaled" else a.strategy.propose(finished(name, rules)[1])
     weights = proposal.mixture.array(a.domains.names)
     assert a.space.contains(weights[None], 1e-9)[0]
     assert set(proposal.effects) == set(BLENDS)
@@ -264,72 +316,68 @@ def test_proposal_is_feasible_complete_and_json(name: str, kind: str, rules: Lim
 
 
 @strategies
-@spaces
-def test_order_of_domains_permutes_the_proposal(name: str, rules: Limited) -> None:
-    # By design: draws and candidates follow names, so the same trials are asked, and only float error differs.
+def test_order_of_domains_permutes_the_proposal(name: str) -> None:
+    # With rules, which need more care than domains alone. By design: draws and candidates follow names, so the same trials are asked, and only float error differs.
     order = ("law", "web", "math", "code", "books")
-    a, b = lab(name, rules=rules), lab(name, rules=rules, order=order)
-    (swarm_a, asked_a), (swarm_b, asked_b) = finish(a, batch=30), finish(b, batch=30)
-    assert [trial.trial_id for trial in asked_a] == [trial.trial_id for trial in asked_b]
-    first, second = a.strategy.propose(swarm_a).mixture, b.strategy.propose(swarm_b).mixture
-    assert np.allclose(first.array(), second.array(a.domains.names), atol=1e-3)
+    assert ids(finished(name, RULES)[2]) == ids(finished(name, RULES, order=order)[2])
+    first, second = proposed(name, RULES).mixture, proposed(name, RULES, order=order).mixture
+    assert np.allclose(first.array(), second.array(tuple(TOKENS)), atol=1e-3)
 
 
 @strategies
 @spaces
 def test_finds_the_optimum_of_a_known_law(name: str, rules: Limited) -> None:
     """Noise of one run has sigma .01 bits per byte; natural lies several sigma above the optimum of the law."""
-    a = lab(name, rules=rules, trials=48)
-    swarm, _ = finish(a, batch=48)
-    proposal = a.strategy.propose(swarm)
+    a, _, _ = finished(name, rules, trials=48)
+    proposal = proposed(name, rules, trials=48)
     weights = proposal.mixture.array(a.domains.names)
     natural = a.domains.natural().array()
-    best = a.best()
+    best = best_of(rules)
     gap, gain = a.objective(weights[None])[0] - best, a.objective(natural[None])[0] - best
     assert gain > 5 * NOISE_STD
     assert gap > -1e-5
-    # Over domains, design seeds 0 to 19: the mean gap was .009, about one sigma, and 19 of 20 were below a quarter of the gain.
-    assert gap < gain / 4
     assert proposal.objective.high < 0
-    assert proposal.binding
+    if name in CONTROLS:
+        assert gap < gain
+        assert proposal.mixture.as_dict() == pytest.approx(dict(proposal.best_measured["weights"]), abs=1e-6)
+        return
+    # Regression over domains, design seeds 0 to 19: the mean gap was .009, about one sigma, and 19 of 20 were below a quarter of the gain.
+    assert gap < gain / 4
 
 
 @strategies
 def test_other_sources_do_not_enter(name: str) -> None:
-    a = lab(name)
-    swarm, asked = finish(a, batch=30)
+    a, _, asked = finished(name)
     larger = [
-        replace(trial, trial_id=f"f{trial.trial_id[1:]}", source=Source("trained", "micro", 2_000_000), schedule=asked[0].schedule)
+        replace(trial, trial_id=trial.trial_id[::-1], source=Source("trained", "micro", 2_000_000), schedule=asked[0].schedule)
         for trial in asked[:8]
     ]
-    assert a.strategy.propose(a.run([*asked, *larger])).to_json() == a.strategy.propose(swarm).to_json()
+    assert a.strategy.propose(a.run([*asked, *larger])).to_json() == proposed(name).to_json()
 
 
 @strategies
 def test_a_proposal_keeps_the_rules_on_groups(name: str) -> None:
     """Checked against the rules as they are written, not against the space."""
-    a = lab(name, rules=RULES)
-    swarm, asked = finish(a, batch=30)
-    draws = [trial.schedule.average().as_dict() for trial in asked if trial.label in ("design", "corner")]
+    a, _, asked = finished(name, RULES)
+    draws = [trial.schedule.average().as_dict() for trial in asked if trial.label not in BASELINES]
     assert all(abs(weights["books"] - 4 * weights["law"]) < 1e-9 for weights in draws)
-    proposal = a.strategy.propose(swarm)
+    proposal = proposed(name, RULES)
     weights = proposal.mixture.as_dict()
     assert weights["books"] == pytest.approx(4 * weights["law"], abs=1e-9)
-    assert weights["code"] + weights["math"] == pytest.approx(0.4, abs=1e-6)
-    assert "stem: bounds allow the group at most 0.4" in proposal.binding
+    assert weights["code"] + weights["math"] <= 0.4 + 1e-6
+    if name not in CONTROLS:
+        assert weights["code"] + weights["math"] == pytest.approx(0.4, abs=1e-6)
+        assert "stem: bounds allow the group at most 0.4" in proposal.binding
     (low, high), (law_low, law_high) = proposal.near_optimal["books"], proposal.near_optimal["law"]
     assert (low, high) == pytest.approx((4 * law_low, 4 * law_high), abs=1e-9)
-    assert {arm: entry["feasible"] for arm, entry in proposal.evidence["baselines"].items()} == dict.fromkeys(
-        ("natural", "uniform", "unimax"), False
-    )
+    assert {arm: entry["feasible"] for arm, entry in proposal.evidence["baselines"].items()} == dict.fromkeys(BASELINES, False)
     assert a.space.contains(np.array([[proposal.best_measured["weights"][domain] for domain in a.domains.names]]), 1e-6)[0]
 
 
 @strategies
 def test_a_proposal_keeps_the_limits_on_the_whole(name: str) -> None:
-    a = lab(name, rules=LIMITS)
-    swarm, _ = finish(a, batch=30)
-    proposal = a.strategy.propose(swarm)
+    a, _, _ = finished(name, LIMITS, trials=48)
+    proposal = proposed(name, LIMITS, trials=48)
     weights = proposal.mixture.array(a.domains.names)
     assert (weights > 0).sum() <= 3
     assert 0.5 * np.abs(weights - a.domains.natural().array()).sum() <= 0.45 + 1e-9
@@ -344,7 +392,7 @@ def test_unknown_strategy_names_the_nearest() -> None:
 
 
 def test_lab_answers_with_the_schedule_it_was_asked() -> None:
-    a = lab(strategy_names()[0])
+    a = lab("regression")
     trial = a.strategy.ask(1, Swarm.empty(a.domains.names), [], [])[0]
     assert isinstance(trial.schedule, Schedule)
     assert a.run([trial], noise_std=0.0).values(list(BLENDS)).tolist() == law(trial.schedule.array(), a.domains.names).tolist()
