@@ -492,7 +492,8 @@ class Experiment(Model):
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
     trainer: TrainerConfig | None = Field(
-        None, description="A trainer of your own instead of mixopt's proxies: a program that mixopt runs, or runs elsewhere, by ask and tell."
+        None,
+        description="A trainer of your own instead of mixopt's proxies: a program that mixopt runs, or runs elsewhere, by ask and tell.",
     )
 
     @model_validator(mode="before")
@@ -525,9 +526,13 @@ class Experiment(Model):
         if self.trainer is None:
             for domain in self.domains:
                 if domain.path is None and domain.hub is None:
-                    raise ValueError(f"`domains`: domain '{domain.name}' has neither path nor hub; say where its documents are, with one of them")
+                    raise ValueError(
+                        f"`domains`: domain '{domain.name}' has neither path nor hub; say where its documents are, with one of them"
+                    )
                 if domain.revision is not None:
-                    raise ValueError(f"`domains`: domain '{domain.name}' has a revision, which belongs beside a `trainer`; one of hub data is `hub.revision`")
+                    raise ValueError(
+                        f"`domains`: domain '{domain.name}' has a revision, which belongs beside a `trainer`; one of hub data is `hub.revision`"
+                    )
         else:
             check_beside(self.trainer, self)
         if self.objective.over == "targets" and not self.targets:

@@ -79,7 +79,9 @@ class TrainerConfig(Model):
         "Python that runs mixopt.",
     )
     folder: str | None = Field(None, description="Where the program runs; default: the folder of the experiment file.")
-    time_limit: Seconds | None = Field(None, description="Longest time of one run, as 90s, 30m or 2h; then it is ended, with all its children.")
+    time_limit: Seconds | None = Field(
+        None, description="Longest time of one run, as 90s, 30m or 2h; then it is ended, with all its children."
+    )
     cpus: int = Field(1, ge=1, description="Cores that a trial takes.")
     gpus: float = Field(0.0, ge=0, description="GPUs that a trial takes; a share, as 0.5, lets trials share one.")
 
@@ -96,7 +98,9 @@ class TrainerConfig(Model):
             raise ValueError(f"metric names repeat: {', '.join(repeated)}")
         taken = [name for name in names if name in (*TAKEN_NAMES, *ASKED_COLUMNS, *TOLD_COLUMNS)]
         if taken:
-            raise ValueError(f"a metric is called '{taken[0]}', which means something else in tables of trials and results; call it otherwise")
+            raise ValueError(
+                f"a metric is called '{taken[0]}', which means something else in tables of trials and results; call it otherwise"
+            )
         if not any(metric.weight for metric in self.metrics):
             raise ValueError("no metric has a weight above 0, so nothing would be searched for")
         if self.kind == "command" and not self.command:
@@ -134,7 +138,8 @@ def check_beside(trainer: TrainerConfig, experiment: Experiment) -> None:
         raise ConfigError(f"{own}; of `proxy`, which describes mixopt's proxies, only `seeds` counts.", "Leave the rest out.")
     if experiment.objective.over is not None:
         raise ConfigError(
-            "`objective.over` chooses among losses of mixopt's proxies, and there is a `trainer`.", "Weigh its metrics under `trainer.metrics`."
+            "`objective.over` chooses among losses of mixopt's proxies, and there is a `trainer`.",
+            "Weigh its metrics under `trainer.metrics`.",
         )
     if experiment.objective.kind == "weighted":
         silent = [metric.name for metric in trainer.metrics if "weight" not in metric.model_fields_set]

@@ -169,8 +169,8 @@ def _values(values: Any, metrics: Sequence[str], where: str) -> dict[str, float]
         if name not in metrics:
             raise BadResultError(FailureKind.ERROR, f"The result has an unknown metric '{name}'{where}. {_nearest(name, metrics)}")
         if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise BadResultError(FailureKind.ERROR, f"Metric '{name}'{where} is {value!r}, which is no number.")
-        if value is None or not math.isfinite(value):
+            raise BadResultError(FailureKind.ERROR, f"Metric '{name}'{where} is {str(value)[:50]!r}, which is no number.")
+        if not math.isfinite(_float(value)):
             raise BadResultError(FailureKind.DIVERGED, f"Metric '{name}'{where} is {value}, which is not finite.")
     return {name: float(value) for name, value in values.items()}
 
@@ -179,7 +179,7 @@ def _amount(body: Mapping[str, Any], key: str) -> float | None:
     value = body.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= _float(value) < math.inf:
         raise BadResultError(FailureKind.ERROR, f"`{key}` of the result is {value!r}; write a number of at least 0.")
     return float(value)
 
@@ -193,11 +193,15 @@ def _shares(given: Any, trial: Trial) -> tuple[Mapping[str, float], ...]:
         asked = mixture.as_dict()
         for name, share in row.items():
             if name not in asked:
-                raise BadResultError(FailureKind.ERROR, f"`weights` of the result has an unknown domain '{name}'. {_nearest(name, list(asked))}")
-            if isinstance(share, bool) or not isinstance(share, int | float) or not (math.isfinite(share) and share >= 0):
+                raise BadResultError(
+                    FailureKind.ERROR, f"`weights` of the result has an unknown domain '{name}'. {_nearest(name, list(asked))}"
+                )
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= _float(share) < math.inf:
                 raise BadResultError(FailureKind.ERROR, f"`weights` of the result gives '{name}' the share {share!r}.")
             if share > 0 and round(asked[name], WEIGHT_DECIMALS) == 0:
-                raise BadResultError(FailureKind.ERROR, f"`weights` of the result gives '{name}' {share:g}, which the trial gives no weight.")
+                raise BadResultError(
+                    FailureKind.ERROR, f"`weights` of the result gives '{name}' {share:g}, which the trial gives no weight."
+                )
         total = math.fsum(row.values())
         if abs(total - 1) > SHARES_WITHIN:
             raise BadResultError(FailureKind.ERROR, f"`weights` of the result sum to {total:.6g}; they are shares of tokens and sum to 1.")
@@ -213,10 +217,19 @@ def _curve(points: Any, trial: Trial, metrics: Sequence[str]) -> tuple[tuple[int
         tokens = point["tokens"]
         if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens <= trial.source.tokens or tokens in found:
             raise BadResultError(
-                FailureKind.ERROR, f"`curve` of the result has a point at {tokens!r} tokens; they differ, from 1 to {trial.source.tokens:,}."
+                FailureKind.ERROR,
+                f"`curve` of the result has a point at {tokens!r} tokens; they differ, from 1 to {trial.source.tokens:,}.",
             )
         found[tokens] = _values(point["metrics"], metrics, f" at {tokens:,} tokens")
     return tuple(sorted((tokens, values) for tokens, values in found.items() if tokens < trial.source.tokens))
+
+
+def _float(value: float | None) -> float:
+    """NaN for nothing; infinite where it has more digits than a float."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
