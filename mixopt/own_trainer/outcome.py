@@ -53,8 +53,8 @@ def evaluations_of(trainer: TrainerConfig) -> tuple[Evaluation, ...]:
     )
 
 
-def request_of(trial: Trial, folder: Path) -> dict[str, Any]:
-    """What the program is told of its trial, as JSON values; the file format is promised by its version."""
+def request_of(trial: Trial, folder: Path | None = None) -> dict[str, Any]:
+    """What a trainer is told of its trial, as JSON values; the file format is promised by its version. `folder`: where the program may keep files."""
     domains = trial.schedule.domains
     return {
         "version": REQUEST_VERSION,
@@ -66,7 +66,7 @@ def request_of(trial: Trial, folder: Path) -> dict[str, Any]:
         "domains": list(domains),
         "weights": [mixture.as_dict() for mixture in trial.schedule.mixtures],
         "fractions": list(trial.schedule.fractions),
-        "output_folder": str(folder),
+        **({} if folder is None else {"output_folder": str(folder)}),
     }
 
 

@@ -17,7 +17,7 @@ from mixopt.answer.floors import Floor
 from mixopt.domains import DomainSet
 from mixopt.factory import MakeTrial
 from mixopt.mixture import Mixture, Schedule
-from mixopt.objective import Objective, ObjectiveKind, fit_objective
+from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective
 from mixopt.proposal import Proposal
 from mixopt.recommendation import Settings, Study, recommend
 from mixopt.space import MixtureSpace
@@ -91,6 +91,8 @@ class Assignment:
         floors, confidence: no metric worse than a baseline by more than so much, predicted with so many standard deviations to spare.
         measured_only: refuse to answer without a run of the natural mixture and without repeats, where there is one source; else, and with several
             sources always, the surrogate says what was not measured.
+        loss_unit: of the losses.
+        negated: metrics of which more is better, stored as their negatives; only sentences need them.
     """
 
     space: MixtureSpace
@@ -109,6 +111,8 @@ class Assignment:
     confidence: float = 0.0
     measured_only: bool = True
     earlier: Swarm | None = None
+    loss_unit: str = BITS_PER_BYTE
+    negated: frozenset[str] = frozenset()
 
     @property
     def source(self) -> Source:
@@ -135,6 +139,8 @@ class Assignment:
             # Of several sources the one where the answer is wanted may hold few runs, or none.
             measured_only=self.measured_only and not several,
             sizes={offer.source.size: offer.parameters for offer in self.offers} if several else None,
+            loss_unit=self.loss_unit,
+            negated=self.negated,
         )
 
     def planned(self, count: int, abandoned: Collection[str] = ()) -> list[Trial]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixopt.errors import ConfigError, RunError
 from mixopt.own_trainer.config import TrainerConfig
-from mixopt.runner import Capacity, Evaluation
+from mixopt.runner import Capacity, Evaluation, Runner, TrialEvent
 from mixopt.trial import Trial
 from workers.local import LocalRunner
 from workers.own_trainer.command import CommandJob, run_command
@@ -23,6 +23,9 @@ from workers.pack_runner import Job, PackRunner
 from workers.packing import Device
 from workers.ray_runner import MAX_RETRIES, RayRunner
 from workers.train_pack import TrialResult
+
+if TYPE_CHECKING:
+    from workers.compose import Search
 
 EVALUATOR = "command"
 
@@ -120,3 +123,36 @@ class RayCommandRunner(_Commands, RayRunner):
                 "Lower `trainer.cpus` or `trainer.gpus`, or start more nodes.",
             )
         return "cpu", slots
+
+
+class NobodyRunner:
+    """Of trials that run elsewhere, once all of them are told: there is nothing to run."""
+
+    def capacity(self) -> Capacity:
+        return Capacity(1, 1)
+
+    def submit(self, trials: Sequence[Trial]) -> None:
+        raise RunError(
+            f"{len(trials)} trials run elsewhere and are not told.",
+            "`mixopt ask FILE --again` writes them down, `mixopt tell FILE` takes them.",
+        )
+
+    def events(self) -> Iterator[TrialEvent]:
+        return iter(())
+
+    def cancel(self, trial_ids: Collection[str]) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def make_own_runner(search: Search) -> Runner:
+    """The runner of an experiment with a trainer."""
+    trainer, ray = search.experiment.trainer, search.experiment.ray
+    assert trainer is not None
+    if trainer.kind == "elsewhere":
+        return NobodyRunner()
+    if ray.address == "in-process":
+        return LocalCommandRunner(search.store, search.evaluations, trainer, cpus=ray.cpus)
+    return RayCommandRunner(search.store, search.evaluations, trainer, address=ray.address, cpus=ray.cpus)
