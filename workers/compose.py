@@ -248,6 +248,10 @@ def check_experiment(experiment: Experiment) -> None:
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     check_settings(experiment)
+    if experiment.trainer is not None:
+        from workers.own_trainer.pieces import check_program
+
+        check_program(experiment)
     check_output(experiment)
     check_base(experiment)
     check_warm_start(experiment)
@@ -284,9 +288,9 @@ def check_settings(experiment: Experiment) -> None:
     read_options(experiment.search.strategy, experiment.search.options)
     get_surrogate(experiment.search.surrogate)
     if experiment.trainer is not None:
-        from workers.own_trainer.pieces import check_trainer
+        from workers.own_trainer.pieces import own_domains
 
-        check_trainer(experiment)
+        MixtureSpace.from_domains(own_domains(experiment))
     else:
         _check_proxies(experiment)
     if experiment.tracking.enabled and experiment.tracking.uri is not None:

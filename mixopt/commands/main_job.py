@@ -54,9 +54,11 @@ def prepare(file: ExperimentFile) -> None:
     from mixopt.terminal import RichReporter, quantity, rows_table
     from workers.compose import check_experiment, checked_domains
     from workers.output_folder import named_in_errors
+    from workers.own_trainer.pieces import refuse_trainer
     from workers.tokens.prepare import prepare as prepare_corpus
 
     experiment = load_experiment(file)
+    refuse_trainer(experiment, "prepare")
     check_experiment(experiment)
     reporter = RichReporter()
     with named_in_errors(experiment.output_dir):

@@ -19,7 +19,6 @@ from mixopt.factory import TrialFactory
 from mixopt.own_trainer.config import TrainerConfig
 from mixopt.own_trainer.outcome import evaluations_of
 from mixopt.search_identity import search_identity
-from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Offer
 from mixopt.trial import Source, content_digest
@@ -90,16 +89,14 @@ def own_manifest(experiment: Experiment) -> Manifest:
     return Manifest(experiment.output_dir, "", "", 0, domains, {})
 
 
-def check_trainer(experiment: Experiment) -> None:
-    """What can be found wrong before a trial: constraints, and on this machine the program and its folder.
+def check_program(experiment: Experiment) -> None:
+    """That a program which will run on this machine is here.
 
     Raises:
-        ConfigError: a program that would run here is not there, or its folder is not.
-        InfeasibleError: no mixture satisfies bounds and epoch caps.
+        ConfigError: it is not, or its folder is not.
     """
     trainer = experiment.trainer
     assert trainer is not None
-    MixtureSpace.from_domains(own_domains(experiment))
     if trainer.kind == "elsewhere" or experiment.ray.address not in (None, "in-process"):
         return
     assert trainer.command is not None
