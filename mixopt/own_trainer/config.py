@@ -136,6 +136,8 @@ def check_beside(trainer: TrainerConfig, experiment: Experiment) -> None:
             raise ConfigError(f"{own}; `{section}` is for mixopt's proxies.", remedy)
     if experiment.proxy != type(experiment.proxy)(seeds=experiment.proxy.seeds):
         raise ConfigError(f"{own}; of `proxy`, which describes mixopt's proxies, only `seeds` counts.", "Leave the rest out.")
+    if experiment.search.sources:
+        raise ConfigError("`search.sources` are sizes of mixopt's proxies, and there is a `trainer`.", "Leave them out.")
     if experiment.ray.pack_size is not None:
         raise ConfigError(
             "`ray.pack_size` is how many of mixopt's proxies train together.", "Leave it out; a trial takes `trainer.cpus` cores."

@@ -192,7 +192,7 @@ class Assignment:
         """The objective in its scale, as the proposal has it. Raises as `recommend`."""
         if len(self.offers) == 1:
             own = self.fitted(completed).at_source(self.source)
-            return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural())
+            return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural(), self.loss_unit)
         return Study.of(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings).objective
 
     def with_calibration(self, calibration: Swarm) -> Assignment:
