@@ -7,7 +7,7 @@ Here the pieces meet: prepared corpus, space, objective, strategy, factories of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,13 @@ def objective_weights(experiment: Experiment) -> dict[str, float]:
 
 
 def objective_floors(experiment: Experiment) -> tuple[Floor, ...]:
-    """The floors with the full names of their metrics."""
-    return resolve_floors(
-        [floor.floor for floor in experiment.objective.floors], experiment.metric_names, list(objective_weights(experiment))
+    """The floors with the full names of their metrics. A number as baseline of a maximized metric is in the metric's own sign, and losses are not."""
+    given = [floor.floor for floor in experiment.objective.floors]
+    floors = resolve_floors(given, experiment.metric_names, list(objective_weights(experiment)))
+    maximized = experiment.trainer.maximized if experiment.trainer is not None else frozenset()
+    return tuple(
+        replace(floor, baseline=-floor.baseline) if floor.metric in maximized and not isinstance(floor.baseline, str) else floor
+        for floor in floors
     )
 
 

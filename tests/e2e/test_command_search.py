@@ -154,6 +154,7 @@ def test_a_driver_killed_while_programs_run_loses_nothing(tmp_path: Path, ending
         assert {trial_id: starts[trial_id] for trial_id in first} == first
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_its_programs_and_goes_on(tmp_path: Path, endings: list[Place]) -> None:
     place = Place(tmp_path, "waits")
     endings.append(place)
@@ -173,6 +174,7 @@ def test_a_program_at_fault_is_told_in_its_own_words(tmp_path: Path) -> None:
     assert "The result lacks the metric accuracy." in errors
 
 
+@pytest.mark.slow
 def test_a_failing_program_is_tried_again(tmp_path: Path) -> None:
     place = Place(tmp_path, "fails once")
     place.search()
