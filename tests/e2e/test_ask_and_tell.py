@@ -139,6 +139,9 @@ def test_mixtures_go_out_losses_come_back_and_the_answer_follows(desk: Desk) -> 
     assert "the metric's own unit" in text
     assert "accuracy" in text
     assert "negated" in text
+    exported = CliRunner().invoke(app, ["export", str(desk.output), "--to", "megatron", "--out", str(desk.folder / "out")])
+    assert exported.exit_code == 0, exported.output
+    assert (desk.folder / "out" / "megatron_blend.txt").exists()
 
 
 def test_values_are_stored_as_losses_and_the_schedule_counts_as_realized(desk: Desk) -> None:
@@ -313,6 +316,29 @@ def test_the_plan_says_what_will_be_asked(desk: Desk) -> None:
     said = desk.run("plan").stdout
     assert "12 trials of olmo-30m, 1,000,000,000 tokens each" in said
     assert "web" in said
+
+
+def test_a_search_that_is_not_told_yet_can_be_looked_at(desk: Desk) -> None:
+    rows = desk.ask("-n", "6")
+    desk.tell(measured(rows[:3]))
+    shown = CliRunner().invoke(app, ["show", str(desk.output)])
+    assert shown.exit_code == 0, shown.output
+    assert "No proposal yet" in shown.output
+    assert "3 completed, 3 running" in shown.output
+    report = CliRunner().invoke(app, ["report", str(desk.output)])
+    assert report.exit_code == 0, report.output
+
+
+def test_floors_and_z_scores_work_with_metrics_that_are_maximized(tmp_path: Path) -> None:
+    floors = [{"metric": "accuracy", "baseline": 0.3, "by": 0}, {"metric": "loss/code", "baseline": "natural", "by": "1%"}]
+    desk = Desk(tmp_path, objective={"kind": "z_scored", "floors": floors}, search={"surrogate": "ridge", "trials": 16})
+    desk.tell(measured(desk.ask()))
+    proposal = desk.proposal()
+    assert proposal is not None
+    sentences = [floor["sentence"] for floor in proposal.evidence["floors"]]
+    assert any("accuracy" in sentence and "0.3" in sentence and "-0.3" not in sentence for sentence in sentences)
+    weights = dict(zip(DOMAINS, map(str, proposal.mixture.array(list(DOMAINS))), strict=True))
+    assert losses({"seed": "0", **weights})["accuracy"] > 0.28
 
 
 def test_two_at_once_hand_out_different_trials(desk: Desk) -> None:
