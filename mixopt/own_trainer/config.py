@@ -138,6 +138,11 @@ def check_beside(trainer: TrainerConfig, experiment: Experiment) -> None:
         raise ConfigError(f"{own}; of `proxy`, which describes mixopt's proxies, only `seeds` counts.", "Leave the rest out.")
     if experiment.search.sources:
         raise ConfigError("`search.sources` are sizes of mixopt's proxies, and there is a `trainer`.", "Leave them out.")
+    if experiment.search.warm_start:
+        raise ConfigError(
+            "`search.warm_start` reads runs of mixopt's proxies, and there is a `trainer`.",
+            "Leave it out. Trials of the same trainer in the same `output` are found by themselves, and `mixopt fit` fits tables of others.",
+        )
     if experiment.ray.pack_size is not None:
         raise ConfigError(
             "`ray.pack_size` is how many of mixopt's proxies train together.", "Leave it out; a trial takes `trainer.cpus` cores."

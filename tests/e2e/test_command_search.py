@@ -213,6 +213,11 @@ def test_a_wrong_trainer_is_found_before_anything_runs(tmp_path: Path, trainer: 
         ({"tokenizer": {"vocab_size": 4096}}, "`tokenizer` is for mixopt's proxies"),
         ({"verification": {"tokens": 1000}}, "`verification` runs the trials of the search (toy, 1,000 tokens)"),
         ({"search": {"sources": [{"size": "nano", "tokens": 1000}]}}, "`search.sources` are sizes of mixopt's proxies"),
+        ({"search": {"warm_start": ["old.csv"]}}, "`search.warm_start` reads runs of mixopt's proxies"),
+        (
+            {"constraints": {"most_domains": 1}, "domains": [{"name": "a", "tokens": "5B"}, {"name": "b", "tokens": "10B"}]},
+            "No mixture is feasible",
+        ),
         ({"ray": {"pack_size": 4}}, "`ray.pack_size`"),
         ({"objective": {"over": "domains"}}, "`objective.over`"),
         ({"objective": {"kind": "weighted"}}, "needs a weight of every metric, and loss have none"),

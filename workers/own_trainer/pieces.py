@@ -79,7 +79,7 @@ def own_domains(experiment: Experiment) -> DomainSet:
                 token_count_source=known,
             )
         )
-    return DomainSet(tuple(domains), experiment.budget_tokens, experiment.group_rules)
+    return DomainSet(tuple(domains), experiment.budget_tokens, experiment.group_rules, experiment.constraints.constraints)
 
 
 def own_manifest(experiment: Experiment) -> Manifest:
