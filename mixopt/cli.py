@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import calibration, doctor, domains, fit, jobs, main_job, names, planning, proxies, reuse, review
+from mixopt.commands import calibration, doctor, domains, fit, jobs, main_job, names, own_trainer, planning, proxies, reuse, review
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -39,6 +39,8 @@ for command in (
     planning.plan,
     calibration.calibrate,
     main_job.search,
+    own_trainer.ask,
+    own_trainer.tell,
     fit.fit,
     reuse.reuse,
     review.show,

@@ -13,31 +13,22 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mixopt.answer.floors import Floor, resolve_floors
-from mixopt.config_model import Model, checked_mixture, unknown_domains
+from mixopt.config_model import Count, Model, Name, WholeCount, checked_mixture, unknown_domains
 from mixopt.constraints.config import ConstraintsConfig
 from mixopt.constraints.rules import NamedMixture
 from mixopt.errors import ConfigError
 from mixopt.groups.rules import GroupRule, ancestors, check_rules
-from mixopt.quantities import COUNT_THEM, parse_bytes, parse_count, parse_token_count, parse_whole_bytes, parse_whole_count
+from mixopt.own_trainer.config import TrainerConfig, check_beside
+from mixopt.quantities import COUNT_THEM, parse_bytes, parse_token_count, parse_whole_bytes
 from mixopt.warm_start.config import WarmStart
 
-Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
-# Below 2^53 a count is exact as a float, and fits the integers of every database.
-WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
 ByteCount = Annotated[float, BeforeValidator(parse_bytes), Field(gt=0, allow_inf_nan=False)]
 WholeByteCount = Annotated[int, BeforeValidator(parse_whole_bytes), Field(gt=0, lt=2**53)]
 Rate = Annotated[float | Literal["calibrated"] | None, BeforeValidator(lambda value: _check_rate(value))]
 TokenCount = Annotated[float | Literal["count"] | None, BeforeValidator(parse_token_count)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
 def _check_bounds(value: tuple[float, float]) -> tuple[float, float]:
@@ -114,12 +105,16 @@ class DomainConfig(Model):
         None, description="Instead of `tokens`: bytes of text (not compressed) in the target corpus, as 4.2TB; tokens are then estimated."
     )
     repeats: float = Field(1.0, ge=1, description="How many times the tokens hold every document, if the inventory repeats them already.")
+    revision: str | None = Field(
+        None, min_length=1, description="With `trainer`: which state of the documents this is; another one makes other trials."
+    )
     max_epochs: float = Field(4.0, gt=0, description="How often the target run may repeat this domain's unique documents.")
     bounds: Bounds = Field((0.0, 1.0), description="Least and largest weight.")
 
     @model_validator(mode="after")
     def _source(self) -> DomainConfig:
-        _one_source(f"domain '{self.name}'", self.path, self.hub)
+        if self.path is not None and self.hub is not None:  # that one is given is the whole file's business: a trainer knows its own data
+            raise ValueError(f"domain '{self.name}' has both path and hub; say where its documents are, with one of them")
         # `text` is the default, which resolved files write out.
         _one_kind(f"domain '{self.name}'", self.prompt_column, self.completion_column, self.text_column not in ("text", None))
         capped = self.max_documents is not None or self.max_bytes is not None
@@ -496,6 +491,22 @@ class Experiment(Model):
     verification: VerificationConfig = VerificationConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
+    trainer: TrainerConfig | None = Field(
+        None,
+        description="A trainer of your own instead of mixopt's proxies: a program that mixopt runs, or runs elsewhere, by ask and tell.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainer_verifies_when_asked(cls, value: Any) -> Any:
+        """Beside a trainer of one's own, verification is off unless the file has its section, which trains `trainer.name` by itself."""
+        trainer = value.get("trainer") if isinstance(value, dict) else None
+        if not isinstance(trainer, dict):
+            return value
+        check = value.get("verification", {"enabled": False})
+        if isinstance(check, dict) and "size" not in check and isinstance(trainer.get("name"), str):
+            check = {**check, "size": trainer["name"]}
+        return {**value, "verification": check}
 
     @field_validator("output")
     @classmethod
@@ -512,6 +523,18 @@ class Experiment(Model):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"{kind} names repeat: {', '.join(repeated)}")
+        if self.trainer is None:
+            for domain in self.domains:
+                if domain.path is None and domain.hub is None:
+                    raise ValueError(
+                        f"`domains`: domain '{domain.name}' has neither path nor hub; say where its documents are, with one of them"
+                    )
+                if domain.revision is not None:
+                    raise ValueError(
+                        f"`domains`: domain '{domain.name}' has a revision, which belongs beside a `trainer`; one of hub data is `hub.revision`"
+                    )
+        else:
+            check_beside(self.trainer, self)
         if self.objective.over == "targets" and not self.targets:
             raise ValueError("objective.over is 'targets' but no targets are listed; add targets or use 'domains'")
         return self
@@ -520,11 +543,10 @@ class Experiment(Model):
     def _objective_fits(self) -> Experiment:
         """Weights where the objective is made of them, and floors on metrics that are measured."""
         silent = [target.name for target in self.targets if "weight" not in target.model_fields_set]
-        if self.objective.kind == "weighted" and (self.objective_over == "domains" or silent):
+        if self.objective.kind == "weighted" and self.trainer is None and (self.objective_over == "domains" or silent):
             who = f"targets {', '.join(silent)} have none" if silent else "there are no targets that count"
             raise ValueError(f"objective.kind is 'weighted', which needs a weight of every target, and {who}; add `weight:`, or use 'mean'")
-        metrics = [f"target/{target.name}" for target in self.targets] + [f"valid/{domain.name}" for domain in self.domains]
-        resolve_floors([floor.floor for floor in self.objective.floors], metrics, metrics)
+        resolve_floors([floor.floor for floor in self.objective.floors], self.metric_names, self.metric_names)
         return self
 
     @model_validator(mode="after")
@@ -543,7 +565,7 @@ class Experiment(Model):
     def _verification_trains(self) -> Experiment:
         """Found here, not after the search has been paid for."""
         check, step = self.verification, self.proxy.tokens_per_step
-        if check.enabled and check.tokens < 8 * step:
+        if self.trainer is None and check.enabled and check.tokens < 8 * step:
             raise ValueError(
                 f"`verification.tokens` is {check.tokens}, fewer than 8 steps of {step}; raise it, or set `verification.enabled: false`"
             )
@@ -562,6 +584,13 @@ class Experiment(Model):
     @property
     def objective_over(self) -> Literal["targets", "domains", "all"]:
         return self.objective.over or ("targets" if self.targets else "domains")
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What a trial is scored on."""
+        if self.trainer is not None:
+            return [metric.name for metric in self.trainer.metrics]
+        return [f"target/{target.name}" for target in self.targets] + [f"valid/{domain.name}" for domain in self.domains]
 
     @property
     def group_rules(self) -> tuple[GroupRule, ...]:

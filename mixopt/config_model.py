@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from mixopt.constraints.rules import NamedMixture
 from mixopt.errors import ConfigError
 from mixopt.mixture import SUM_TOLERANCE
+from mixopt.quantities import parse_count, parse_seconds, parse_whole_count
+
+Count = Annotated[float, BeforeValidator(parse_count), Field(gt=0, allow_inf_nan=False)]
+# Below 2^53 a count is exact as a float, and fits the integers of every database.
+WholeCount = Annotated[int, BeforeValidator(parse_whole_count), Field(gt=0, lt=2**53)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
 class Model(BaseModel):

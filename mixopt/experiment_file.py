@@ -72,6 +72,9 @@ def absolute_paths(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     search = result.get("search")
     if isinstance(search, dict) and "warm_start" in search:
         result["search"] = {**search, "warm_start": with_absolute_paths(search["warm_start"], absolute)}
+    trainer = result.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("kind") == "command":
+        result["trainer"] = {**trainer, "folder": absolute(trainer.get("folder") or ".")}
     tracking, database = result.get("tracking"), "sqlite:///"
     if isinstance(tracking, dict) and str(tracking.get("uri")).startswith(database):
         result["tracking"] = {**tracking, "uri": database + absolute(tracking["uri"].removeprefix(database))}

@@ -205,27 +205,7 @@ class History:
             DataError: the trial is unknown, its realized shares do not fit its domains, or a number is not finite.
         """
         with self._write() as connection:
-            self._lock_trial(connection, outcome.trial_id)
-            stored = connection.execute(
-                sa.select(tables.outcomes.c.body).where(tables.outcomes.c.trial_id == outcome.trial_id)
-            ).scalar_one_or_none()
-            if stored is None:
-                specs = sa.select(tables.search_trials.c.spec).where(tables.search_trials.c.trial_id == outcome.trial_id)
-                contents.check_outcome(outcome, trial_from_spec(connection.execute(specs.limit(1)).scalar_one()))
-                body = {**outcome.to_json(), "diagnostics": contents.finite(outcome.diagnostics)}
-                connection.execute(tables.outcomes.insert().values(trial_id=outcome.trial_id, body=body))
-                added = outcome.measurements
-            else:
-                before = Outcome.from_json(stored)
-                added = contents.new_measurements(before, outcome)
-                if not added:
-                    return False
-                body = replace(before, measurements=before.measurements + added).to_json()
-                connection.execute(tables.outcomes.update().where(tables.outcomes.c.trial_id == outcome.trial_id).values(body=body))
-            self._update_trial(connection, outcome.trial_id, state=TrialState.COMPLETED, failure=None)
-            kind = "completed" if stored is None else "scored"
-            self._event(connection, kind, outcome.trial_id, {"measurements": len(added), "seconds": outcome.seconds})
-            return True
+            return self._complete(connection, outcome, replaced=False)
 
     def fail(self, trial_id: str, failure: Failure, max_attempts: int) -> TrialState:
         """Records a failure.
@@ -239,17 +219,25 @@ class History:
             DataError: the trial is unknown.
         """
         with self._write() as connection:
-            row = self._lock_trial(connection, trial_id)
-            attempts = row.attempts + (failure.kind is not FailureKind.CANCELLED)
-            again = failure.kind is FailureKind.CANCELLED or (failure.kind.retryable and attempts < max_attempts)
-            state = TrialState.FAILED if again else TrialState.ABANDONED
-            body = {"kind": failure.kind, "message": failure.message, "tokens": failure.tokens}
-            if row.state == TrialState.COMPLETED:
-                self._update_trial(connection, trial_id, attempts=attempts)
-            else:
-                self._update_trial(connection, trial_id, attempts=attempts, state=state, failure=body)
-            self._event(connection, state, trial_id, {**body, "attempt": attempts})
-            return state
+            return self._fail(connection, trial_id, failure, max_attempts)
+
+    def tell(self, outcomes: Sequence[Outcome], failures: Mapping[str, Failure], max_attempts: int, replaced: bool = False) -> None:
+        """Records what trials measured and how others failed, all of it or none, as `complete` and `fail` do.
+
+        Args:
+            failures: trial id -> failure.
+            replaced: measurements take the place of those that are recorded; shares, FLOPs and seconds stay as they were recorded first.
+
+        Raises:
+            DataError: as `complete`.
+        """
+        measured = {outcome.trial_id: outcome for outcome in outcomes}
+        with self._write() as connection:
+            for trial_id in sorted({*measured, *failures}):
+                if trial_id in measured:
+                    self._complete(connection, measured[trial_id], replaced)
+                if trial_id in failures:
+                    self._fail(connection, trial_id, failures[trial_id], max_attempts)
 
     def retry_abandoned(self, search_id: str) -> list[str]:
         """Proposes again the search's abandoned trials that did not diverge, with their attempts at 0; returns their ids.
@@ -393,6 +381,44 @@ class History:
                 f"The record {self._shown} could not be {what}: {reason}.",
                 "Mend the cause and run the same command again; nothing is lost.",
             ) from error
+
+    def _complete(self, connection: Connection, outcome: Outcome, replaced: bool) -> bool:
+        self._lock_trial(connection, outcome.trial_id)
+        stored = connection.execute(
+            sa.select(tables.outcomes.c.body).where(tables.outcomes.c.trial_id == outcome.trial_id)
+        ).scalar_one_or_none()
+        if stored is None:
+            specs = sa.select(tables.search_trials.c.spec).where(tables.search_trials.c.trial_id == outcome.trial_id)
+            contents.check_outcome(outcome, trial_from_spec(connection.execute(specs.limit(1)).scalar_one()))
+            body = {**outcome.to_json(), "diagnostics": contents.finite(outcome.diagnostics)}
+            connection.execute(tables.outcomes.insert().values(trial_id=outcome.trial_id, body=body))
+            added = outcome.measurements
+        else:
+            before = Outcome.from_json(stored)
+            if replaced:
+                before = contents.without_measurements(before, outcome)
+            added = contents.new_measurements(before, outcome)
+            if not added:
+                return False
+            body = replace(before, measurements=before.measurements + added).to_json()
+            connection.execute(tables.outcomes.update().where(tables.outcomes.c.trial_id == outcome.trial_id).values(body=body))
+        self._update_trial(connection, outcome.trial_id, state=TrialState.COMPLETED, failure=None)
+        kind = "completed" if stored is None else "replaced" if replaced else "scored"
+        self._event(connection, kind, outcome.trial_id, {"measurements": len(added), "seconds": outcome.seconds})
+        return True
+
+    def _fail(self, connection: Connection, trial_id: str, failure: Failure, max_attempts: int) -> TrialState:
+        row = self._lock_trial(connection, trial_id)
+        attempts = row.attempts + (failure.kind is not FailureKind.CANCELLED)
+        again = failure.kind is FailureKind.CANCELLED or (failure.kind.retryable and attempts < max_attempts)
+        state = TrialState.FAILED if again else TrialState.ABANDONED
+        body = {"kind": failure.kind, "message": failure.message, "tokens": failure.tokens}
+        if row.state == TrialState.COMPLETED:
+            self._update_trial(connection, trial_id, attempts=attempts)
+        else:
+            self._update_trial(connection, trial_id, attempts=attempts, state=state, failure=body)
+        self._event(connection, state, trial_id, {**body, "attempt": attempts})
+        return state
 
     def _lock_search(self, connection: Connection, search_id: str) -> None:
         query = sa.select(tables.searches.c.search_id).where(tables.searches.c.search_id == search_id).with_for_update(key_share=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 BYTE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
+SECOND_SUFFIXES = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 # What `tokens` may say instead of a number: the prepared training text is all there is.
 COUNT_THEM = "count"
 
@@ -47,6 +48,16 @@ def parse_whole_bytes(value: Any) -> Any:
     """As `parse_bytes`, and whole."""
     number = parse_bytes(value)
     return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def parse_seconds(value: Any) -> Any:
+    """Times as people write them: 90, 90s, 30m, 2h, 1.5d."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", value)
+        if not match or match[2] not in SECOND_SUFFIXES:
+            raise ValueError(f"'{value}' is not a time; write 90s, 30m, 2h or 1.5d")
+        return float(match[1]) * SECOND_SUFFIXES[match[2]]
+    return value
 
 
 def parse_token_count(value: Any) -> Any:

@@ -237,18 +237,23 @@ class Outcome:
 
 
 class FailureKind(enum.StrEnum):
-    """Why a trial failed; `retryable` tells whether trying again can help."""
+    """Why a trial failed; `retryable` tells whether trying again can help.
+
+    program: the user's own trainer ended with an error, or was told to have failed; time_limit: it took longer than it may.
+    """
 
     DIVERGED = "diverged"
     WORKER_LOST = "worker_lost"
     OUT_OF_MEMORY = "out_of_memory"
     DATA = "data"
     ERROR = "error"
+    PROGRAM = "program"
+    TIME_LIMIT = "time_limit"
     CANCELLED = "cancelled"
 
     @property
     def retryable(self) -> bool:
-        return self in (FailureKind.WORKER_LOST, FailureKind.OUT_OF_MEMORY, FailureKind.CANCELLED)
+        return self not in (FailureKind.DIVERGED, FailureKind.DATA, FailureKind.ERROR)
 
 
 @dataclass(frozen=True)

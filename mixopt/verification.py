@@ -193,7 +193,7 @@ def summarize(swarm: Swarm, plan: Sequence[Trial], objective: Objective, feasibl
         winner=_winner(rows),
         recommended=recommended,
         reason=reason,
-        sentence=_sentence(rows, _rivals(weights, same), same, missing, plan[0].source, objective.unit),
+        sentence=_sentence(rows, _rivals(weights, same), same, missing, plan[0].source, (objective.unit, objective.loss_unit)),
     )
 
 
@@ -295,7 +295,7 @@ def _sentence(
     same: Sequence[str],
     missing: Mapping[str, Sequence[int]],
     source: Source,
-    unit: str,
+    units: tuple[str, str],
 ) -> str:
     by_metric = {(row.baseline, row.metric): row for row in rows}
     compared = {name: by_metric[name, OBJECTIVE] for name in rivals if (name, OBJECTIVE) in by_metric}
@@ -305,7 +305,7 @@ def _sentence(
     for opening, verdict in (("beat", "better"), ("could not be told apart from", "undecided"), ("lost to", "worse")):
         for name, row in compared.items():
             if row.verdict == verdict:
-                sentences.append(f"It {opening} {_called(rivals[name])}: {_difference(by_metric[name, MEAN_BITS_PER_BYTE], row, unit)}.")
+                sentences.append(f"It {opening} {_called(rivals[name])}: {_difference(by_metric[name, MEAN_BITS_PER_BYTE], row, units)}.")
     if same:
         sentences.append(f"It is the same mixture as {' and '.join(map(spoken, same))}.")
     lonely = [_called(names) for name, names in rivals.items() if name not in compared]
@@ -327,8 +327,8 @@ def _score(verdicts: Sequence[str]) -> str:
     return f"beat {won or 'none'} of {len(verdicts)} other mixture{'s' * (len(verdicts) > 1)}, {' and '.join(parts)}"
 
 
-def _difference(bits: Comparison, objective: Comparison, unit: str) -> str:
-    """The difference in bits per byte with its own interval; the objective's too where it alone explains the verdict."""
+def _difference(bits: Comparison, objective: Comparison, units: tuple[str, str]) -> str:
+    """The difference in the unit of losses with its own interval; the objective's too where it alone explains the verdict."""
 
     def size(value: float) -> str:
         return f"{abs(value):.4f}"
@@ -338,9 +338,9 @@ def _difference(bits: Comparison, objective: Comparison, unit: str) -> str:
         interval = f"from {size(bits.low)} lower to {size(bits.high)} higher"
     else:
         interval = f"{size(ends[0])} to {size(ends[1])}"
-    text = f"{size(bits.mean)} bits per byte {'higher' if bits.mean > 0 else 'lower'} ({CONFIDENCE:.0%} interval {interval})"
+    text = f"{size(bits.mean)} {units[1]} {'higher' if bits.mean > 0 else 'lower'} ({CONFIDENCE:.0%} interval {interval})"
     if bits.verdict != objective.verdict:
-        text += f", but judged by the objective, {objective.mean:+.3g} {unit} ({objective.low:+.3g} to {objective.high:+.3g})"
+        text += f", but judged by the objective, {objective.mean:+.3g} {units[0]} ({objective.low:+.3g} to {objective.high:+.3g})"
     return text
 
 

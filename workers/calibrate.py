@@ -261,8 +261,11 @@ def _conclude(search: Search, history: History, plan: CalibrationPlan, pricing: 
 def calibrated_by_search(search: Search, history: History) -> Calibration | None:
     """The calibration that a search uses: the stored one, or what its own first trials show, which is then stored in the same way.
 
-    Costs nothing but a moment. None while the search has too few trials to know its noise.
+    Costs nothing but a moment. None while the search has too few trials to know its noise, and of a trainer of the user's own, which is not ours to
+    calibrate.
     """
+    if search.experiment.trainer is not None:
+        return None
     calibration_id = calibration_identity(search.factory)
     found = load(history, calibration_id)
     if found is None or found.origin == "search":

@@ -6,8 +6,8 @@ Here the pieces meet: prepared corpus, space, objective, strategy, factories of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
 from mixopt.groups.rules import frozen_paths, group_members, split_of
+from mixopt.objective import BITS_PER_BYTE
 from mixopt.runner import Evaluation
 from mixopt.search_identity import search_identity
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy, read_options
-from mixopt.strategies.base import Assignment, Strategy
+from mixopt.strategies.base import Assignment, Offer, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, Trial, content_digest
@@ -221,6 +222,8 @@ def plan_evaluations(manifest: Manifest, trial_tokens: int, window: int, end_tok
 
 def objective_weights(experiment: Experiment) -> dict[str, float]:
     """Metric -> weight in the objective."""
+    if experiment.trainer is not None:
+        return experiment.trainer.weights
     weights: dict[str, float] = {}
     if experiment.objective_over in ("targets", "all"):
         weights |= {f"target/{target.name}": target.weight for target in experiment.targets}
@@ -230,9 +233,14 @@ def objective_weights(experiment: Experiment) -> dict[str, float]:
 
 
 def objective_floors(experiment: Experiment) -> tuple[Floor, ...]:
-    """The floors with the full names of their metrics."""
-    metrics = [f"target/{target.name}" for target in experiment.targets] + [f"valid/{domain.name}" for domain in experiment.domains]
-    return resolve_floors([floor.floor for floor in experiment.objective.floors], metrics, list(objective_weights(experiment)))
+    """The floors with the full names of their metrics. A number as baseline of a maximized metric is in the metric's own sign, and losses are not."""
+    given = [floor.floor for floor in experiment.objective.floors]
+    floors = resolve_floors(given, experiment.metric_names, list(objective_weights(experiment)))
+    maximized = experiment.trainer.maximized if experiment.trainer is not None else frozenset()
+    return tuple(
+        replace(floor, baseline=-floor.baseline) if floor.metric in maximized and not isinstance(floor.baseline, str) else floor
+        for floor in floors
+    )
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -244,20 +252,21 @@ def check_experiment(experiment: Experiment) -> None:
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     check_settings(experiment)
+    if experiment.trainer is not None:
+        from workers.own_trainer.pieces import check_program
+
+        check_program(experiment)
     check_output(experiment)
     check_base(experiment)
     check_warm_start(experiment)
 
 
-def check_settings(experiment: Experiment) -> None:
-    """The part of `check_experiment` that touches no file.
+def _check_proxies(experiment: Experiment) -> None:
+    """Sizes of search and verification.
 
     Raises:
-        ConfigError: an unknown strategy, surrogate or size, or a verification at the source of the search.
-        InfeasibleError: no mixture satisfies bounds and epoch caps.
+        ConfigError: a size is unknown, or the verification trains the proxies of the search.
     """
-    read_options(experiment.search.strategy, experiment.search.options)
-    get_surrogate(experiment.search.surrogate)
     proxy, check = experiment.proxy, experiment.verification
     for place, size in (("proxy.size", proxy.size), ("verification.size", check.size)):
         try:
@@ -271,6 +280,23 @@ def check_settings(experiment: Experiment) -> None:
             f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
             "Give it a larger size or more tokens, or set `enabled: false`.",
         )
+
+
+def check_settings(experiment: Experiment) -> None:
+    """The part of `check_experiment` that touches no file.
+
+    Raises:
+        ConfigError: an unknown strategy, surrogate or size, or a verification at the source of the search.
+        InfeasibleError: no mixture satisfies bounds and epoch caps.
+    """
+    read_options(experiment.search.strategy, experiment.search.options)
+    get_surrogate(experiment.search.surrogate)
+    if experiment.trainer is not None:
+        from workers.own_trainer.pieces import own_domains
+
+        MixtureSpace.from_domains(own_domains(experiment))
+    else:
+        _check_proxies(experiment)
     if experiment.tracking.enabled and experiment.tracking.uri is not None:
         check_address(experiment.tracking.uri)
     # Constraints depend on the target corpus only, not on what is prepared. A domain whose tokens have yet to be counted or estimated can be
@@ -293,6 +319,11 @@ def objective_identity(experiment: Experiment, manifest: Manifest, weights: dict
     """The objective as its search's identity sees it: held-out sets by content, so that renaming a target changes nothing."""
     held_out = {f"valid/{name}": files.valid.content_hash for name, files in manifest.domains.items()}
     held_out |= {f"target/{name}": target.file.content_hash for name, target in manifest.targets.items()}
+    return objective_of(experiment, held_out, weights)
+
+
+def objective_of(experiment: Experiment, held_out: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, Any]:
+    """The same, of metrics that `held_out` gives a content hash."""
     floors = [[held_out[floor.metric], floor.baseline, floor.by, floor.percent] for floor in objective_floors(experiment)]
     return {
         # Only where there are any, so that searches from before they were known keep their identity.
@@ -324,9 +355,12 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
             for and was never measured.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
+    if experiment.trainer is not None:
+        from workers.own_trainer.pieces import compose_own
+
+        return compose_own(experiment, manifest)
     domains = domain_set(experiment, manifest)
     refuse_twin_evaluations(manifest)
-    space = MixtureSpace.from_domains(domains)
     proxy, check = experiment.proxy, experiment.verification
     *cheaper, wanted = search_sources(experiment, manifest.vocab_size)
     sources = (wanted, Source("trained", check.size, check.tokens), *cheaper)
@@ -365,28 +399,39 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         options={**strategy_identity(experiment), **(earlier.identity if earlier is not None else {})},
         seed=experiment.search.seed,
     )
-    offers = offers_of([*factories[2:], factories[0]])
-    assignment = Assignment(
-        space=space,
+    assignment = assignment_of(experiment, domains, offers_of([*factories[2:], factories[0]]), earlier)
+    strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
+    store = experiment.output_dir
+    folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
+    parts = (experiment, manifest, domains, assignment.space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
+    return Search(*parts, base=bases[0], verification_base=bases[1], cheaper=tuple(factories[2:]), wanted=fitting, earlier=earlier)
+
+
+def assignment_of(experiment: Experiment, domains: DomainSet, offers: tuple[Offer, ...], earlier: Earlier | None = None) -> Assignment:
+    """What the strategy of an experiment is given.
+
+    Raises:
+        InfeasibleError: no mixture satisfies bounds and epoch caps.
+    """
+    trainer = experiment.trainer
+    return Assignment(
+        space=MixtureSpace.from_domains(domains),
         domains=domains,
         offers=offers,
         surrogate=surrogate_for(experiment.search.surrogate, offers),
-        metrics=weights,
+        metrics=objective_weights(experiment),
         objective_kind=experiment.objective.kind,
         trials=experiment.search.trials,
-        seeds=proxy.seeds,
+        seeds=experiment.proxy.seeds,
         pull=None if experiment.objective.pull == "auto" else experiment.objective.pull,
         seed=experiment.search.seed,
         stop_early=experiment.search.stop_early,
         floors=objective_floors(experiment),
         confidence=experiment.objective.confidence,
+        loss_unit=BITS_PER_BYTE if trainer is None else trainer.unit,
+        negated=frozenset() if trainer is None else trainer.maximized,
         earlier=None if earlier is None else earlier.swarm,
     )
-    strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
-    store = experiment.output_dir
-    folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
-    parts = (experiment, manifest, domains, space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
-    return Search(*parts, base=bases[0], verification_base=bases[1], cheaper=tuple(factories[2:]), wanted=fitting, earlier=earlier)
 
 
 def _warm_start(
@@ -433,6 +478,14 @@ def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactor
 
 def context(search: Search) -> dict[str, Any]:
     """What tracking, figures and export need to know about a search, as JSON values."""
+    if search.experiment.trainer is not None:
+        from workers.own_trainer.pieces import own_context
+
+        return own_context(search, _context(search))
+    return _context(search)
+
+
+def _context(search: Search) -> dict[str, Any]:
     experiment, factory = search.experiment, search.factory
     unique = search.domains.unique_tokens(factory.source.tokens, int(factory.recipe["window"]))
     return {

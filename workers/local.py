@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mixopt.runner import Evaluation
 from workers.convert import CHECKPOINT_SECONDS
-from workers.pack_runner import PackRunner
+from workers.pack_runner import Job, PackRunner
 from workers.packing import Device
 from workers.train_pack import PackJob, TrialResult, run_pack
 
@@ -31,7 +31,8 @@ class LocalRunner(PackRunner["Future[list[TrialResult]]"]):
         super().__init__(store, catalog, evaluations, pack_size, slots=1, device=device, checkpoint_seconds=checkpoint_seconds)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixopt-pack")
 
-    def _launch(self, job: PackJob) -> Future[list[TrialResult]]:
+    def _launch(self, job: Job) -> Future[list[TrialResult]]:
+        assert isinstance(job, PackJob)
         return self._thread.submit(run_pack, job)
 
     def _wait(self, handles: Sequence[Future[list[TrialResult]]], seconds: float) -> Collection[Future[list[TrialResult]]]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mixopt.errors import ConfigError
 from mixopt.runner import Capacity, Completed, Evaluation, Failed, Progress, Started, TrialEvent
@@ -28,6 +28,19 @@ STOP_SECONDS = 15.0
 """How long `close` waits for packs to write their checkpoints: some steps of the largest proxy on a slow core."""
 
 Handle = TypeVar("Handle")
+
+
+class Job(Protocol):
+    """What a runner follows: trials that one process brings to their end."""
+
+    @property
+    def pack_id(self) -> str: ...
+    @property
+    def trials(self) -> tuple[Trial, ...]: ...
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]: ...
+    @property
+    def places(self) -> int | None: ...
 
 
 class PackRunner(abc.ABC, Generic[Handle]):
@@ -65,7 +78,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
         self._device: Device = device
         self._checkpoint_seconds = checkpoint_seconds
         self._control = DriverControl(self._store / "control" / uuid.uuid4().hex[:12])
-        self._running: dict[Handle, PackJob] = {}
+        self._running: dict[Handle, Job] = {}
         self._open: dict[Handle, set[str]] = {}  # trials of a running pack that have not ended
         self._under_way: set[str] = set()
         self._tokens: dict[str, int] = {}
@@ -75,7 +88,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
     # What a subclass provides
 
     @abc.abstractmethod
-    def _launch(self, job: PackJob) -> Handle:
+    def _launch(self, job: Job) -> Handle:
         """Starts a pack, or queues it behind those that run."""
 
     @abc.abstractmethod
@@ -104,13 +117,13 @@ class PackRunner(abc.ABC, Generic[Handle]):
         """Starts these trials; those already under way are left alone, those already finished are reported at once.
 
         Raises:
-            ConfigError: a trial is of a source that this runner has no evaluations for, or not of a trained proxy.
+            ConfigError: a trial is of a source that this runner has no evaluations for, or not of those that it trains.
         """
         assert not self._closed, "submit after close"
         for trial in trials:
             if trial.source.key not in self._evaluations:
                 raise ConfigError(f"There are no evaluations for trials of {trial.source.key}.", "Give the runner one list per source.")
-            proxy_of(trial)
+            self._check(trial)
         new = [trial for trial in {t.trial_id: t for t in trials}.values() if trial.trial_id not in self._under_way]
         waiting: list[Trial] = []
         for trial in new:
@@ -153,6 +166,10 @@ class PackRunner(abc.ABC, Generic[Handle]):
 
     # Bookkeeping
 
+    def _check(self, trial: Trial) -> None:
+        """Raises ConfigError where this runner cannot train the trial."""
+        proxy_of(trial)
+
     def _start(self, trials: Sequence[Trial]) -> None:
         """Starts these trials in packs that fill the free slots."""
         free = max(1, self._slots - sum(map(bool, self._open.values())))
@@ -172,10 +189,13 @@ class PackRunner(abc.ABC, Generic[Handle]):
             checkpoint_seconds=self._checkpoint_seconds,
             places=pack.places,
         )
-        for trial in pack.trials:
+        self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        for trial in job.trials:
             self._control.allow(trial.trial_id)
             self._tokens.pop(trial.trial_id, None)
-        ids = {trial.trial_id for trial in pack.trials}
+        ids = {trial.trial_id for trial in job.trials}
         self._under_way |= ids
         handle = self._launch(job)
         self._running[handle], self._open[handle] = job, ids
@@ -197,7 +217,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
             self._control.forget(job.pack_id)
             self._start([trial for trial in job.trials if trial.trial_id in never_begun])
 
-    def _follow(self, handle: Handle, job: PackJob) -> None:
+    def _follow(self, handle: Handle, job: Job) -> None:
         """Takes in what a pack reports: how far its trials are, and which have ended."""
         for trial_id, tokens in self._control.progress(job.pack_id).items():
             if trial_id not in self._open[handle]:
@@ -219,7 +239,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
             self._under_way.discard(result.trial_id)
             self._events.append(_final_event(result))
 
-    def _results(self, job: PackJob, handle: Handle) -> list[TrialResult]:
+    def _results(self, job: Job, handle: Handle) -> list[TrialResult]:
         """Results of the trials of an ended pack. Where the pack was lost, what its trials wrote before still counts, and those that it never
         began have none: the loss is not theirs."""
         try:
@@ -234,7 +254,7 @@ class PackRunner(abc.ABC, Generic[Handle]):
                 lost = tuple(trial for trial in job.trials if trial.trial_id in self._tokens) or job.trials
             return [self._after_loss(trial, job, failure) for trial in lost]
 
-    def _after_loss(self, trial: Trial, job: PackJob, failure: Failure) -> TrialResult:
+    def _after_loss(self, trial: Trial, job: Job, failure: Failure) -> TrialResult:
         outcome = TrialFolder(self._store, trial.trial_id).read_outcome()
         if outcome is not None and {evaluation.key for evaluation in job.evaluations} <= measured_at_end(outcome):
             return TrialResult(trial.trial_id, outcome=outcome)

@@ -25,9 +25,9 @@ from typing import Any
 from mixopt.errors import ConfigError, RunError
 from mixopt.runner import Capacity, Evaluation
 from workers.convert import CHECKPOINT_SECONDS
-from workers.pack_runner import PackRunner
+from workers.pack_runner import Job, PackRunner
 from workers.packing import Device
-from workers.train_pack import PackJob, TrialResult, run_pack
+from workers.train_pack import TrialResult, run_pack
 
 MAX_RETRIES = 3
 """How often a pack whose worker died is run again; each time it goes on from its checkpoints."""
@@ -168,7 +168,7 @@ class RayRunner(PackRunner[Any]):
             )
         return ("cuda", min(gpus, cores)) if gpus >= 1 else ("cpu", cores)
 
-    def _launch(self, job: PackJob) -> Any:
+    def _launch(self, job: Job) -> Any:
         return self._task.remote(job)
 
     def _wait(self, handles: Sequence[Any], seconds: float) -> Collection[Any]:

@@ -39,6 +39,8 @@ from workers.compose import (
     record_location,
     tracking_uri,
 )
+from workers.own_trainer.exchange import refuse_untold
+from workers.own_trainer.pieces import own_manifest
 from workers.tokens.prepare import prepare
 
 
@@ -62,6 +64,10 @@ class Finished:
 def make_runner(search: Search) -> Runner:
     """The runner that the experiment file asks for."""
     ray = search.experiment.ray
+    if search.experiment.trainer is not None:
+        from workers.own_trainer.runner import make_own_runner
+
+        return make_own_runner(search)
     if ray.address == "in-process":
         from workers.local import LocalRunner
 
@@ -80,19 +86,20 @@ def run(
     """Prepares, searches, proposes, verifies, draws and mirrors; goes on where an earlier run of the same experiment stopped.
 
     Raises:
-        MixoptError: with exit code and remedy; what was finished before stays in the record.
+        MixoptError: with exit code and remedy; what was finished before stays in the record. Of trials that run elsewhere, while some are untold.
     """
     reporter = reporter or Silent()
     check_experiment(experiment)
     _greet_tracking(experiment, reporter)
     _greet_cluster(experiment)
-    manifest = prepare(experiment, reporter)
+    manifest = prepare(experiment, reporter) if experiment.trainer is None else own_manifest(experiment)
     search = compose(experiment, manifest)
     search.folder.mkdir(parents=True, exist_ok=True)
     (search.folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     with History.open(record_location(search.store)) as history:
         history.add_search(search.search_id, experiment.name, experiment.to_yaml())
         history.save_document(search.search_id, "context", context(search))
+        refuse_untold(search, history)
         with mirroring(search, history, reporter):
             try:
                 return _walk(search, history, reporter, observers, stop)

@@ -46,7 +46,9 @@ def calibrate(
     from mixopt.terminal import RichReporter, SearchProgress, print_line
     from workers.calibrate import calibrate as run_calibration
     from workers.output_folder import named_in_errors
+    from workers.own_trainer.pieces import refuse_trainer
 
+    refuse_trainer(experiment, "calibrate")
     reporter = RichReporter()
     with named_in_errors(experiment.output_dir), SearchProgress(reporter.console) as progress:
         done = run_calibration(experiment, reporter, observers=(progress,), quick=quick, seeds=seeds, minutes=minutes, dry_run=dry_run)

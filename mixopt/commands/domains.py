@@ -24,8 +24,10 @@ def domains(
     from mixopt.corpus.inventory import take_inventory
     from mixopt.experiment_file import load_experiment
     from mixopt.terminal import RichReporter, print_line
+    from workers.own_trainer.pieces import refuse_trainer
 
     experiment = load_experiment(file)
+    refuse_trainer(experiment, "domains")
     check_json(json_file)
     reporter = RichReporter()
     inventory = take_inventory(experiment, reporter, quick, processes=len(os.sched_getaffinity(0)))

@@ -13,6 +13,7 @@ from mixopt.commands.arguments import ExperimentFile, TrialsOption, open_record,
 from mixopt.commands.review import export_mixture
 
 if TYPE_CHECKING:
+    from mixopt.config import Experiment
     from mixopt.domains import DomainSet
     from workers.run import Finished
 
@@ -32,7 +33,7 @@ def demo(
         _print_corpus(build_demo_corpus(out, reporter), reporter)
     finished = _search(file, reporter, trials)
     written = export_mixture(finished.search.store, "yaml", None, None, finished.search.search_id, {})
-    _print_answer(finished, reporter)
+    print_answer(finished, reporter)
     for path in written:
         print_line(reporter.output, f"Exported: {path}")
     reporter.note(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
@@ -53,9 +54,11 @@ def prepare(file: ExperimentFile) -> None:
     from mixopt.terminal import RichReporter, quantity, rows_table
     from workers.compose import check_experiment, checked_domains
     from workers.output_folder import named_in_errors
+    from workers.own_trainer.pieces import refuse_trainer
     from workers.tokens.prepare import prepare as prepare_corpus
 
     experiment = load_experiment(file)
+    refuse_trainer(experiment, "prepare")
     check_experiment(experiment)
     reporter = RichReporter()
     with named_in_errors(experiment.output_dir):
@@ -80,18 +83,22 @@ def search(
     from mixopt.terminal import RichReporter
 
     reporter = RichReporter()
-    _print_answer(_search(file, reporter, trials), reporter)
+    print_answer(_search(file, reporter, trials), reporter)
 
 
 def _search(file: Path, reporter: Any, trials: int | None) -> Finished:
     from mixopt.experiment_file import load_experiment
 
-    experiment = load_experiment(file)  # before anything heavy is loaded, so that a slip in the file is answered at once
+    # Before anything heavy is loaded, so that a slip in the file is answered at once.
+    return run_search(with_trials(load_experiment(file), trials), reporter)
+
+
+def run_search(experiment: Experiment, reporter: Any) -> Finished:
+    """Runs an experiment with its progress shown."""
     from mixopt.terminal import SearchProgress
     from workers.output_folder import named_in_errors
     from workers.run import run
 
-    experiment = with_trials(experiment, trials)
     with named_in_errors(experiment.output_dir), SearchProgress(reporter.console) as progress:
         return run(experiment, reporter, observers=(progress,))
 
@@ -125,7 +132,8 @@ def _print_corpus(corpus: Any, reporter: Any) -> None:
     reporter.output.print(rows_table("Embedded corpus", ["part", "documents", "bytes", "taken from"], rows))
 
 
-def _print_answer(finished: Finished, reporter: Any) -> None:
+def print_answer(finished: Finished, reporter: Any) -> None:
+    """The mixture, what holds it, and where everything lies."""
     from mixopt.groups.rules import weights_per_level
     from mixopt.terminal import answer_table, levels_table, print_line
 

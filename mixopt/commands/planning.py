@@ -25,10 +25,17 @@ def plan(
     from mixopt.plan_page import show_plan
     from mixopt.terminal import RichReporter
     from workers.compose import check_experiment
+    from workers.own_trainer.plan import own_plan
     from workers.planning.estimate import make_plan
 
     check_experiment(experiment)
     reporter = RichReporter()
+    if experiment.trainer is not None:
+        own = own_plan(experiment)
+        if json_file is not None:
+            write_json(json_file, own.to_json())
+        own.show(reporter.output)
+        return
     made = make_plan(experiment, reporter, may_probe=probe)
     if json_file is not None:
         write_json(json_file, made.to_json())

@@ -68,8 +68,11 @@ def sizes(
     experiment = load_experiment(file) if file is not None else None
     check_json(json_file)
     from mixopt.terminal import RichReporter
+    from workers.own_trainer.pieces import refuse_trainer
     from workers.planning.sizes import circumstances, describe_sizes
 
+    if experiment is not None:
+        refuse_trainer(experiment, "proxies")
     reporter = RichReporter()
     table = describe_sizes(circumstances(experiment, vocab, window, tokens_per_step, parametrization), probe, reporter)
     if json_file is not None:

@@ -44,8 +44,10 @@ def reuse(
     from mixopt.terminal import RichReporter, print_line
     from workers.compose import check_experiment
     from workers.output_folder import named_in_errors
+    from workers.own_trainer.pieces import refuse_trainer
     from workers.reuse import find_reuse
 
+    refuse_trainer(experiment, "reuse")
     check_experiment(experiment)
     reporter = RichReporter()
     with open_record(folder) as history, named_in_errors(experiment.output_dir):

@@ -95,7 +95,7 @@ def export(
     search_id: SearchOption = None,
 ) -> None:
     """Writes the mixture in the syntax of the trainer that runs the full-scale job, with provenance."""
-    for path in export_mixture(folder, to, out, arm, search_id, _pairs(option or [])):
+    for path in export_mixture(folder, to, out, arm, search_id, name_value_pairs(option or [])):
         typer.echo(str(path))
 
 
@@ -109,7 +109,8 @@ def export_mixture(folder: Path, to: str, out: Path | None, arm: str | None, sea
         return export_search(history, record.search_id, to, target, arm=arm, options=options)
 
 
-def _pairs(options: list[str]) -> dict[str, str]:
+def name_value_pairs(options: list[str]) -> dict[str, str]:
+    """Values of `--option`, by name. Raises ConfigError where one is not NAME=VALUE."""
     pairs = {}
     for item in options:
         name, equals, value = item.partition("=")

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mixopt.answer.floors import ALL, Floor
-from mixopt.config import Bounds, Count, FloorConfig, GroupConfig, WholeCount
-from mixopt.config_model import Model, unknown_domains
+from mixopt.config import Bounds, FloorConfig, GroupConfig
+from mixopt.config_model import Count, Model, WholeCount, unknown_domains
 from mixopt.constraints.config import ConstraintsConfig
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError

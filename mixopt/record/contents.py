@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mixopt.errors import ConfigError, DataError
@@ -72,6 +73,12 @@ def new_measurements(before: Outcome, after: Outcome) -> tuple[Measurement, ...]
         if not math.isclose(first, m.bits_per_byte, rel_tol=1e-4):
             logger.warning("Trial %s scored again on %s gave %g instead of %g.", after.trial_id, m.evaluation_key, m.bits_per_byte, first)
     return tuple(m for m in after.measurements if (m.evaluation_key, m.tokens) not in known)
+
+
+def without_measurements(before: Outcome, of: Outcome) -> Outcome:
+    """`before` without its measurements at evaluations and token counts that `of` has, too."""
+    taken = {(m.evaluation_key, m.tokens) for m in of.measurements}
+    return replace(before, measurements=tuple(m for m in before.measurements if (m.evaluation_key, m.tokens) not in taken))
 
 
 def finite(value: JsonValue) -> JsonValue:

@@ -17,7 +17,7 @@ from mixopt.answer.floors import Floor
 from mixopt.domains import DomainSet
 from mixopt.factory import MakeTrial
 from mixopt.mixture import Mixture, Schedule
-from mixopt.objective import Objective, ObjectiveKind, fit_objective
+from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective
 from mixopt.proposal import Proposal
 from mixopt.recommendation import Settings, Study, recommend, recommend_measured
 from mixopt.space import MixtureSpace
@@ -93,6 +93,8 @@ class Assignment:
         floors, confidence: no metric worse than a baseline by more than so much, predicted with so many standard deviations to spare.
         measured_only: refuse to answer without a run of the natural mixture and without repeats, where there is one source; else, and with several
             sources always, the surrogate says what was not measured.
+        loss_unit: of the losses.
+        negated: metrics of which more is better, stored as their negatives; only sentences need them.
     """
 
     space: MixtureSpace
@@ -111,6 +113,8 @@ class Assignment:
     confidence: float = 0.0
     measured_only: bool = True
     earlier: Swarm | None = None
+    loss_unit: str = BITS_PER_BYTE
+    negated: frozenset[str] = frozenset()
 
     @property
     def source(self) -> Source:
@@ -137,6 +141,8 @@ class Assignment:
             # Of several sources the one where the answer is wanted may hold few runs, or none.
             measured_only=self.measured_only and not several,
             sizes={offer.source.size: offer.parameters for offer in self.offers} if several else None,
+            loss_unit=self.loss_unit,
+            negated=self.negated,
         )
 
     def planned(self, count: int, abandoned: Collection[str] = (), offer: Offer | None = None) -> list[Trial]:
@@ -195,7 +201,7 @@ class Assignment:
         """The objective in its scale, as the proposal has it. Raises as `recommend`."""
         if len(self.offers) == 1:
             own = self.fitted(completed).at_source(self.source)
-            return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural())
+            return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural(), self.loss_unit)
         return Study.of(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings).objective
 
     def recommend_measured(self, completed: Swarm) -> Proposal:

@@ -13,7 +13,7 @@ from mixopt.calibration.stored import load
 from mixopt.effects import DomainEffects
 from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
-from mixopt.objective import Objective
+from mixopt.objective import BITS_PER_BYTE, Objective
 from mixopt.proposal import Proposal
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
@@ -59,7 +59,12 @@ class Findings:
         if self.proposal is not None and "objective_unit" in self.proposal.evidence:
             return str(self.proposal.evidence["objective_unit"])
         kind = (self.context.get("objective") or {}).get("kind")
-        return "bits per byte" if kind == "mean" else "standard deviations of a seed"
+        return self.loss_unit if kind == "mean" else "standard deviations of a seed"
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the losses; a trainer of the user's own has its own."""
+        return str(self.context.get("loss_unit", BITS_PER_BYTE))
 
     @property
     def objective(self) -> Objective | None:

@@ -310,7 +310,7 @@ def trials_table(findings: Findings) -> dict[str, list[Any]]:
     names = sorted(set(_metric_names(findings.context).values()))
     objectives = objective_values(findings)
     columns = ["run", OBJECTIVE, MEAN, "mixture", "size", "seed"]
-    columns += [f"weight {name}" for name in findings.domains] + [f"{name} (bits per byte)" for name in names] + ["stage", "trial"]
+    columns += [f"weight {name}" for name in findings.domains] + [f"{name} ({findings.loss_unit})" for name in names] + ["stage", "trial"]
     rows: list[list[Any]] = []
     for record in findings.trials:
         trial, outcome = record.trial, record.outcome

@@ -182,9 +182,16 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
     extra = [metric for metric in proposal.screened if metric not in proposal.effects]
     lines = "".join(f"\n- {_cell(metric)} is screened out: {_cell(proposal.screened[metric])}" for metric in sorted(extra))
     return (
-        f"## Predicted effects\n\nProposal minus natural, bits per byte, in proxies of {_source(findings, 'search')}; negative is better.\n\n{table}"
+        f"## Predicted effects\n\nProposal minus natural, {findings.loss_unit}, in proxies of {_source(findings, 'search')}; negative is better.\n\n{table}"
         + (f"\n{lines}" if lines else "")
+        + _negated(findings)
     )
+
+
+def _negated(findings: Findings) -> str:
+    """Which metrics a reader must not take for losses."""
+    names = findings.context.get("negated") or ()
+    return f"\n\nMore is better, so these are stored and shown negated: {', '.join(map(_cell, names))}." if names else ""
 
 
 def _constraints(findings: Findings, proposal: Proposal) -> str:
@@ -254,7 +261,7 @@ def _verification_by_metric(findings: Findings) -> str:
     body = [[_cell(_METRIC_TITLES.get(metric, metric)), *(cells.get((metric, name), "") for name in columns)] for metric in metrics]
     table = _table(["metric", *(f"against {title}" for title in columns.values())], body)
     interval = f"mean over seeds and its {verification.confidence:.0%} interval"
-    return f"## Verification by metric\n\nProposal minus the other, bits per byte, {interval}; negative is better.\n\n{table}"
+    return f"## Verification by metric\n\nProposal minus the other, {findings.loss_unit}, {interval}; negative is better.\n\n{table}"
 
 
 def _comparison(row: Comparison) -> list[str]:

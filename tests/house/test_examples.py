@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mixopt.experiment_file import load_experiment
-from workers.compose import check_experiment
+from mixopt.mixture import Schedule
+from mixopt.own_trainer.outcome import read_result, request_of
+from workers.compose import check_experiment, compose
+from workers.own_trainer.pieces import own_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+OWN_TRAINER = ROOT / "examples" / "own-trainer"
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.yaml")), OWN_TRAINER / "experiment.yaml"]
 
 
 def test_the_examples_that_the_readme_promises_are_there() -> None:
@@ -38,6 +45,20 @@ def test_the_demo_file_is_the_demo() -> None:
     packaged = yaml.safe_load((ROOT / "mixopt" / "corpus" / "demo" / "experiment.yaml").read_text(encoding="utf-8"))
     example = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text(encoding="utf-8"))
     assert without_paths(example) == without_paths(packaged)
+
+
+def test_the_trainer_of_ones_own_answers_its_request(tmp_path: Path) -> None:
+    experiment = load_experiment(OWN_TRAINER / "experiment.yaml")
+    search = compose(experiment, own_manifest(experiment))
+    trial = search.factory.make(Schedule.constant(search.domains.natural()), 3, "natural")
+    request, result = tmp_path / "request.json", tmp_path / "result.json"
+    request.write_text(json.dumps(request_of(trial) | {"tokens": 2048}), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, str(OWN_TRAINER / "train.py"), str(request), str(result)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    measured = read_result(result, trial, experiment.metric_names)
+    assert all(2 < value < 8 for value in measured.values.values()), "nats per byte after two steps: near those of nothing learned"
+    assert len((OWN_TRAINER / "train.py").read_text(encoding="utf-8").splitlines()) < 70
 
 
 @pytest.mark.shared

@@ -11,12 +11,15 @@ from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.errors import MixoptError
 from workers.compose import check_settings
 from workers.doctor.findings import Finding, counted, ok, problem
+from workers.own_trainer.pieces import check_program
 
 
 def settings(experiment: Experiment) -> list[Finding]:
     """Names, sizes, bounds and epoch caps, as `search` checks them."""
     try:
         check_settings(experiment)
+        if experiment.trainer is not None:
+            check_program(experiment)
     except MixoptError as error:
         return [problem("experiment", error.message, error.hint)]
     return [ok("experiment", f"{experiment.name}: its settings are valid, and some mixture meets its constraints.")]
@@ -24,6 +27,8 @@ def settings(experiment: Experiment) -> list[Finding]:
 
 def inputs(experiment: Experiment) -> list[Finding]:
     """Whether every path of a domain, target or tokenizer leads to files."""
+    if experiment.trainer is not None:
+        return [ok("inputs", "A trainer of your own reads its data itself.")]
     found = list(_missing(experiment))
     if found:
         return found

@@ -66,6 +66,8 @@ def memory(experiment: Experiment | None = None, root: Path = ROOT) -> list[Find
         return [ok("memory", "Packs run in the cluster; Ray looks after its nodes.")]
     if free is None:
         return [warning("memory", "How much memory is free is unknown here.", "Watch it while the first trials run.")]
+    if experiment is not None and experiment.trainer is not None:
+        return [ok("memory", f"{free / 1e9:.1f} GB free; what a trainer of your own needs is not known here.")]
     in_process = experiment is not None and experiment.ray.address == "in-process"
     slots = 1 if in_process else (experiment.ray.cpus if experiment and experiment.ray.cpus else len(os.sched_getaffinity(0)))
     size, needed = _largest_pack(experiment)

@@ -39,7 +39,7 @@ RACES = 5
 """How often another submission may take the id that was free a moment ago."""
 
 LATER_OF_PROXY = ("parametrization", "beginning", "balancing", "auxiliary_loss")
-LATER_OF_DOMAIN = ("prompt_column", "completion_column")
+LATER_OF_DOMAIN = ("prompt_column", "completion_column", "revision")
 LATER_OF_OBJECTIVE = ("floors", "confidence")
 LATER_OF_SEARCH = ("options", "sources", "warm_start")
 """What a file could not say once: at the default it stays out of the key, so that a file finds the job that an earlier version submitted."""
@@ -74,6 +74,8 @@ def job_key(experiment: Experiment) -> str:
         del body["search"][key]
     if not experiment.constraints.constraints:
         del body["constraints"]
+    if body["trainer"] is None:
+        del body["trainer"]
     _leave_out_defaults(body["proxy"], ProxyConfig, LATER_OF_PROXY)
     _leave_out_defaults(body["objective"], ObjectiveConfig, LATER_OF_OBJECTIVE)
     _leave_out_defaults(body["search"], SearchConfig, LATER_OF_SEARCH)
@@ -128,8 +130,12 @@ def check_here(experiment: Experiment) -> None:
     """What can be found wrong on the machine that submits, before anything is sent.
 
     Raises:
-        ConfigError, InfeasibleError: as `check_settings`, or a login in `tracking.uri`.
+        ConfigError, InfeasibleError: as `check_settings`, a login in `tracking.uri`, or trials that nobody here runs.
     """
+    if experiment.trainer is not None and experiment.trainer.kind == "elsewhere":
+        raise ConfigError(
+            "Trials of `kind: elsewhere` run elsewhere; a job would have nothing to do.", "Use `mixopt ask` and `mixopt tell`."
+        )
     check_settings(experiment)
     uri = experiment.tracking.uri
     if uri is not None and without_login(uri) != uri:

@@ -78,6 +78,8 @@ def check_inputs(experiment: Experiment) -> None:
     Raises:
         ConfigError, DataError: as `prepare`.
     """
+    if experiment.trainer is not None:
+        return  # which reads its data itself
     with tempfile.TemporaryDirectory(prefix="mixopt-") as folder:  # nothing is pinned before the search itself starts
         jobs = experiment_jobs(experiment, Commits(Path(folder)), Silent())
     for job in jobs.all():

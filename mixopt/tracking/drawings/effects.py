@@ -32,7 +32,6 @@ from mixopt.verification import OBJECTIVE
 PALE, GREY = 0.14, 0.35
 # Columns beyond this leave a cell no room for its number.
 MOST_NUMBERED_COLUMNS = 14
-BITS_PER_BYTE = "bits per byte"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def effect_cells(findings: Findings) -> list[list[Cell]]:
     if effects is None or not scales:
         return []
     evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal else {}
-    in_bits = findings.objective_unit == BITS_PER_BYTE
+    in_bits = findings.objective_unit == findings.loss_unit
     scales = {OBJECTIVE: float(evidence.get("objective_noise_std") or 1.0) if in_bits else 1.0, **scales}
     columns = [(effects.metrics.index(metric), metric, scale) for metric, scale in scales.items() if metric in effects.metrics]
     cells = [
@@ -84,7 +83,7 @@ def effect_cells(findings: Findings) -> list[list[Cell]]:
             Cell(
                 domain,
                 "objective" if metric == OBJECTIVE else short_metric(metric),
-                findings.objective_unit if metric == OBJECTIVE else BITS_PER_BYTE,
+                findings.objective_unit if metric == OBJECTIVE else findings.loss_unit,
                 effects.mean[row][column],
                 effects.low[row][column],
                 effects.high[row][column],
@@ -145,7 +144,7 @@ def _draw_cell(axes: Any, line: int, column: int, cell: Cell, largest: float, nu
     box = Rectangle((column - 0.47, line - 0.45), 0.94, 0.9, facecolor=colour, alpha=alpha, edgecolor="none", zorder=1)
     axes.add_patch(box)
     numbers = f"{cell.mean:+.3g} {cell.unit} ({cell.low:+.3g} to {cell.high:+.3g}): {cell.verdict}"
-    scaled = [f"{cell.scaled:+.2f} standard deviations of a seed"] if cell.unit == BITS_PER_BYTE else []
+    scaled = [f"{cell.scaled:+.2f} standard deviations of a seed"] if cell.noise_std != 1 else []
     mark(box, f"{cell.domain} on {cell.metric}", numbers, *scaled)
     if numbered:
         text = f"{cell.scaled:+.{1 if abs(cell.scaled) >= 0.95 else 2}f}".replace("-", "\N{MINUS SIGN}")

@@ -64,7 +64,7 @@ def curves_figure(stage: str, findings: Findings, layout: Layout = WIDE) -> Any 
     _, size, tokens = findings.context["sources"][stage]
     figure = new_figure(
         "Learning curves of the search" if stage == "search" else "Learning curves of the verification",
-        f"Bits per byte over tokens (size {size}, to {quantity(tokens)}); named mixtures: mean of seeds. "
+        f"{findings.loss_unit[0].upper()}{findings.loss_unit[1:]} over tokens (size {size}, to {quantity(tokens)}); named mixtures: mean of seeds. "
         + (
             "All points on the same windows."
             if all(curve.one_set_of_rows for metric in panels for curve in by_metric[metric])
@@ -80,12 +80,12 @@ def curves_figure(stage: str, findings: Findings, layout: Layout = WIDE) -> Any 
         left, bottom = 0.1 + column * cell_width + 0.42, height - top - row * cell_height - PANEL_INCHES
         place = (left / layout.width, bottom / height, (cell_width - 0.56) / layout.width, PANEL_INCHES / height)
         axes = add_axes(figure, place)
-        _panel(axes, metric, by_metric[metric], arms, best, cell_width - 0.2)
+        _panel(axes, metric, by_metric[metric], arms, best, cell_width - 0.2, findings.loss_unit)
     legend_above(axes, _curve_legend(arms, stage == "search"), layout)
     return figure
 
 
-def _panel(axes: Any, metric: str, found: Sequence[Curve], arms: Sequence[str], best: str | None, room: float) -> None:
+def _panel(axes: Any, metric: str, found: Sequence[Curve], arms: Sequence[str], best: str | None, room: float, unit: str) -> None:
     from matplotlib.collections import LineCollection
 
     title = "mean of the objective" if metric == MEAN_BITS_PER_BYTE else short_metric(metric)
@@ -106,7 +106,7 @@ def _panel(axes: Any, metric: str, found: Sequence[Curve], arms: Sequence[str], 
         (dot,) = axes.plot(tokens[-1:], means[-1:], ARM_MARKERS[arm], color=ARM_COLOURS[arm], markersize=3.5, zorder=4)
         seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one run"
         steps = ", ".join(f"{value:.3f} at {quantity(count)}" for count, value in zip(tokens, means, strict=True))
-        mark(dot, f"{ARM_TITLES[arm]} on {title} ({seeds})", f"bits per byte: {steps}")
+        mark(dot, f"{ARM_TITLES[arm]} on {title} ({seeds})", f"{unit}: {steps}")
     axes.autoscale_view()
     axes.set_xscale("log", base=2)
     _limit(axes, found, ends)
@@ -151,7 +151,7 @@ def noise_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     names = [short_metric(row.metric) for row in rows]
     figure, axes = new_axes(
         "Noise: what a target can tell apart",
-        f"Standard deviations in bits per byte: over {first.mixtures} mixtures, and over seeds of one mixture "
+        f"Standard deviations in {findings.loss_unit}: over {first.mixtures} mixtures, and over seeds of one mixture "
         f"({first.degrees_of_freedom} degrees of freedom).",
         layout,
         0.3 * len(rows) + 0.1,
@@ -170,7 +170,7 @@ def noise_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         spots = [max(std, row.noise_std / 20) for _, _, std in row.by_mixture]
         axes.plot(spots, [position] * len(spots), "|", color=INK, markersize=8, alpha=0.6, zorder=2.5)
         (dot,) = axes.plot(row.noise_std, position, "D", color=INK, markerfacecolor="white", markersize=5, zorder=3)
-        mark(dot, f"{short_metric(row.metric)}: seed noise {row.noise_std:.4f} bits per byte", *runs)
+        mark(dot, f"{short_metric(row.metric)}: seed noise {row.noise_std:.4f} {findings.loss_unit}", *runs)
         (dot,) = axes.plot(shown, position, "o", color=colour, markersize=7, zorder=4)
         mark(dot, short_metric(row.metric), *lines, *([f"left out: {row.screened}"] if row.screened else []))
         place = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour, "fontsize": 9}
@@ -186,7 +186,7 @@ def noise_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     axes.set_xticks(ticks if len(ticks) <= (4 if layout.narrow else 8) else ticks[:: 3 if layout.narrow else 2])
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("bits per byte", color=INK, fontsize=9)
+    axes.set_xlabel(findings.loss_unit, color=INK, fontsize=9)
     legend_above(
         axes,
         [

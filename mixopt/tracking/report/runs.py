@@ -156,7 +156,7 @@ def noise_section(findings: Findings) -> Section:
         ),
         Drawing("noise", alt),
         Table(
-            "Standard deviations in bits per byte; number of seeds in brackets",
+            f"Standard deviations in {findings.loss_unit}; number of seeds in brackets",
             head,
             body,
             words=[len(head) - 1],

@@ -21,9 +21,9 @@ STATES = {"finished": "good", "running": "open", "interrupted": "open", "failed"
 OBJECTIVES = {
     "noise_scaled": "The objective is the weighted mean over the metrics that count of (loss minus natural's loss) / seed noise: 0 is the natural "
     "mixture, negative is better, and 1 is one standard deviation of a seed.",
-    "mean": "The objective is the weighted mean loss of the metrics that count, relative to the natural mixture, in bits per byte; negative is better.",
+    "mean": "The objective is the weighted mean loss of the metrics that count, relative to the natural mixture, in {unit}; negative is better.",
     "worst_case": "The objective is the worst metric's (loss minus natural's loss) / seed noise: 0 is the natural mixture, negative is better.",
-    "weighted": "The objective is the weighted mean loss of the metrics, relative to the natural mixture, in bits per byte; negative is better.",
+    "weighted": "The objective is the weighted mean loss of the metrics, relative to the natural mixture, in {unit}; negative is better.",
     "z_scored": "The objective is the weighted mean over the metrics that count of (loss minus natural's loss) / the loss's standard deviation over the "
     "mixtures: 0 is the natural mixture, negative is better.",
 }
@@ -41,7 +41,7 @@ def answer_section(findings: Findings) -> Section:
         Facts(_facts(findings)),
     ]
     if kind in OBJECTIVES:
-        blocks.append(Prose(OBJECTIVES[kind]))
+        blocks.append(Prose(OBJECTIVES[kind].format(unit=findings.loss_unit)))
     if beginning_sentence(findings.context):
         blocks.append(Prose(beginning_sentence(findings.context)))
     if findings.search.state != "finished":
@@ -64,7 +64,7 @@ def _facts(findings: Findings) -> list[Fact]:
         bits = next((r for r in verification.comparisons if (r.baseline, r.metric) == ("natural", MEAN_BITS_PER_BYTE)), None)
         if bits is not None:
             interval = f"{verification.confidence:.0%}: {signed(bits.low)} to {signed(bits.high)}"
-            facts.append(Fact("Proposal against natural, verified", signed(bits.mean), f"bits per byte; {interval}"))
+            facts.append(Fact("Proposal against natural, verified", signed(bits.mean), f"{findings.loss_unit}; {interval}"))
     else:
         facts.append(Fact("Verification", "none", "no larger proxies were trained"))
     done = sum(record.outcome is not None for record in findings.trials)
@@ -188,7 +188,7 @@ def verification_section(findings: Findings) -> Section:
         )
     else:
         blocks.append(missing("Too few seeds finished to compare the proposal with another mixture."))
-    blocks += _by_metric(verification)
+    blocks += _by_metric(verification, findings.loss_unit)
     if verification.infeasible:
         names = ", ".join(spoken(name) for name in verification.infeasible)
         blocks.append(Prose(f"Outside the bounds or epoch caps of the target run, and so never recommended: {names}."))
@@ -203,7 +203,7 @@ def _comparison(row: Comparison) -> list[str]:
     return [signed(row.mean), f"{signed(row.low)} to {signed(row.high)}", ", ".join(signed(value) for value in row.values)]
 
 
-def _by_metric(verification: Verification) -> list[Any]:
+def _by_metric(verification: Verification, unit: str) -> list[Any]:
     """One row per metric, one column per other mixture."""
     rows = [row for row in verification.comparisons if row.baseline in verification.rivals and row.metric != OBJECTIVE]
     if not rows:
@@ -212,7 +212,7 @@ def _by_metric(verification: Verification) -> list[Any]:
     cells = {(row.metric, row.baseline): f"{signed(row.mean)} ({signed(row.low)} to {signed(row.high)})" for row in rows}
     metrics = list(dict.fromkeys(row.metric for row in rows))
     body = [[metric_title(metric), *(cells.get((metric, name), "") for name in columns)] for metric in metrics]
-    caption = f"Proposal minus the other, bits per byte: mean over seeds and {verification.confidence:.0%} interval; negative is better"
+    caption = f"Proposal minus the other, {unit}: mean over seeds and {verification.confidence:.0%} interval; negative is better"
     head = ["metric", *(f"against {title}" for title in columns.values())]
     return [Table(caption, head, body, folded=f"By metric: {len(metrics)} rows")]
 
@@ -265,7 +265,7 @@ def _effect_table(findings: Findings, proposal: Proposal) -> list[Any]:
         rows.append([short_metric(metric), signed(effect.mean), interval, verdict, rank, f"screened out: {reason}" if reason else ""])
     remarked = any(row[-1] for row in rows)
     head = ["metric", "difference", "90% interval", "verdict", "Spearman", "remark"]
-    caption = "Proposal minus natural, bits per byte, in proxies of the search's size; Spearman: rank correlation of predicted and measured"
+    caption = f"Proposal minus natural, {findings.loss_unit}, in proxies of the search's size; Spearman: rank correlation of predicted and measured"
     if not remarked:
         head, rows = head[:-1], [row[:-1] for row in rows]
     return [Heading("Predicted effects of the proposal"), Table(caption, head, rows, words=[3, 5])]
@@ -319,7 +319,7 @@ def effects_section(findings: Findings) -> Section:
     likely = sum(cell.certainty == "likely" for cell in everything)
     alt = f"{len(clear)} of {len(everything)} effects are clear of the surrogate's doubt: {'; '.join(clear) or 'none'}"
     rows = [[row[0].domain, *(f"{signed(cell.mean)} ({signed(cell.low)} to {signed(cell.high)})" for cell in row)] for row in cells]
-    caption = f"Predicted change, bits per byte (objective: {findings.objective_unit}), with 90% intervals; negative is better"
+    caption = f"Predicted change, {findings.loss_unit} (objective: {findings.objective_unit}), with 90% intervals; negative is better"
     blocks = [
         Prose(
             f"What the surrogate expects when a domain gains {effects.step:.0%} of all tokens and all others shrink in proportion, starting from the "

@@ -1,0 +1,1 @@
+"""Runs a trainer of the user's own, or hands trials out and takes outcomes in."""
