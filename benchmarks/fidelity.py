@@ -33,8 +33,9 @@ from mixopt.experiment_file import load_experiment
 from mixopt.runner import Completed, Failed, Runner
 from mixopt.trial import Outcome, Trial
 from proxy_models import ENGINE_VERSION
-from workers.compose import domain_set, plan_evaluations
+from workers.compose import domain_set
 from workers.convert import recipe_for
+from workers.evaluations import plan_evaluations
 from workers.tokens.prepare import prepare
 
 ROOT = Path(__file__).resolve().parent.parent

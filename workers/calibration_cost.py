@@ -11,8 +11,9 @@ from mixopt.cost import Machine, Shape, Speed
 from mixopt.errors import RunError
 from mixopt.history import History
 from mixopt.trial import Outcome, Source, Trial
-from workers.compose import EVALUATION_SHARE, Search
+from workers.compose import Search
 from workers.convert import CostModel, proxy_of, shape_of
+from workers.evaluations import EVALUATION_SHARE
 from workers.machine import look_at, this_machine
 from workers.memory import GPU_PROCESS_BYTES, pack_memory_bytes
 from workers.packing import Device

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mixopt import __version__
 from mixopt.answer.floors import Floor, resolve_floors
-from mixopt.code_version import commit
 from mixopt.config import Experiment
-from mixopt.constraints.placed import constraints_json
-from mixopt.corpus.manifest import Manifest, TokenFile
+from mixopt.corpus.manifest import Manifest
 from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
-from mixopt.groups.rules import frozen_paths, group_members, split_of
 from mixopt.objective import BITS_PER_BYTE
 from mixopt.runner import Evaluation
 from mixopt.search_identity import search_identity
@@ -30,25 +25,19 @@ from mixopt.strategies import get_strategy, read_options
 from mixopt.strategies.base import Assignment, Offer, Strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.tracking.first_contact import check_address
-from mixopt.trial import Source, Trial, content_digest
+from mixopt.trial import Source, Trial
 from mixopt.warm_start.earlier import Earlier, Wanted, refuse_unless_fitting
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
-from workers.beginnings import RECORD_NAME, base_trial, beginning_json, check_base, check_sizes
+from workers.beginnings import RECORD_NAME, base_trial, check_base, check_sizes
 from workers.convert import recipe_for
-from workers.offers import MEASURING_SHARE, check_sources, offers_of, search_sources, surrogate_for
+from workers.evaluations import plan_evaluations, refuse_twin_evaluations
+from workers.offers import check_sources, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
 from workers.warm_start import check_warm_start, read_earlier, wanted_of
 
-# Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
-EARLY_POINTS = 3
-EARLY_SHARE = 0.25
-EVALUATION_SHARE = MEASURING_SHARE
 # More tokens than any corpus has; a number, since arithmetic with infinity gives no number.
 ENDLESS = 1e30
-# A forward pass has a third of a training step's FLOPs, but took 0.34 to 0.37 of its CPU time per token (nano and micro, packs of 4, batches of 1,024 to
-# 4,096 tokens, one thread beside other work), 0.41 in batches of 512: the loss of a training step shares its exponentials with the backward pass.
-FORWARD_COST = 0.4
 
 
 @dataclass(frozen=True)
@@ -160,64 +149,6 @@ def checked_domains(experiment: Experiment, manifest: Manifest) -> DomainSet:
     refuse_twin_evaluations(manifest)
     MixtureSpace.from_domains(domains)
     return domains
-
-
-def refuse_twin_evaluations(manifest: Manifest) -> None:
-    """Held-out sets are told apart by what is scored, so none may be scored under two names.
-
-    Raises:
-        ConfigError: two held-out sets hold the same text.
-    """
-    held_out = [(f"the held-out set of domain '{name}'", files.kind, files.valid) for name, files in manifest.domains.items()]
-    held_out += [(f"target '{name}'", target.kind, target.file) for name, target in manifest.targets.items()]
-    seen: dict[tuple[str, str], str] = {}
-    for owner, kind, file in held_out:
-        twin = seen.setdefault((file.content_hash, kind), owner)
-        if twin != owner:
-            raise ConfigError(
-                f"{twin[0].upper()}{twin[1:]} and {owner} hold the same text.", "Give one of them other text, or leave the target out."
-            )
-
-
-def evaluation_tokens(trial_tokens: int, sets: int, window: int) -> tuple[int, int]:
-    """Tokens per held-out set at the end point and at each early point, so that all evaluation costs a tenth of the training.
-
-    At least two windows at the end and one early, even where that costs more: below that a loss says nothing.
-    """
-    windows = EVALUATION_SHARE / FORWARD_COST * trial_tokens / sets / window
-    early = max(int(windows * EARLY_SHARE / (1 + EARLY_POINTS * EARLY_SHARE)), 1)
-    end = max(int(windows - EARLY_POINTS * early), 2)
-    return end * window, early * window
-
-
-def evaluation_cost(evaluations: Sequence[Evaluation], trial_tokens: int) -> float:
-    """Cost of measuring a trial at all its points, as a share of its training; sets smaller than their limits cost less."""
-    tokens = sum((e.max_tokens or 0) + EARLY_POINTS * (e.curve_tokens or 0) for e in evaluations)
-    return FORWARD_COST * tokens / trial_tokens
-
-
-def plan_evaluations(manifest: Manifest, trial_tokens: int, window: int, end_tokens: int | None) -> tuple[Evaluation, ...]:
-    """Held-out sets of the prepared corpus: text or pairs of every domain, and every target.
-
-    Args:
-        end_tokens: scored per set at the end point; None keeps the tenth of the training cost.
-    """
-    held_out = [(f"valid/{name}", files.kind, files.valid) for name, files in manifest.domains.items()]
-    held_out += [(f"target/{name}", target.kind, target.file) for name, target in manifest.targets.items()]
-    cheap, early = evaluation_tokens(trial_tokens, len(held_out), window)
-    end = cheap if end_tokens is None else end_tokens
-    return tuple(
-        Evaluation(
-            key=content_digest([file.content_hash, kind, window, end, early]),
-            metric=metric,
-            kind=kind,
-            path=manifest.absolute(file),
-            max_tokens=end,
-            curve_tokens=min(early, end),
-            curve_key=content_digest([file.content_hash, kind, window, min(early, end), "curve"]),
-        )
-        for metric, kind, file in held_out
-    )
 
 
 def objective_weights(experiment: Experiment) -> dict[str, float]:
@@ -474,118 +405,6 @@ def _at_calibrated_rates(experiment: Experiment, factories: Sequence[TrialFactor
     carried = found[0].rate if experiment.proxy.parametrization == "mup" else None
     rates = [entry.rate if entry is not None and entry.swept else carried for entry in found]
     return [factory if rate is None else at_rate(factory, rate) for factory, rate in zip(factories, rates, strict=True)]
-
-
-def context(search: Search) -> dict[str, Any]:
-    """What tracking, figures and export need to know about a search, as JSON values."""
-    if search.experiment.trainer is not None:
-        from workers.own_trainer.pieces import own_context
-
-        return own_context(search, _context(search))
-    return _context(search)
-
-
-def _context(search: Search) -> dict[str, Any]:
-    experiment, factory = search.experiment, search.factory
-    unique = search.domains.unique_tokens(factory.source.tokens, int(factory.recipe["window"]))
-    return {
-        "name": experiment.name,
-        "search_id": search.search_id,
-        "domains": [
-            {
-                "name": domain.name,
-                "group": domain.group,
-                "kind": search.manifest.domains[domain.name].kind,
-                "content_hash": domain.content_hash,
-                "target_tokens": domain.target_tokens,
-                "unique_target_tokens": domain.unique_target_tokens,
-                "repeats": domain.repeats,
-                "token_count_source": domain.token_count_source,
-                "prepared_tokens": domain.prepared_tokens,
-                "prepared_documents": search.manifest.domains[domain.name].train.documents,
-                "prepared_bytes": search.manifest.domains[domain.name].train.bytes,
-                "max_epochs": domain.max_epochs,
-                "bounds": list(domain.bounds),
-                "held_out": _facts(search.manifest.domains[domain.name].valid),
-            }
-            for domain in search.domains.domains
-        ],
-        "levels": list(experiment.levels),
-        "groups": groups_json(search.domains),
-        **({"constraints": constraints} if (constraints := constraints_json(search.domains)) else {}),
-        "targets": [{"name": name, "kind": target.kind, **_facts(target.file)} for name, target in search.manifest.targets.items()],
-        "budget_tokens": search.domains.budget_tokens,
-        "natural": search.domains.natural().as_dict(),
-        "uniform": search.domains.uniform().as_dict(),
-        "unimax": search.domains.unimax().as_dict(),
-        "upper": dict(zip(search.domains.names, search.space.units.expand(search.space.unit_reach[1]).tolist(), strict=True)),
-        "metrics": search.search_metrics,
-        "metrics_verification": search.metrics(search.verification_factory.source),
-        "metrics_curve": {
-            **search.curve_metrics(search.verification_factory.source),
-            **search.search_curve_metrics,
-        },
-        "sources": {
-            "search": [factory.source.evaluator, factory.source.size, factory.source.tokens],
-            "verification": [
-                search.verification_factory.source.evaluator,
-                search.verification_factory.source.size,
-                search.verification_factory.source.tokens,
-            ],
-        },
-        **({"cheaper_sources": [[one.evaluator, one.size, one.tokens] for one in search.sources[:-1]]} if search.cheaper else {}),
-        "recipe": dict(factory.recipe),
-        **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}, search.metrics),
-        "tokenizer": {
-            "hash": search.manifest.tokenizer_hash,
-            "path": str(search.manifest.root / search.manifest.tokenizer_path),
-            "vocab_size": search.manifest.vocab_size,
-        },
-        "strategy": experiment.search.strategy,
-        "surrogate": experiment.search.surrogate,
-        "seed": experiment.search.seed,
-        "versions": {
-            "mixopt": __version__,
-            "commit": commit(),
-            "engine": ENGINE_VERSION,
-            "torch": version("torch"),
-            "ray": version("ray"),
-        },
-        "experiment_hash": content_digest(experiment.model_dump(mode="json")),
-        "objective": {
-            "kind": experiment.objective.kind,
-            "over": experiment.objective_over,
-            "pull": experiment.objective.pull,
-            "weights": objective_weights(experiment),
-        },
-        "unique": {name: [entry.tokens, entry.note] for name, entry in unique.items()},
-    }
-
-
-def groups_json(domains: DomainSet) -> list[dict[str, Any]]:
-    """Every group with its domains and the rules on it, a group right before its sub-groups; `level` is 1 for the outermost.
-
-    `shares` is the rule as it was given, `split` what it means for the domains of a group that is searched as one unit.
-    """
-    paths = domains.group_paths
-    tokens = {domain.name: domain.target_tokens for domain in domains.domains}
-    rules, frozen = {rule.path: rule for rule in domains.rules}, frozen_paths(paths, domains.rules)
-    described = []
-    for path, members in group_members(paths).items():
-        entry: dict[str, Any] = {"path": path, "level": path.count("/") + 1, "members": list(members)}
-        rule = rules.get(path)
-        if rule is not None and rule.shares is not None:
-            entry["shares"] = rule.shares if rule.shares == "natural" else dict(rule.shares)
-        if path in frozen:
-            entry["split"] = split_of(path, paths, tokens, domains.rules)
-        if rule is not None and rule.bounds != (0.0, 1.0):
-            entry["bounds"] = list(rule.bounds)
-        described.append(entry)
-    return described
-
-
-def _facts(file: TokenFile) -> dict[str, Any]:
-    return {"content_hash": file.content_hash, "documents": file.documents, "tokens": file.tokens, "bytes": file.bytes}
 
 
 def record_location(output: Path) -> Path:

@@ -29,18 +29,11 @@ from mixopt.verification import Verification, plan_verification, summarize
 from workers import warm_start
 from workers.beginnings import train_base
 from workers.calibrate import calibrated_by_search, sentence_of
-from workers.compose import (
-    EVALUATION_SHARE,
-    Search,
-    check_experiment,
-    compose,
-    context,
-    evaluation_cost,
-    record_location,
-    tracking_uri,
-)
+from workers.compose import Search, check_experiment, compose, record_location, tracking_uri
+from workers.evaluations import EVALUATION_SHARE, evaluation_cost
 from workers.own_trainer.exchange import refuse_untold
 from workers.own_trainer.pieces import own_manifest
+from workers.search_context import context
 from workers.tokens.prepare import prepare
 
 

@@ -101,7 +101,7 @@ def tell(
 def _rendered(search: Search, trials: Sequence[Trial], to: str, out: Path | None, options: Mapping[str, str]) -> dict[Path, str]:
     """File -> text; none of a table that goes to standard output."""
     from mixopt.own_trainer.handed_out import TABLES, files, table
-    from workers.compose import context
+    from workers.search_context import context
 
     if to in TABLES:
         return {} if out is None else {out: table(trials, to)}

@@ -12,7 +12,8 @@ from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.experiment_file import parse_experiment
 from mixopt.trial import content_digest
 from proxy_models.config import proxy_config
-from workers.compose import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, compose, evaluation_cost, evaluation_tokens, plan_evaluations
+from workers.compose import compose
+from workers.evaluations import EARLY_POINTS, EVALUATION_SHARE, FORWARD_COST, evaluation_cost, evaluation_tokens, plan_evaluations
 
 
 def manifest(domains: int) -> Manifest:

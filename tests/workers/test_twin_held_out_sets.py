@@ -8,7 +8,7 @@ import pytest
 
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.errors import ConfigError
-from workers.compose import refuse_twin_evaluations
+from workers.evaluations import refuse_twin_evaluations
 
 
 def file(content: str) -> TokenFile:

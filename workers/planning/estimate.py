@@ -24,8 +24,9 @@ from mixopt.strategies.base import learns
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
 from mixopt.verification import plan_verification
-from workers.compose import EVALUATION_SHARE, Search, compose, evaluation_cost, evaluation_tokens, objective_weights
+from workers.compose import Search, compose, objective_weights
 from workers.convert import CostModel, proxy_of, shape_of, trained_tokens
+from workers.evaluations import EVALUATION_SHARE, evaluation_cost, evaluation_tokens
 from workers.machine import look_at, this_machine
 from workers.memory import host_memory_bytes, pack_memory_bytes
 from workers.packing import pack_size_of

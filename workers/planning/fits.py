@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mixopt.cost import Disk, DomainEpochs, Machine, Memory, Problem, Stage
 from mixopt.domains import MINIMUM_UNIQUE_WINDOWS
-from workers.compose import EVALUATION_SHARE
+from workers.evaluations import EVALUATION_SHARE
 
 DEAR_MEASURING = 0.5
 """Share of the training from which on measuring is worth a word; a matter of taste."""

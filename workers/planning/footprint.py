@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixopt.cost import Disk, Memory, Stage
-from workers.compose import EARLY_POINTS, Search, record_location, tracking_uri
+from workers.compose import Search, record_location, tracking_uri
+from workers.evaluations import EARLY_POINTS
 from workers.planning.expected_corpus import Corpus, token_file_bytes
 
 DRIVER_BYTES = 1.6e9

@@ -19,8 +19,10 @@ from mixopt.experiment_file import parse_experiment
 from mixopt.progress import Silent
 from proxy_models.token_store import TokenStore
 from proxy_models.windows import windows_of
-from workers.compose import compose, context, domain_set, plan_evaluations
+from workers.compose import compose, domain_set
+from workers.evaluations import plan_evaluations
 from workers.planning.expected_corpus import corpus_of
+from workers.search_context import context
 from workers.tokens.prepare import prepare
 
 WINDOW = 64
