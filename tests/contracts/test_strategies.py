@@ -40,7 +40,7 @@ CONTROLS = frozenset({"grid", "random"})
 # What they ask depends neither on results nor on the budget: a raised budget begins with the same trials.
 FIXED = frozenset({"random", "regression", "scaling", "sft"})
 # What they ask depends on the order in which results come; all others end with the same trials, whatever the order.
-REPLAYED = frozenset({"optuna"})
+REPLAYED = frozenset({"bayes", "optuna", "pareto"})
 # Strategy -> package that it is skipped without.
 NEEDS = {"optuna": "optuna"}
 BASELINES = ("natural", "uniform", "unimax")
