@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 # name -> module and class.
 _MODULES = {
+    "bayes": ("mixopt.strategies.bayes", "BayesStrategy"),
     "climb": ("mixopt.strategies.climb", "ClimbStrategy"),
     "doe": ("mixopt.strategies.doe", "DoeStrategy"),
     "grid": ("mixopt.strategies.grid", "GridStrategy"),
     "optuna": ("mixopt.strategies.optuna", "OptunaStrategy"),
+    "pareto": ("mixopt.strategies.pareto", "ParetoStrategy"),
     "random": ("mixopt.strategies.random", "RandomStrategy"),
     "regression": ("mixopt.strategies.regression", "RegressionStrategy"),
     "scaling": ("mixopt.strategies.scaling", "ScalingStrategy"),

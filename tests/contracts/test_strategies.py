@@ -40,7 +40,7 @@ CONTROLS = frozenset({"grid", "random"})
 # What they ask depends neither on results nor on the budget: a raised budget begins with the same trials.
 FIXED = frozenset({"random", "regression", "scaling", "sft"})
 # What they ask depends on the order in which results come; all others end with the same trials, whatever the order.
-REPLAYED = frozenset({"optuna"})
+REPLAYED = frozenset({"bayes", "optuna", "pareto"})
 # Strategy -> part of what could be gained that its proposal may miss, if more than a quarter: Optuna's samplers heap their trials in one place, and the
 # surrogate knows little of all others. Over 5 seeds and the 3 spaces the median was .1, the largest .74.
 MISSES = {"optuna": 0.5}

@@ -1,0 +1,204 @@
+"""Bayesian optimization: after a small first design, every trial is the one that is expected to improve the answer most for what it costs.
+
+The knowledge gradient over our own Gaussian processes, one per metric, with the objective on top. With several sources a trial of a cheap one counts by what it
+tells about the one where the answer is wanted (`multi_source_gp`), per cost, as in ADMIRE (arXiv 2508.11551); the costly one gets a least share of what
+is spent, so that a cheap source that misleads cannot use the search up. Trials under way count as draws of what they will say, so trials may be asked for one
+at a time or many at once, whenever a worker is free. The answer is that of all strategies (`recommend`, with the search's own surrogate).
+The main trade-off: it learns as it goes, so its course depends on the order in which trials end, and a search that trains all its trials at
+once gains nothing over `regression`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import Field
+
+from mixopt.acquisition.beliefs import Beliefs, beliefs_of
+from mixopt.acquisition.choose import Chooser
+from mixopt.errors import DataError
+from mixopt.proposal import Proposal
+from mixopt.strategies.base import Assignment, Offer, Options
+from mixopt.strategies.known import first_count, measured_feasible, mixtures_of, not_near, random_state
+from mixopt.strategies.standing import Standing
+from mixopt.strategies.stopping import is_enough
+from mixopt.surrogates.threads import one_blas_thread
+from mixopt.swarm import Swarm
+from mixopt.trial import Source, Trial
+
+FIRST_AT_ANSWER = 5
+"""Of several sources: natural, uniform, UniMax and the first two again, where the answer is wanted; the first design is run at the cheapest."""
+SPENT_WITHIN = 1e-9
+
+
+class BayesOptions(Options):
+    first: int | None = Field(
+        None,
+        ge=6,
+        description="Trials of the first design, baselines and repeats included; default: 8 and a third of the domains, at least 12.",
+    )
+    trials: Literal["feasible", "anywhere"] = Field(
+        "feasible",
+        description="Whether trials keep the caps and bounds. Anywhere: infeasible ones are run where they tell more of the feasible.",
+    )
+    acquisition: Literal["improvement", "knowledge"] = Field(
+        "improvement",
+        description="What a trial of the only source is chosen for: to be better than the best, or to change the answer; several sources: the latter.",
+    )
+    least_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Of several sources: the least share of what is spent that goes to the one where the answer is wanted.",
+    )
+
+
+@dataclass(frozen=True)
+class BayesStrategy:
+    """Asks for a first design, then for the largest knowledge gradient per cost, one trial after the other."""
+
+    assignment: Assignment
+    options: BayesOptions = field(default_factory=BayesOptions)
+    _known: dict[str, Beliefs] = field(default_factory=dict, compare=False, repr=False)
+    _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    learns = True
+    asks_ahead = True
+
+    def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
+        """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""
+        one = self.assignment
+        ledger = Ledger.of(one, completed, pending)
+        if len(abandoned) > one.trials * one.offers[-1].cost / one.offers[0].cost:
+            return []
+        known = {*completed.trial_ids, *(trial.trial_id for trial in pending)}
+        asked: list[Trial] = []
+        for trial in self._first_design({trial.trial_id for trial in abandoned}):
+            if trial.trial_id not in known and len(asked) < count and ledger.affords(trial.source):
+                asked.append(trial)
+                ledger = ledger.after(trial.source)
+        if len(asked) >= count or 2 * len(completed) < self.first or not ledger.affordable():
+            return asked
+        if self._is_enough(completed, pending, abandoned):
+            return []
+        beliefs = self._beliefs(completed)
+        if beliefs is None:
+            return asked
+        number = len(completed) + len(pending) + len(abandoned) + len(asked)
+        with one_blas_thread():
+            return asked + self._learned(
+                beliefs, completed, [*pending, *asked], abandoned, ledger, range(number, number + count - len(asked))
+            )
+
+    @property
+    def first(self) -> int:
+        """Trials of the first design."""
+        return first_count(self.assignment, self.options.first)
+
+    def propose(self, completed: Swarm) -> Proposal:
+        """The predicted optimum with its evidence. Raises as `Assignment.recommend`."""
+        return self.assignment.recommend(completed)
+
+    def _is_enough(self, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> bool:
+        """Whether one may stop early, and no more trials would bring a gain that stands out of noise."""
+        one = self.assignment
+        if not one.stop_early:
+            return False
+        return is_enough(one, Standing.of(one, completed, pending, abandoned).order(), completed, self._judged)
+
+    def _first_design(self, abandoned: set[str]) -> list[Trial]:
+        """At the cheapest source; of several, the baselines at the others, too."""
+        one = self.assignment
+        if len(one.offers) == 1:
+            return one.planned(min(self.first, one.trials), abandoned)
+        found = planned_at(one, one.offers[0], self.first, abandoned)
+        for offer in one.offers[1:]:
+            found += planned_at(one, offer, FIRST_AT_ANSWER, abandoned)
+        return found
+
+    def _beliefs(self, completed: Swarm) -> Beliefs | None:
+        """From what has finished; None while that does not say what the objective is."""
+        digest = completed.digest()
+        if digest not in self._known:
+            try:
+                found = beliefs_of(self.assignment, completed)
+            except DataError:
+                return None
+            self._known.clear()
+            self._known[digest] = found
+        return self._known[digest]
+
+    def _learned(
+        self,
+        beliefs: Beliefs,
+        completed: Swarm,
+        pending: Sequence[Trial],
+        abandoned: Sequence[Trial],
+        ledger: Ledger,
+        numbers: range,
+    ) -> list[Trial]:
+        """Trials numbered so, each the best given those before it, as long as the budget affords one."""
+        one, coordinates = self.assignment, beliefs.coordinates
+        rng = random_state(one, completed, pending)
+        measured_MD = measured_feasible(completed, coordinates)
+        waiting = [
+            (number, mixtures_of([trial for trial in pending if trial.source == offer.source], coordinates.names))
+            for number, offer in enumerate(one.offers)
+        ]
+        chooser = Chooser.start(beliefs, measured_MD, waiting, [offer.cost for offer in one.offers], rng)
+        where = coordinates if self.options.trials == "feasible" else coordinates.uncapped
+        refused_MU = coordinates.points(mixtures_of(abandoned, coordinates.names))
+        asked: list[Trial] = []
+        for number in numbers:
+            sources = ledger.choices(self.options.least_share)
+            if not sources:
+                break
+            if len(one.offers) == 1 and self.options.acquisition == "improvement":
+                source, points_RU = 0, chooser.improving(where)
+            else:
+                source, points_RU = chooser.best(sources, where)
+            mixture = where.mixture(not_near(points_RU, refused_MU))
+            trial = one.learned(mixture, number, "bayes", one.offers[source])
+            chooser = chooser.given(source, mixtures_of([trial], coordinates.names))
+            ledger = ledger.after(one.offers[source].source)
+            asked.append(trial)
+        return asked
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What was spent at each source, completed and under way, and what there is."""
+
+    offers: tuple[Offer, ...]
+    spent: tuple[float, ...]
+    budget: float
+
+    @classmethod
+    def of(cls, assignment: Assignment, completed: Swarm, pending: Sequence[Trial]) -> Ledger:
+        sources = [*completed.points().sources, *(trial.source for trial in pending)]
+        spent = tuple(offer.cost * sources.count(offer.source) for offer in assignment.offers)
+        return cls(assignment.offers, spent, assignment.trials * assignment.offers[-1].cost)
+
+    def affords(self, source: Source) -> bool:
+        """Whether one more trial there keeps to the budget."""
+        return any(offer.source == source and sum(self.spent) + offer.cost <= self.budget * (1 + SPENT_WITHIN) for offer in self.offers)
+
+    def affordable(self) -> list[int]:
+        """Numbers of the sources that the rest of the budget affords."""
+        return [number for number, offer in enumerate(self.offers) if self.affords(offer.source)]
+
+    def choices(self, least_share: float) -> list[int]:
+        """Those among which to choose: the one of the answer alone while it has less than its share."""
+        found, last = self.affordable(), len(self.offers) - 1
+        return [last] if last in found and self.spent[last] < least_share * sum(self.spent) else found
+
+    def after(self, source: Source) -> Ledger:
+        """With one more trial there."""
+        spent = tuple(value + offer.cost * (offer.source == source) for value, offer in zip(self.spent, self.offers, strict=True))
+        return Ledger(self.offers, spent, self.budget)
+
+
+def planned_at(assignment: Assignment, offer: Offer, count: int, abandoned: set[str]) -> list[Trial]:
+    """The first points of the design at one source."""
+    return replace(assignment, offers=(offer,)).planned(count, abandoned)

@@ -1,0 +1,50 @@
+"""What a strategy that learns starts from: its first design's size, what was measured, what is under way, what was refused, and its random state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixopt.acquisition.beliefs import Coordinates
+from mixopt.mixture import FloatArray
+from mixopt.strategies.base import Assignment
+from mixopt.swarm import Swarm
+from mixopt.trial import Trial, content_digest
+
+TOO_NEAR = 0.01
+"""Share of tokens: an abandoned trial's mixture is not tried again this near."""
+LEAST_FIRST, FIRST_BESIDE = 12, 8
+
+
+def first_count(assignment: Assignment, asked_for: int | None) -> int:
+    """Trials of the first design; by default 8 and a third of the units, at least 12."""
+    return asked_for or max(LEAST_FIRST, FIRST_BESIDE + len(assignment.space.units.names) // 3)
+
+
+def random_state(assignment: Assignment, completed: Swarm, pending: Sequence[Trial]) -> np.random.Generator:
+    """From the search's seed and the ids of what is completed and under way."""
+    ids = sorted([*completed.trial_ids, "pending", *(trial.trial_id for trial in pending)])
+    return np.random.default_rng([assignment.seed, int(content_digest(ids)[:12], 16)])
+
+
+def measured_feasible(completed: Swarm, coordinates: Coordinates) -> FloatArray:
+    """The feasible mixtures that were run, each once, shape (M, domains)."""
+    place = {name: index for index, name in enumerate(completed.domains)}
+    weights_MD = completed.points(realized=False).averages()[:, [place[name] for name in coordinates.names]]
+    inside_MD = weights_MD[coordinates.contains(weights_MD)]
+    first = np.unique(np.round(inside_MD, 9), axis=0, return_index=True)[1]
+    return np.asarray(inside_MD[np.sort(first)])
+
+
+def mixtures_of(trials: Sequence[Trial], names: Sequence[str]) -> FloatArray:
+    """Of trials, shape (trials, domains)."""
+    return np.array([trial.schedule.average().array(names) for trial in trials]).reshape(-1, len(names))
+
+
+def not_near(points_RU: FloatArray, refused_MU: FloatArray) -> FloatArray:
+    """The first point that is not near any of those refused; the first where all are."""
+    for point_U in points_RU:
+        if all(0.5 * np.abs(point_U - other).sum() > TOO_NEAR for other in refused_MU):
+            return np.asarray(point_U)
+    return np.asarray(points_RU[0])
