@@ -44,6 +44,9 @@ REPLAYED = frozenset({"bayes", "optuna", "pareto"})
 # Strategy -> part of what could be gained that its proposal may miss, if more than a quarter: Optuna's samplers heap their trials in one place, and the
 # surrogate knows little of all others. Over 5 seeds and the 3 spaces the median was .1, the largest .74.
 MISSES = {"optuna": 0.5}
+# Strategy -> how much the order of results may move a weight of its proposal, if more than .001: the range of each objective over pareto's front is
+# taken from sampled points, and rounding decides between some.
+MOVES = {"pareto": 0.02}
 # Strategy -> package that it is skipped without.
 NEEDS = {"optuna": "optuna"}
 BASELINES = ("natural", "uniform", "unimax")
@@ -259,7 +262,8 @@ def test_results_may_come_one_by_one_and_in_any_order(name: str) -> None:
     else:
         assert set(ids(done)) == set(ids(finished(name)[2])), "an undisturbed search has the same trials"
         expected = proposed(name)
-    assert np.allclose(expected.mixture.array(), a.strategy.propose(a.run(shuffled)).mixture.array(), atol=1e-3)
+    moved = a.strategy.propose(a.run(shuffled)).mixture.array() - expected.mixture.array()
+    assert np.abs(moved).max() <= MOVES.get(name, 1e-3)
 
 
 @strategies

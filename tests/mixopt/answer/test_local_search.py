@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mixopt.answer.local_search import MANY_UNITS, BatchFunction, descend, differences, residuals
@@ -42,6 +42,9 @@ class Linear:
 
 
 @settings(max_examples=15, deadline=None)
+@example(5, 0.5, 59)
+@example(6, 0.75, 384567)
+@example(5, 0.375, 42)
 @given(st.integers(2, 6), st.floats(0.3, 3.0), st.integers(0, 2**32 - 1))
 def test_a_linear_law_with_a_pull_ends_at_the_tilted_prior(dimension: int, strength: float, seed: int) -> None:
     """slopes @ p + strength KL(p, prior) is least at p proportional to prior exp(-slopes / strength), by Lagrange."""
