@@ -71,9 +71,12 @@ def test_the_file_tree_is_the_real_one() -> None:
 
 
 def test_the_example_is_a_valid_experiment_file() -> None:
-    (example,) = blocks("yaml")
-    experiment = parse_experiment(yaml.safe_load(example), Path("/"))
-    assert len(experiment.domains) == 4
+    """The first block is a whole one; each of the others holds sections that may be added to it."""
+    whole, *sections = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert len(parse_experiment(whole, Path("/")).domains) == 4
+    assert sections
+    for more in sections:
+        assert parse_experiment({**whole, **more, "search": {**whole.get("search", {}), **more.get("search", {})}}, Path("/"))
 
 
 def test_every_command_it_names_exists() -> None:
