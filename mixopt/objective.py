@@ -31,6 +31,8 @@ SEED_STDS, MIXTURE_STDS = "standard deviations of a seed", "standard deviations 
 # in smaller units, this share of their largest value.
 LEAST_NOISE_BITS_PER_BYTE = 1e-6
 LEAST_VALUE = 1e-30
+# Of fewer mixtures a standard deviation is hardly known: too little to leave out what somebody asked for.
+FEWEST_TO_SCREEN = 4
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,7 @@ def _natural_rows(swarm: Swarm, natural: Mixture | None) -> NDArray[np.bool_]:
 
 def _reasons(metrics: tuple[str, ...], means: FloatArray, noise: Noise, loss_unit: str) -> dict[str, str]:
     """Metric -> reason, for those whose signal does not exceed their noise."""
-    if len(means) < 2:
+    if len(means) < FEWEST_TO_SCREEN:
         return {}
     # The variance of single runs over mixtures is signal plus noise; means over repeats hold less noise, so this errs toward screening.
     total = means.var(axis=0, ddof=1)

@@ -211,7 +211,10 @@ def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
     known = runs.points().sources[:1]
     at_natural = Points(assignment.space.domains, natural.array(assignment.space.domains)[None, None], known)
     estimates = Estimates(metrics, together.noise_at(at_natural)[0], together.mean(at_natural)[0])
-    objective = fit_objective(assignment.objective_kind, assignment.metrics, runs, natural, estimates=estimates)
+    # Few runs where the answer is wanted cannot show that a metric carries no signal: none is left out.
+    kind = assignment.objective_kind
+    objective = fit_objective(kind if kind == "z_scored" else "mean", assignment.metrics, runs, natural, estimates=estimates)
+    objective = replace(objective, kind=kind)
     sources = [offer.source for offer in assignment.offers]
     pairs = [of_sources(together, metrics.index(metric), sources) for metric in objective.metrics]
     return Beliefs(coordinates, objective, tuple(process for process, _ in pairs), tuple(numbers for _, numbers in pairs))

@@ -33,8 +33,8 @@ def measured_feasible(completed: Swarm, coordinates: Coordinates) -> FloatArray:
     place = {name: index for index, name in enumerate(completed.domains)}
     weights_MD = completed.points(realized=False).averages()[:, [place[name] for name in coordinates.names]]
     inside_MD = weights_MD[coordinates.contains(weights_MD)]
-    first = np.unique(np.round(inside_MD, 9), axis=0, return_index=True)[1]
-    return np.asarray(inside_MD[np.sort(first)])
+    # Sorted, so that nothing hangs on the order in which trials ended.
+    return np.asarray(inside_MD[np.unique(np.round(inside_MD, 9), axis=0, return_index=True)[1]])
 
 
 def mixtures_of(trials: Sequence[Trial], names: Sequence[str]) -> FloatArray:

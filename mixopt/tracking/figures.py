@@ -17,6 +17,7 @@ from mixopt.tracking.canvas import WIDE, Layout, save_png
 from mixopt.tracking.drawings.effects import effects_figure
 from mixopt.tracking.drawings.evidence import objective_figure, predicted_figure, verification_figure
 from mixopt.tracking.drawings.experts import experts_figure
+from mixopt.tracking.drawings.front import front_figure
 from mixopt.tracking.drawings.mixture import epochs_figure, mixture_figure
 from mixopt.tracking.drawings.runs import cost_figure, curves_figure, noise_figure
 from mixopt.tracking.findings import Findings, read_findings
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[Findings, Layout], Any | None]] = {
     "predicted": predicted_figure,
     "objective": objective_figure,
     "verification": verification_figure,
+    "front": front_figure,
     "effects": effects_figure,
     "curves": partial(curves_figure, "search"),
     "curves-verification": partial(curves_figure, "verification"),

@@ -91,7 +91,7 @@ def predicted_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     unit = "" if layout.narrow else f" ({findings.objective_unit}, lower is better)"
     axes.set_xlabel(f"predicted objective{unit}", color=INK, fontsize=9)
     axes.set_ylabel("measured objective", color=INK, fontsize=9)
-    legend_above(axes, [*map(_arm_handle, arms), _dot_handle("other mixtures", MUTED)], layout)
+    legend_above(axes, [*map(_arm_handle, arms), dot_handle("other mixtures", MUTED)], layout)
     return figure
 
 
@@ -112,16 +112,16 @@ def trial_title(number: int, entry: Mapping[str, Any]) -> str:
 
 
 def _arm_handle(arm: str) -> Any:
-    return _dot_handle(ARM_TITLES[arm], ARM_COLOURS[arm], ARM_MARKERS[arm])
+    return dot_handle(ARM_TITLES[arm], ARM_COLOURS[arm], ARM_MARKERS[arm])
 
 
-def _dot_handle(label: str, colour: str, marker: str = "o") -> Any:
+def dot_handle(label: str, colour: str, marker: str = "o") -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=label)
 
 
-def _line_handle(label: str, colour: str, **look: Any) -> Any:
+def line_handle(label: str, colour: str, **look: Any) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, label=label, **look)
@@ -180,8 +180,8 @@ def objective_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         axes.annotate(f"{values[index]:.0f}", place, (0, 6), textcoords="offset points", ha="center", fontsize=8, color=MUTED)
     axes.set_ylim(low, high)
     if layout.narrow:
-        lines = [_line_handle(text, colour, linestyle="-" if colour == GREEN else (0, (4, 3))) for text, _, colour in ends[:-1]]
-        legend_above(axes, [*lines, _dot_handle("proposal (predicted)", BLUE)], layout)
+        lines = [line_handle(text, colour, linestyle="-" if colour == GREEN else (0, (4, 3))) for text, _, colour in ends[:-1]]
+        legend_above(axes, [*lines, dot_handle("proposal (predicted)", BLUE)], layout)
     else:
         for (text, level, colour), y in zip(ends, spread([end[1] for end in ends], 0.06 * (high - low)), strict=True):
             axes.annotate(text, (1.0, level), (1.02, y), xycoords=("axes fraction", "data"), color=colour, fontsize=9, va="center")

@@ -16,6 +16,7 @@ from mixopt.tracking.findings import Findings, read_findings
 from mixopt.tracking.report.blocks import Section
 from mixopt.tracking.report.calibration import calibration_sections
 from mixopt.tracking.report.experts import experts_section
+from mixopt.tracking.report.front import front_sections
 from mixopt.tracking.report.refit import with_effects
 from mixopt.tracking.report.render import Head, render, write_whole
 from mixopt.tracking.report.runs import cost_section, curves_section, epochs_section, export_section, made_section, noise_section
@@ -62,6 +63,7 @@ def report_sections(findings: Findings, folder: Path | None = None) -> list[Sect
     return [
         answer_section(findings),
         mixture_section(findings),
+        *front_sections(findings),
         verification_section(findings),
         predicted_section(findings),
         objective_section(findings),

@@ -234,10 +234,37 @@ class RecordedSearch:
                 "objective_noise_std": 0.7,
                 "objective": fit_objective("noise_scaled", TARGETS, self.swarm(), natural).to_json(),
                 "domain_effects": self.effects(objective).to_json(),
+                "front": self.front(predicted, mixture, value),
             },
         )
         self.history.save_document(SEARCH_ID, "proposal", proposal.to_json())
         return proposal
+
+    def front(self, predicted: list[dict[str, Any]], mixture: Mixture, value: float) -> dict[str, Any]:
+        """As a search with two objectives has it."""
+        measured = [
+            {
+                "trial_id": pair["trial_id"],
+                "label": pair["label"],
+                "values": [pair["measured"], 3 - pair["measured"]],
+                "feasible": number % 3 > 0,
+                "undominated": number % 2 > 0,
+            }
+            for number, pair in enumerate(predicted)
+        ]
+        along = [
+            {"weights": mixture.as_dict(), "mean": [value + step, value - step], "std": [0.4, 0.5]} for step in (-1.0, -0.3, 0.0, 0.4, 1.2)
+        ]
+        return {
+            "objectives": ["functions", "prose"],
+            "unit": "seed noises",
+            "preferences": None,
+            "reference": [1.0, 1.0],
+            "proposal": [value, value],
+            "hypervolume": 2.0,
+            "predicted": along,
+            "measured": measured,
+        }
 
     def swarm(self) -> Swarm:
         return self.history.swarm(SEARCH_ID, self.domains.names, self.metrics)
