@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mixopt demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
