@@ -18,6 +18,7 @@ from scipy.special import erfcx, log_ndtr, logsumexp, softmax
 
 from mixopt.acquisition.beliefs import Beliefs
 from mixopt.mixture import FloatArray
+from mixopt.space import BoolArray
 
 HALF_LOG_TWO_PI = 0.5 * np.log(2 * np.pi)
 # Improvements of a worst case are smoothed over this share of the spread of the bests, so that slopes exist on every draw.
@@ -39,10 +40,10 @@ class Improvement:
     normal: FloatArray
 
     @classmethod
-    def over(cls, beliefs: Beliefs, weights_MD: FloatArray, eligible_M: FloatArray, paths: int, rng: np.random.Generator) -> Improvement:
+    def over(cls, beliefs: Beliefs, weights_MD: FloatArray, eligible_M: BoolArray, paths: int, rng: np.random.Generator) -> Improvement:
         """Over the mixtures given; those that are not eligible are drawn and known, but none of them can be the best."""
         losses_MSK = beliefs.draw(weights_MD, paths, rng)
-        values_MS = np.where(eligible_M.astype(bool)[:, None], beliefs.objective.value(losses_MSK), np.inf)
+        values_MS = np.where(eligible_M[:, None], beliefs.objective.value(losses_MSK), np.inf)
         normal_SK = rng.standard_normal((paths, len(beliefs.processes)))
         return cls(beliefs.given(weights_MD, losses_MSK), values_MS.min(axis=0), normal_SK)
 

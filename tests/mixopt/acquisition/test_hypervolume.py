@@ -69,7 +69,7 @@ def test_expected_improvement_is_what_draws_say(known: Any, count: int) -> None:
     drawn = objectives.values(beliefs.draw(weights, 4000, np.random.default_rng(4)))
     gains = np.array([hypervolume(drawn[:, path], reference) - hypervolume(drawn[:3, path], reference) for path in range(drawn.shape[1])])
     paths = [
-        FrontImprovement.over(beliefs, objectives, reference, weights[:3], np.ones(3), 400, np.random.default_rng(seed))
+        FrontImprovement.over(beliefs, objectives, reference, weights[:3], np.ones(3, dtype=bool), 400, np.random.default_rng(seed))
         for seed in range(4)
     ]
     values = np.exp([one.values(beliefs.coordinates.points(weights[3:]))[0] for one in paths])
@@ -83,7 +83,7 @@ def test_slopes_are_those_of_differences_and_a_run_under_way_lowers_its_own_wort
     coordinates = beliefs.coordinates
     some = coordinates.weights(coordinates.sample(5, rng))
     reference = objectives.values(beliefs.moments(some)[0][:, 0]).max(axis=0)
-    gain = FrontImprovement.over(beliefs, objectives, reference, some, np.ones(5), 8, rng)
+    gain = FrontImprovement.over(beliefs, objectives, reference, some, np.ones(5, dtype=bool), 8, rng)
     where = 0.8 * coordinates.sample(3, rng) + 0.2 / 6
     expected = np.empty_like(where)
     for unit in range(where.shape[1]):
