@@ -65,6 +65,7 @@ class BayesStrategy:
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
     learns = True
     asks_ahead = True
+    several_sources = True
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""
