@@ -244,6 +244,7 @@ class Study:
             DataError, ConfigError: as `recommend`.
         """
         source = answer_source(swarm, settings.source)
+        _refuse_elsewhere(swarm, source)
         runs = measured_at(swarm, source, settings.sizes)
         natural = domains.natural().array(space.domains)
         fits = estimates = None
@@ -276,6 +277,17 @@ class Study:
         found = out_of_fold_evidence(self.prediction, self.objective, self.measured)["spearman"]
         value = found.get("objective")
         return None if value is None else float(value)
+
+
+def _refuse_elsewhere(swarm: Swarm, source: Source) -> None:
+    """Raises DataError where all runs are of one source and the answer is wanted at another: a surrogate of one source would answer for its own."""
+    known = set(swarm.points().sources)
+    if len(known) == 1 and source not in known:
+        (other,) = known
+        raise DataError(
+            f"All {len(swarm)} finished trials are of {other.key}, and the answer is wanted for {source.key}, of which there is none.",
+            "Run a few trials there: raise `search.trials`, or take fewer or cheaper `search.sources`.",
+        )
 
 
 def pose(study: Study, space: MixtureSpace, domains: DomainSet, best: Mapping[str, Any], settings: Settings, pull: float) -> Problem:

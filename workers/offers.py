@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mixopt.config import Experiment
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
+from mixopt.strategies import strategy_names, takes_sources
 from mixopt.strategies.base import Offer
 from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.base import Surrogate, takes_several_sizes, takes_several_sources
@@ -38,7 +39,7 @@ def check_sources(experiment: Experiment) -> None:
 
     Raises:
         ConfigError: an unknown size, a source named twice, one that is also the verification's, one that costs as much as `proxy` does, too few
-            tokens, trials that do not begin from scratch, or a surrogate of one source.
+            tokens, trials that do not begin from scratch, or a strategy or surrogate of one source.
     """
     proxy, check, given = experiment.proxy, experiment.verification, experiment.search.sources
     if not given:
@@ -79,6 +80,12 @@ def check_sources(experiment: Experiment) -> None:
         raise ConfigError(
             f"`search.sources` are given, but the surrogate '{experiment.search.surrogate}' takes runs of one {what} only.",
             "Set `surrogate: auto` or `surrogate: multi_source_gp`.",
+        )
+    if not takes_sources(experiment.search.strategy):
+        able = ", ".join(name for name in strategy_names() if takes_sources(name))
+        raise ConfigError(
+            f"`search.sources` are given, and the strategy '{experiment.search.strategy}' runs trials of `proxy` only.",
+            f"Leave them out, or take one of the strategies {able}.",
         )
 
 

@@ -82,6 +82,11 @@ def options_type(name: str) -> type[Options]:
     return cast("type[Options]", get_type_hints(_class_of(name))["options"])
 
 
+def takes_sources(name: str) -> bool:
+    """Whether a strategy runs trials at more than the last of its offers: its attribute `several_sources`. Raises ConfigError as `options_type`."""
+    return bool(getattr(_class_of(name), "several_sources", False))
+
+
 def _class_of(name: str) -> type[Any]:
     if name not in _MODULES:
         nearest = difflib.get_close_matches(name, _MODULES, n=1, cutoff=0.0)

@@ -65,6 +65,7 @@ class BayesStrategy:
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
     learns = True
     asks_ahead = True
+    several_sources = True
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""
@@ -108,14 +109,14 @@ class BayesStrategy:
         return is_enough(one, Standing.of(one, completed, pending, abandoned).order(), completed, self._judged)
 
     def _first_design(self, abandoned: set[str]) -> list[Trial]:
-        """At the cheapest source; of several, the baselines at the others, too."""
+        """At the cheapest source; of several, first the baselines at the others, the dearest first, so that a small budget has some where it matters."""
         one = self.assignment
         if len(one.offers) == 1:
             return one.planned(min(self.first, one.trials), abandoned)
-        found = planned_at(one, one.offers[0], self.first, abandoned)
-        for offer in one.offers[1:]:
+        found: list[Trial] = []
+        for offer in reversed(one.offers[1:]):
             found += planned_at(one, offer, FIRST_AT_ANSWER, abandoned)
-        return found
+        return found + planned_at(one, one.offers[0], self.first, abandoned)
 
     def _beliefs(self, completed: Swarm) -> Beliefs | None:
         """From what has finished; None while that does not say what the objective is."""

@@ -66,7 +66,7 @@ class DoeStrategy:
         if one.stop_early and is_enough(one, standing.order(), completed, self._judged):
             return []
         asked = standing.fresh(one.start(standing.abandoned_ids), count)
-        missing = self._size() - len(standing.numbers())
+        missing = max(self._size() - len(standing.numbers()), 0)  # a budget may have been lowered
         asked += standing.numbered(self._mixtures(standing, missing), min(count, len(asked) + missing), LABEL, asked)
         return asked + standing.fresh(one.planned(one.trials, standing.abandoned_ids), count, asked)
 

@@ -41,6 +41,7 @@ class ScalingStrategy:
     assignment: Assignment
     options: ScalingOptions = field(default_factory=ScalingOptions)
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    several_sources = True
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """The next trials, point after point of the design, each from the cheapest source on; empty when the budget is met."""

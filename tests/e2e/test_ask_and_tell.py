@@ -350,3 +350,17 @@ def test_two_at_once_hand_out_different_trials(desk: Desk) -> None:
     texts = [process.communicate()[0] for process in both]
     ids = [row["trial_id"] for text in texts for row in csv.DictReader(io.StringIO(text))]
     assert len(ids) == len(set(ids)) == 8
+
+
+def test_what_another_search_of_the_output_was_told_is_not_handed_out_again(desk: Desk) -> None:
+    first = desk.ask("-n", "5")
+    told, partly = measured(first[:4]), measured(first[4:])
+    desk.tell([*told, {"trial_id": partly[0]["trial_id"], "accuracy": partly[0]["accuracy"]}])
+    other = Desk(desk.folder, search={"surrogate": "ridge", "strategy": "random", "trials": TRIALS})
+    handed = other.ask("-n", "5")
+    assert len(handed) == 5
+    assert not {row["trial_id"] for row in handed} & {row["trial_id"] for row in told}
+    assert handed[0]["trial_id"] == partly[0]["trial_id"], "one of its metrics is missing"
+    assert [row["label"] for row in handed[1:]] == ["random"] * 4
+    said = other.tell([{"trial_id": handed[0]["trial_id"], "loss/code": partly[0]["loss/code"]}, *measured(handed[1:])])
+    assert f"9 of {TRIALS} trials are told, 3 can be asked for" in " ".join(said.split())

@@ -95,6 +95,8 @@ def test_laws_know_the_sizes(tmp_path: Path) -> None:
         ({"sources": [{"size": "micro", "tokens": "3M"}]}, "costs as much as"),
         ({"sources": [SMALL], "surrogate": "gaussian_process"}, "one source only"),
         ({"sources": [SMALL], "surrogate": "sft_law"}, "one size only"),
+        ({"sources": [SMALL], "strategy": "climb"}, "'climb' runs trials of `proxy` only"),
+        ({"sources": [SMALL], "strategy": "pareto"}, "'pareto' runs trials of `proxy` only"),
         ({"options": {"rounds": 3}}, "search.options.rounds"),
     ],
 )

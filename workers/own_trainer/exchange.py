@@ -76,7 +76,7 @@ def ask(experiment: Experiment, count: int, again: bool, before: Callable[[Searc
 
     Raises:
         ConfigError: the file has no trainer, or as `check_experiment`.
-        MixoptError: whatever `before` raises; nothing is then recorded.
+        MixoptError: whatever `before` raises; no trial is then handed out.
     """
     trainer_of(experiment, "ask")
     check_experiment(experiment)
@@ -84,8 +84,7 @@ def ask(experiment: Experiment, count: int, again: bool, before: Callable[[Searc
     with _alone(experiment), History.open(record_location(search.store)) as history:
         history.add_search(search.search_id, experiment.name, experiment.to_yaml())
         history.save_document(search.search_id, "context", context(search))
-        standing = standing_of(search, history)
-        trials = [record.trial for record in standing.pending] if again else _asked(search, standing, count)
+        trials = [record.trial for record in standing_of(search, history).pending] if again else _untold(search, history, count)
         before(search, trials)
         if not again:
             history.add_trials(search.search_id, trials, "search")
@@ -168,6 +167,20 @@ def next_step(standing: Standing) -> str:
 def _asked(search: Search, standing: Standing, count: int) -> list[Trial]:
     pending, abandoned = ([record.trial for record in records] for records in (standing.pending, standing.abandoned))
     return search.strategy.ask(count, standing.swarm, pending, abandoned)
+
+
+def _untold(search: Search, history: History, count: int) -> list[Trial]:
+    """The next trials to run. Those that another search of this output folder was told of become this search's, and are not run again."""
+    partly: list[Trial] = []
+    while True:
+        trials = [*partly, *_asked(search, standing_of(search, history), count - len(partly))]
+        known = history.completed_trials() - {trial.trial_id for trial in partly}
+        found = [trial for trial in trials if trial.trial_id in known]
+        if not found:
+            return trials
+        history.add_trials(search.search_id, found, "search")
+        pending = {record.trial.trial_id for record in standing_of(search, history).pending}
+        partly += [trial for trial in found if trial.trial_id in pending]
 
 
 def _measured(record: TrialRecord) -> set[str]:

@@ -210,3 +210,10 @@ def test_sources_share_their_mixtures() -> None:
     assert not [
         trial for trial in get_strategy("scaling", one, {"answer_share": 0.0}).ask(500, EMPTY, [], []) if trial.source.size == "micro"
     ]
+
+
+def test_a_lowered_budget_asks_for_nothing_more() -> None:
+    long = get_strategy("doe", assignment(14))
+    asked = long.ask(14, EMPTY, [], [])
+    assert len(asked) == 14
+    assert get_strategy("doe", assignment(8)).ask(4, EMPTY, asked, []) == []

@@ -193,6 +193,25 @@ def test_scaling_reaches_a_size_that_was_never_run() -> None:
     assert proposal.objective.low < proposal.objective.mean < proposal.objective.high < 0
 
 
+def test_runs_of_another_source_alone_are_no_answer() -> None:
+    """A surrogate of one source would answer for the cheap one, and the page would say that it is of the dear one."""
+    offers = (offer("nano", 1 / 2), offer("small"))
+    one = assignment(6, offers, surrogate=get_surrogate("multi_source_gp", sizes=SIZES))
+    cheap = replace(one, offers=offers[:1]).planned(12)
+    for name in ("bayes", "scaling"):
+        with pytest.raises(DataError, match=r"nano.*the answer is wanted for .*small"):
+            get_strategy(name, one).propose(run(cheap))
+
+
+def test_a_small_budget_of_bayes_has_baselines_where_the_answer_is_wanted() -> None:
+    offers = (offer("nano", 1 / 2), offer("small"))
+    one = assignment(6, offers, surrogate=get_surrogate("multi_source_gp", sizes=SIZES))
+    asked = finish(get_strategy("bayes", one))
+    there = [trial.label for trial in asked if trial.source == one.source]  # UniMax is the uniform mixture here
+    assert there[:4] == ["natural", "uniform", "natural", "uniform"]
+    assert len(there) + sum(trial.source != one.source for trial in asked) / 2 <= 6
+
+
 @pytest.mark.parametrize("name", ["random", "climb", "doe", "optuna"])
 def test_learners_and_controls_stop_early_where_nothing_is_to_be_gained(name: str) -> None:
     """Where no mixture matters, perfect knowledge gains less than noise; it is looked at from half of the trials on."""
