@@ -21,6 +21,7 @@ SEARCH_ID = "5ea7c4" + "0" * 14
 SECTIONS = [
     "The answer",
     "Mixture and baselines",
+    "The front",
     "Verification",
     "Predicted against measured",
     "Objective over the trials",
@@ -146,7 +147,7 @@ def test_pointing_at_a_mark_says_what_it_is(opened: Callable[..., Browser]) -> N
 def test_every_figure_can_be_pointed_at(opened: Callable[..., Browser]) -> None:
     browser = opened()
     figures = browser.run("return [...document.querySelectorAll('figure')].map(f => f.id)")
-    assert len(figures) == 11
+    assert len(figures) == 12
     for figure in figures:
         first = browser.run("return document.querySelector(`#${arguments[0]} .wide .mark`)", figure)
         assert first is not None, figure
