@@ -4,11 +4,11 @@
 
 Problems: `law 5`, `law 17`, `law 50` (three targets, interactions, epoch caps, noise, and a cheaper source that ranks a little differently), `regmix` and
 `regmix 60m` (real runs, see benchmarks/searching/problems.py). Each strategy is asked for four trials at a time (those that plan beforehand, for all), and
-judged at several costs by the mixture that it would propose there. Everything random follows from the seed, which draws the law, too.
+judged at several costs by the mixture that it would propose there (`pareto` by the one for equal weights). Everything random follows from the seed, which draws the law, too.
 
 cost: in trials of the source where the answer is wanted. regret: how much worse the proposed mixture is than the best feasible one, in standard deviations of
 the seed noise of one trial (laws), or of the objective over the table (RegMix); inf: it could not propose yet. ask_seconds: median per trial asked for, of one
-thread. The second table says which share of the cost of `regression` and `random` a strategy needs for the median regret that they have.
+thread. The second table says which share of the cost of `regression` and `random` a strategy needs for the median regret that they have, over the same seeds.
 
 Resumable: what was played lies in --output. --quick: the smaller laws, two seeds, few trials; it shows that everything works, and its numbers mean little.
 """
@@ -157,22 +157,27 @@ def cost_for(rows: Sequence[Row], regret: float) -> float:
     return float("inf")
 
 
-def shares(rows: Sequence[Row], baseline: str) -> dict[tuple[str, str], float]:
-    """(problem, strategy) -> cost for the median regret that `baseline` has at its largest cost, as a share of what the baseline needs for it."""
+def shares(scores: Sequence[Score], baseline: str) -> dict[tuple[str, str], float]:
+    """(problem, strategy) -> cost for the least median regret that `baseline` has, as a share of what the baseline needs for it.
+
+    Over the seeds that both have played: they draw the law, and medians over other laws do not compare.
+    """
     found = {}
-    by_name: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        by_name.setdefault((row.problem, row.strategy), []).append(row)
+    by_name: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        by_name.setdefault((score.problem, score.entrant), []).append(score)
     for (problem, name), own in by_name.items():
-        theirs = by_name.get((problem, baseline))
-        if theirs:
-            last = min(theirs, key=lambda one: one.regret_median)
-            needed = cost_for(theirs, last.regret_median)
-            found[(problem, name)] = cost_for(own, last.regret_median) / needed
+        seeds = {score.seed for score in own} & {score.seed for score in by_name.get((problem, baseline), ())}
+        if seeds:
+            ours, theirs = (
+                rows_of([score for score in by_name[problem, who] if score.seed in seeds], [name, baseline]) for who in (name, baseline)
+            )
+            least = min(row.regret_median for row in theirs)
+            found[(problem, name)] = cost_for(ours, least) / cost_for(theirs, least)
     return found
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[Row], scores: Sequence[Score]) -> None:
     print(f"{'problem':<20}{'strategy':<18}{'cost':>6}{'regret':>9}{'quartiles':>17}{'seeds':>7}{'ask s':>8}")
     for row in rows:
         quartiles = f"{row.regret_q25:.2f} to {row.regret_q75:.2f}"
@@ -181,7 +186,7 @@ def show(rows: Sequence[Row]) -> None:
         )
     print()
     print(f"{'cost for the same median regret, as a share of':<40}{'regression':>14}{'random':>10}")
-    regression, random = shares(rows, "regression"), shares(rows, "random")
+    regression, random = shares(scores, "regression"), shares(scores, "random")
     for problem, name in regression or random:
         cells = [table.get((problem, name), float("nan")) for table in (regression, random)]
         print(
@@ -223,7 +228,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     scores = play_all(list(games(entrants, problems, arguments.seeds, arguments.quick)), data, folder, arguments.jobs)
     rows = rows_of(scores, [one.name for one in ENTRANTS])
-    show(rows)
+    show(rows, scores)
     if arguments.json is not None:
         write_rows(arguments.json, rows)
     return 0

@@ -193,8 +193,11 @@ class Assignment:
         proposal = recommend(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
         if self.earlier is None:
             return proposal
-        like = len(self.earlier.at_source(self.source))
-        counts = {"like_trials": like, "other_sources": len(self.earlier) - like}
+        # What this search trained itself is told as its own.
+        own = set(completed.trial_ids)
+        earlier = self.earlier.select([trial_id for trial_id in self.earlier.trial_ids if trial_id not in own])
+        like = len(earlier.at_source(self.source))
+        counts = {"like_trials": like, "other_sources": len(earlier) - like}
         return replace(proposal, evidence={**proposal.evidence, "earlier_runs": counts})
 
     def objective(self, completed: Swarm) -> Objective:

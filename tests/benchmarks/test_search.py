@@ -113,8 +113,16 @@ def test_cost_for_a_regret_is_interpolated_in_logarithms(bench: Any) -> None:
     assert bench.cost_for(rows, 5.0) == 10
     assert bench.cost_for(rows, 0.1) == float("inf")
     assert bench.cost_for([row(bench, "s", 10, float("inf")), row(bench, "s", 40, 0.5)], 0.7) == 40
-    both = [*rows, row(bench, "t", 5, 1.0), row(bench, "t", 20, 0.25)]
-    assert bench.shares(both, "s") == {("p", "s"): 1.0, ("p", "t"): pytest.approx(0.5)}
+
+
+def test_shares_compare_the_seeds_that_both_have_played(bench: Any, playing: Any) -> None:
+    def score(name: str, seed: int, cost: float, regret: float) -> Any:
+        return playing.Score(name, "p", 3, seed, cost, regret, 0.0, cost)
+
+    easy = [score("s", 0, 10, 1.0), score("s", 0, 40, 0.25), score("t", 0, 5, 1.0), score("t", 0, 20, 0.25)]
+    hard = [score("s", seed, cost, 100.0) for seed in (1, 2) for cost in (10, 40)]
+    assert bench.shares([*easy, *hard], "s")[("p", "t")] == pytest.approx(0.5)
+    assert bench.shares(easy, "s") == {("p", "s"): 1.0, ("p", "t"): pytest.approx(0.5)}
 
 
 def test_games_are_kept_and_a_torn_line_is_played_again(
@@ -132,4 +140,4 @@ def test_games_are_kept_and_a_torn_line_is_played_again(
     assert "1 of 1:" in capsys.readouterr().err
     rows = bench.rows_of(again, ["regression"])
     assert json.loads(json.dumps([rows[0].seeds, rows[0].cost])) == [2, 8]
-    bench.show(rows)
+    bench.show(rows, again)
