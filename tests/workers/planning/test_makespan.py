@@ -52,10 +52,10 @@ class TimedRunner(PackRunner[int]):
     def _launch(self, job: PackJob) -> int:
         self.jobs.append(job)
         self._queue.append(len(self.jobs) - 1)
-        self._begin()
+        self._start_queued()
         return len(self.jobs) - 1
 
-    def _begin(self) -> None:
+    def _start_queued(self) -> None:
         while self._queue and len({number for _, number, _ in self._busy}) < self._slots:
             number = self._queue.pop(0)
             self._round(number, 0)
@@ -69,7 +69,7 @@ class TimedRunner(PackRunner[int]):
         self.clock, number, ended = heapq.heappop(self._busy)
         job = self.jobs[number]
         if ended == len(job.trials):
-            self._begin()
+            self._start_queued()
             return [number]
         pack = PackControl(job.control, job.pack_id)
         for trial in job.trials[:ended]:
