@@ -1,4 +1,4 @@
-"""Which run comes next: its mixture and its source, by the knowledge gradient per cost, one run after the other.
+"""Which run comes next, one after the other: its mixture by the expected improvement, or its source, too, by the knowledge gradient per cost.
 
 Runs that were chosen count as under way for those after them, so a batch is spread and its first runs are those of a smaller batch. The main trade-off:
 each is the best next one, not the batch the best together.
@@ -21,6 +21,8 @@ from mixopt.mixture import FloatArray
 
 PATHS = 64
 """Draws of what runs under way and the next one will show; halves of them mirror each other, which takes most of the chance out of an average."""
+MOST_BASELINES = 24
+"""Measured mixtures that may be the best one: those behind them by prediction hardly ever are, and cost the cube of their number."""
 GOOD = 8
 """Best mixtures around which to look, and which may be the answer."""
 
@@ -64,7 +66,7 @@ class Chooser:
         drawn_MS = beliefs.objective.value(beliefs.draw(coordinates.weights(spots_MU), PATHS, rng))
         answers_AD = np.concatenate([optimum_1D, best_MD, coordinates.weights(spots_MU[np.unique(drawn_MS.argmin(axis=0))])])
         half_SK = rng.standard_normal((PATHS // 2, len(beliefs.processes)))
-        base_MD = np.concatenate([optimum_1D, measured_MD[np.argsort(predicted_M, kind="stable")][:24]])
+        base_MD = np.concatenate([optimum_1D, measured_MD[np.argsort(predicted_M, kind="stable")][:MOST_BASELINES]])
         paths = PATHS if beliefs.linear else 4 * PATHS
         improvement = Improvement.over(beliefs, base_MD, np.ones(len(base_MD), dtype=bool), paths, rng)
         chooser = cls(beliefs, answers_AD, good_GU, np.concatenate([half_SK, -half_SK]), tuple(costs), rng, improvement)

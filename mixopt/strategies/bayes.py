@@ -1,11 +1,12 @@
-"""Bayesian optimization: after a small first design, every trial is the one that is expected to improve the answer most for what it costs.
+"""Bayesian optimization: after a small first design, every trial is chosen for what it is expected to bring.
 
-The knowledge gradient over our own Gaussian processes, one per metric, with the objective on top. With several sources a trial of a cheap one counts by what it
-tells about the one where the answer is wanted (`multi_source_gp`), per cost, as in ADMIRE (arXiv 2508.11551); the costly one gets a least share of what
-is spent, so that a cheap source that misleads cannot use the search up. Trials under way count as draws of what they will say, so trials may be asked for one
-at a time or many at once, whenever a worker is free. The answer is that of all strategies (`recommend`, with the search's own surrogate).
-The main trade-off: it learns as it goes, so its course depends on the order in which trials end, and a search that trains all its trials at
-once gains nothing over `regression`.
+At one source: for how much better than the best it may be, noisy expected improvement over our own Gaussian processes, one per metric, with the
+objective on top (`acquisition.improvement`). With several sources: for how far it is expected to improve the predicted answer where the answer is
+wanted, per cost (`acquisition.knowledge`, over `multi_source_gp`; the question is ADMIRE's, arXiv 2508.11551, whose max-value entropy did worse
+at one source, docs/log.md). The costly source gets a least share of what is spent, so that a cheap one that misleads cannot use the search up.
+Trials under way count as draws of what they will say, so trials may be asked for one at a time or many at once, whenever a worker is free. The
+answer is that of all strategies (`recommend`, with the search's own surrogate). The main trade-off: it learns as it goes, so its course depends on the
+order in which trials end, and a search that trains all its trials at once gains nothing over `regression`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class BayesOptions(Options):
 
 @dataclass(frozen=True)
 class BayesStrategy:
-    """Asks for a first design, then for the largest knowledge gradient per cost, one trial after the other."""
+    """Asks for a first design, then for one learned trial after the other."""
 
     assignment: Assignment
     options: BayesOptions = field(default_factory=BayesOptions)
