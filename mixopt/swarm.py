@@ -21,7 +21,7 @@ import polars as pl
 
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
-from mixopt.trial import Source
+from mixopt.trial import Source, Trial
 
 SWARM_VERSION = 1
 COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -187,6 +187,40 @@ class Swarm:
             schema={name: SCHEMA[name] for name in ("trial_id", *RUN_COLUMNS)},
         )
         return cls.of_tables(domains, runs.filter(scored.tolist()), _long_form(losses, grid, metrics, names))
+
+    @classmethod
+    def of_trials(
+        cls, domains: Sequence[str], trials: Sequence[Trial], metrics: Sequence[str], bits_per_byte: FloatArray, flops: Sequence[float]
+    ) -> Swarm:
+        """The swarm of trials whose losses are known, by a law say; each has trained what it asked for.
+
+        Args:
+            bits_per_byte: at the end, shape (trials, metrics).
+            flops: of each trial.
+        """
+        schedules = [[mixture.array(domains).tolist() for mixture in trial.schedule.mixtures] for trial in trials]
+        rows = [
+            {
+                "trial_id": trial.trial_id,
+                "label": trial.label,
+                "evaluator": trial.source.evaluator,
+                "size": trial.source.size,
+                "source_tokens": trial.source.tokens,
+                "seed": trial.seed,
+                "fractions": list(trial.schedule.fractions),
+                "requested": schedule,
+                "realized": schedule,
+                "metric": metric,
+                "tokens": trial.source.tokens,
+                "loss_nats": loss,
+                "bits_per_byte": loss,
+                "flops": cost,
+                "seconds": float("nan"),
+            }
+            for trial, schedule, losses, cost in zip(trials, schedules, bits_per_byte, flops, strict=True)
+            for metric, loss in zip(metrics, losses.tolist(), strict=True)
+        ]
+        return cls(tuple(domains), pl.DataFrame(rows, schema=SCHEMA))
 
     def __len__(self) -> int:
         """Number of trials."""

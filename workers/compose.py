@@ -32,7 +32,7 @@ from proxy_models.config import SIZES, proxy_config
 from workers.beginnings import RECORD_NAME, base_trial, check_base, check_sizes
 from workers.convert import recipe_for
 from workers.evaluations import plan_evaluations, refuse_twin_evaluations
-from workers.offers import check_sources, offers_of, search_sources, surrogate_for
+from workers.offers import check_sources, foreseen_offers, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
 from workers.warm_start import check_warm_start, read_earlier, wanted_of
 
@@ -222,27 +222,33 @@ def check_settings(experiment: Experiment) -> None:
     """
     read_options(experiment.search.strategy, experiment.search.options)
     get_surrogate(experiment.search.surrogate)
-    if experiment.trainer is not None:
+    if experiment.trainer is None:
+        _check_proxies(experiment)
+        domains = _foreseen_domains(experiment)
+    else:
         from workers.own_trainer.pieces import own_domains
 
-        MixtureSpace.from_domains(own_domains(experiment))
-    else:
-        _check_proxies(experiment)
+        domains = own_domains(experiment)
     if experiment.tracking.enabled and experiment.tracking.uri is not None:
         check_address(experiment.tracking.uri)
-    # Constraints depend on the target corpus only, not on what is prepared. A domain whose tokens have yet to be counted or estimated can be
-    # taken for endless here: what is infeasible nevertheless stays so, and `compose` looks again.
+    # A strategy says itself what it cannot do.
+    get_strategy(experiment.search.strategy, assignment_of(experiment, domains, foreseen_offers(experiment)), experiment.search.options)
+
+
+def _foreseen_domains(experiment: Experiment) -> DomainSet:
+    """The domains before anything is prepared: constraints depend on the target corpus only.
+
+    A domain whose tokens have yet to be counted or estimated is taken for endless: what is infeasible nevertheless stays so, and `compose` looks again.
+    """
     constraints = experiment.constraints.constraints
-    MixtureSpace.from_domains(
-        DomainSet(
-            tuple(
-                Domain(d.name, "", 0, d.tokens if isinstance(d.tokens, float) else ENDLESS, d.group, d.max_epochs, d.bounds, d.repeats)
-                for d in experiment.domains
-            ),
-            experiment.budget_tokens,
-            experiment.group_rules,
-            constraints if all(isinstance(d.tokens, float) for d in experiment.domains) else constraints.without_tokens(),
-        )
+    return DomainSet(
+        tuple(
+            Domain(d.name, "", 0, d.tokens if isinstance(d.tokens, float) else ENDLESS, d.group, d.max_epochs, d.bounds, d.repeats)
+            for d in experiment.domains
+        ),
+        experiment.budget_tokens,
+        experiment.group_rules,
+        constraints if all(isinstance(d.tokens, float) for d in experiment.domains) else constraints.without_tokens(),
     )
 
 

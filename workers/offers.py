@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from mixopt.config import Experiment
 from mixopt.errors import ConfigError
-from mixopt.factory import TrialFactory
+from mixopt.factory import MakeTrial, TrialFactory
+from mixopt.mixture import Schedule
 from mixopt.strategies import strategy_names, takes_sources
 from mixopt.strategies.base import Offer
 from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.base import Surrogate, takes_several_sizes, takes_several_sources
-from mixopt.trial import Source
+from mixopt.trial import Source, Trial
 from proxy_models.config import SIZES, proxy_config
 
 MEASURING_SHARE = 0.1
@@ -89,6 +90,18 @@ def check_sources(experiment: Experiment) -> None:
         )
 
 
+def foreseen_offers(experiment: Experiment) -> tuple[Offer, ...]:
+    """The offers of a search before anything is prepared; they make no trials."""
+    vocab_size, trainer = experiment.tokenizer.vocab_size, experiment.trainer
+    if trainer is not None:
+        return (Offer(Source("command", trainer.name, trainer.tokens), _unmade, 1.0),)
+    return tuple(_offer(source, _unmade, vocab_size, experiment.proxy.window) for source in search_sources(experiment, vocab_size))
+
+
+def _unmade(schedule: Schedule, seed: int, label: str) -> Trial:
+    raise AssertionError("a trial's identity needs prepared tokens")
+
+
 def surrogate_for(name: str, offers: Sequence[Offer]) -> Surrogate:
     """The surrogate of that name, which knows how large the proxies of each source are if there are several."""
     plain = get_surrogate(name)
@@ -99,10 +112,9 @@ def surrogate_for(name: str, offers: Sequence[Offer]) -> Surrogate:
 
 def offers_of(factories: Sequence[TrialFactory]) -> tuple[Offer, ...]:
     """What each factory offers, in the same order: cheapest first, the one where the answer is wanted last."""
-    return tuple(_offer(factory) for factory in factories)
+    return tuple(_offer(one.source, one.make, int(one.recipe["vocab_size"]), int(one.recipe["window"])) for one in factories)
 
 
-def _offer(factory: TrialFactory) -> Offer:
-    source, vocab_size = factory.source, int(factory.recipe["vocab_size"])
+def _offer(source: Source, make: MakeTrial, vocab_size: int, window: int) -> Offer:
     parameters = proxy_config(source.size, vocab_size).parameters()
-    return Offer(source, factory.make, trial_flops(source, vocab_size, int(factory.recipe["window"])), parameters.active)
+    return Offer(source, make, trial_flops(source, vocab_size, window), parameters.active)

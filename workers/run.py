@@ -139,7 +139,7 @@ def _walk(
         history.retry_abandoned(search.search_id)
     before, work = history.completed_trials(), _TakenUp()
     observers = (*observers, work)
-    informed = _knowing_calibration(warm_start.informed(search, history), history)
+    informed = _knowing_calibration(warm_start.informed(search), history)
     # What is measured after a search has ended early is no reason to begin anew.
     answer = _recorded_answer(informed, history) or _recorded_answer(search, history)
     search = informed

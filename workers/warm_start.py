@@ -126,7 +126,7 @@ def kept_in(store: Path) -> Callable[[str], bool]:
     return kept
 
 
-def informed(search: Search, history: History) -> Search:
+def informed(search: Search) -> Search:
     """The search, whose strategy knows the earlier runs as the record has them now."""
     if search.wanted is None:
         return search
@@ -161,4 +161,4 @@ def score_earlier(search: Search, history: History, runner: Runner, reporter: Re
         history.set_search_state(search.search_id, "interrupted")
         runner.cancel([trial.trial_id for trial in trials])
         raise SearchInterrupted("Stopped while earlier runs were scored.", "The same command goes on from here.") from None
-    return informed(search, history)
+    return informed(search)

@@ -15,18 +15,17 @@ knows where to look gains less than on a law. It is judged by the row of the ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import polars as pl
 
 from mixopt.domains import Domain, DomainSet
-from mixopt.mixture import FloatArray
+from mixopt.mixture import FloatArray, Mixture, Schedule
 from mixopt.optimum import minimize
 from mixopt.space import MixtureSpace
-from mixopt.swarm import SCHEMA, Swarm
+from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
 
 TARGETS = 3
@@ -143,46 +142,12 @@ class Synthetic:
     def run(self, trials: Sequence[Trial], noise_seed: int) -> Swarm:
         """Outcomes of trials; the same trial has the same outcome."""
         _, law, cheap = self._drawn
-        names = self.domains.names
-        rows = []
-        for trial in trials:
-            weights = trial.schedule.average().array(names)
+        losses = np.zeros((len(trials), TARGETS))
+        for row, trial in enumerate(trials):
+            weights = trial.schedule.average().array(self.domains.names)
             luck = np.random.default_rng([noise_seed, int(trial.trial_id[:15], 16)]).normal(0.0, self.noise_std)
-            rows.append((cheap if trial.source == CHEAP else law).losses(weights[None])[0] + luck)
-        return swarm_of(names, trials, [trial.schedule.average().array(names) for trial in trials], self.metrics, rows, self.cost)
-
-
-def swarm_of(
-    names: tuple[str, ...],
-    trials: Sequence[Trial],
-    mixtures: Sequence[FloatArray],
-    metrics: Sequence[str],
-    losses: Sequence[FloatArray],
-    cost: Callable[[Source], float],
-) -> Swarm:
-    """A swarm of trials that trained these mixtures, in their order."""
-    rows = [
-        {
-            "trial_id": trial.trial_id,
-            "label": trial.label,
-            "evaluator": trial.source.evaluator,
-            "size": trial.source.size,
-            "source_tokens": trial.source.tokens,
-            "seed": trial.seed,
-            "fractions": [1.0],
-            "requested": [weights.tolist()],
-            "realized": [weights.tolist()],
-            "metric": metric,
-            "tokens": trial.source.tokens,
-            "loss_nats": loss,
-            "bits_per_byte": loss,
-            "flops": cost(trial.source),
-            "seconds": 1.0,
-        }
-        for trial, weights, values in zip(trials, mixtures, losses, strict=True)
-        for metric, loss in zip(metrics, values.tolist(), strict=True)
-    ]
-    return Swarm(names, pl.DataFrame(rows, schema=SCHEMA))
+            losses[row] = (cheap if trial.source == CHEAP else law).losses(weights[None])[0] + luck
+        return Swarm.of_trials(self.domains.names, trials, self.metrics, losses, [self.cost(trial.source) for trial in trials])
 
 
 REGMIX_COST = 1 / 10
@@ -245,7 +210,7 @@ class Replay:
         """Rows of the tables; the luck of a run is in them."""
         names = self.domains.names
         used: dict[Source, set[int]] = {source: set() for source in self.pools}
-        realized, losses, answered = [], [], []
+        losses, answered = [], []
         for trial in trials:
             weights, values = self.pools[trial.source]
             wanted = trial.schedule.average().array(names)
@@ -254,7 +219,6 @@ class Replay:
             if row is None:
                 continue
             used[trial.source].add(row)
-            realized.append(weights[row])
             losses.append(values[row])
-            answered.append(trial)
-        return swarm_of(names, answered, realized, self.metrics, losses, self.cost)
+            answered.append(replace(trial, schedule=Schedule.constant(Mixture.from_array(names, weights[row]))))
+        return Swarm.of_trials(names, answered, self.metrics, np.array(losses), [self.cost(trial.source) for trial in answered])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixopt.acquisition.beliefs import Coordinates, Sloped
+from mixopt.acquisition.beliefs import Sloped, UnitSpace
 from mixopt.mixture import FloatArray
 
 WIDE, AROUND, STARTS, STEPS = 256, 256, 4, 24
@@ -24,7 +24,7 @@ FIRST_STEP = 0.05
 GROW, SHRINK, SHORTEST = 2.0, 0.25, 1e-6
 
 
-def candidates(coordinates: Coordinates, good_GU: FloatArray, rng: np.random.Generator) -> FloatArray:
+def candidates(coordinates: UnitSpace, good_GU: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Feasible points: wide draws, and steps of all lengths from good ones toward such draws and along differences of good ones, shape (M, U)."""
     wide_MU = coordinates.sample(WIDE, rng)
     if not len(good_GU):
@@ -50,7 +50,7 @@ def spread(points_MU: FloatArray, values_M: FloatArray, count: int, apart: float
     return np.array(kept)
 
 
-def climb(function: Sloped, coordinates: Coordinates, starts_RU: FloatArray, steps: int = STEPS) -> tuple[FloatArray, FloatArray]:
+def climb(function: Sloped, coordinates: UnitSpace, starts_RU: FloatArray, steps: int = STEPS) -> tuple[FloatArray, FloatArray]:
     """Feasible points at which the function is at least as large as at `starts_RU` (feasible), shape (R, U), and its values (R,)."""
     points_RU, (values_R, slopes_RU) = starts_RU, function(starts_RU)
     step_R = FIRST_STEP / np.maximum(np.abs(slopes_RU - slopes_RU.mean(axis=1, keepdims=True)).sum(axis=1), 1e-300)
@@ -73,7 +73,7 @@ def climb(function: Sloped, coordinates: Coordinates, starts_RU: FloatArray, ste
 
 
 def maximize(
-    function: Sloped, values: Callable[[FloatArray], FloatArray], coordinates: Coordinates, good_GU: FloatArray, rng: np.random.Generator
+    function: Sloped, values: Callable[[FloatArray], FloatArray], coordinates: UnitSpace, good_GU: FloatArray, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
     """The best points found, best first, shape (R, U), and their values (R,).
 

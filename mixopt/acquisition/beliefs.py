@@ -36,13 +36,13 @@ Sloped = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class UnitSpace:
     """The units of a space, whose domains are in the order of their names."""
 
     space: MixtureSpace
 
     @classmethod
-    def of(cls, domains: DomainSet) -> Coordinates:
+    def of(cls, domains: DomainSet) -> UnitSpace:
         """Raises InfeasibleError as `MixtureSpace.from_domains`."""
         by_name = tuple(sorted(domains.domains, key=lambda domain: domain.name))
         return cls(MixtureSpace.from_domains(replace(domains, domains=by_name)))
@@ -82,11 +82,11 @@ class Coordinates:
         return Mixture.from_array(self.names, self.space.project(self.weights(point_U[None]))[0])
 
     @property
-    def uncapped(self) -> Coordinates:
+    def uncapped(self) -> UnitSpace:
         """The same units without bounds, caps and whatever else limits mixtures."""
         units, domains = len(self.space.units.names), len(self.names)
         none, all_D, none_U, all_U = np.zeros(domains), np.ones(domains), np.zeros(units), np.ones(units)
-        return Coordinates(
+        return UnitSpace(
             replace(self.space, sums=(), ball=None, most_domains=None, lower=none, upper=all_D, unit_lower=none_U, unit_upper=all_U)
         )
 
@@ -99,7 +99,7 @@ class Beliefs:
         numbers: per metric the number that each source has in its process; sources as in `Assignment.offers`, the answer is wanted at the last.
     """
 
-    coordinates: Coordinates
+    coordinates: UnitSpace
     objective: Objective
     processes: tuple[Conditioned, ...]
     numbers: tuple[tuple[int, ...], ...]
@@ -189,13 +189,15 @@ class Beliefs:
 
 
 def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
-    """Beliefs from finished trials, by the process of one source or of several.
+    """Beliefs from finished trials and earlier runs, by the process of one source or of several.
+
+    With one source, earlier runs of others are left out, which only a surrogate over several could tell from it.
 
     Raises:
         DataError: too few trials, or they do not say what the objective is.
     """
-    completed = _rounded(completed)
-    coordinates, natural = Coordinates.of(assignment.domains), assignment.domains.natural()
+    completed = _rounded(assignment.fitted(completed))
+    coordinates, natural = UnitSpace.of(assignment.domains), assignment.domains.natural()
     metrics = tuple(assignment.metrics)
     if len(assignment.offers) == 1:
         runs = completed.at_source(assignment.source)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
 from mixopt.acquisition.ascent import candidates, maximize
-from mixopt.acquisition.beliefs import Beliefs, Coordinates
+from mixopt.acquisition.beliefs import Beliefs, UnitSpace
 from mixopt.acquisition.improvement import Improvement
 from mixopt.acquisition.knowledge import Knowledge
 from mixopt.mixture import FloatArray
@@ -27,9 +28,62 @@ GOOD = 8
 """Best mixtures around which to look, and which may be the answer."""
 
 
+class Chooser(Protocol):
+    """What is known and under way, and what it says of the next run."""
+
+    def given(self, source: int, weights_MD: FloatArray) -> Self:
+        """With runs of these mixtures under way at a source."""
+        ...
+
+    def best(self, sources: Sequence[int], where: UnitSpace) -> tuple[int, FloatArray]:
+        """The source among `sources` to run at, and its best points of `where`, best first (R, U)."""
+        ...
+
+
+C = TypeVar("C", bound=Chooser)
+
+
 @dataclass(frozen=True)
-class Chooser:
-    """What is known and under way; build it with `start`.
+class Improving:
+    """By noisy expected improvement where the answer is wanted; build it with `start`.
+
+    Attributes:
+        good: points to look around, shape (G, U).
+    """
+
+    improvement: Improvement
+    good: FloatArray
+    rng: np.random.Generator
+
+    @classmethod
+    def start(
+        cls,
+        beliefs: Beliefs,
+        measured_MD: FloatArray,
+        waiting: Sequence[tuple[int, FloatArray]],
+        rng: np.random.Generator,
+    ) -> Improving:
+        """From the feasible mixtures that were measured, and the mixtures under way (M, D) per source."""
+        good_GU, ranked_MD = _good(beliefs, measured_MD, rng)
+        base_MD = np.concatenate([beliefs.coordinates.weights(good_GU[:1]), ranked_MD[:MOST_BASELINES]])
+        paths = PATHS if beliefs.linear else 4 * PATHS
+        improvement = Improvement.over(beliefs, base_MD, np.ones(len(base_MD), dtype=bool), paths, rng)
+        return _with(cls(improvement, good_GU, rng), waiting)
+
+    def given(self, source: int, weights_MD: FloatArray) -> Improving:
+        improvement = self.improvement
+        for row, inside in zip(weights_MD, improvement.beliefs.coordinates.contains(weights_MD), strict=True):
+            improvement = improvement.with_point(row, bool(inside), self.rng)
+        return replace(self, improvement=improvement)
+
+    def best(self, sources: Sequence[int], where: UnitSpace) -> tuple[int, FloatArray]:
+        points_RU, _ = maximize(self.improvement, self.improvement.values, where, self.good, self.rng)
+        return self.improvement.beliefs.answer, points_RU
+
+
+@dataclass(frozen=True)
+class Informing:
+    """By the knowledge gradient per cost, over all sources; build it with `start`.
 
     Attributes:
         beliefs: given draws of the runs under way.
@@ -45,7 +99,6 @@ class Chooser:
     normal: FloatArray
     costs: tuple[float, ...]
     rng: np.random.Generator
-    improvement: Improvement
 
     @classmethod
     def start(
@@ -55,45 +108,21 @@ class Chooser:
         waiting: Sequence[tuple[int, FloatArray]],
         costs: Sequence[float],
         rng: np.random.Generator,
-    ) -> Chooser:
+    ) -> Informing:
         """From the feasible mixtures that were measured, and the mixtures under way (M, D) per source."""
+        good_GU, _ = _good(beliefs, measured_MD, rng)
         coordinates = beliefs.coordinates
-        predicted_M = beliefs.mean(coordinates.points(measured_MD)) if len(measured_MD) else np.zeros(0)
-        best_MD = measured_MD[np.argsort(predicted_M, kind="stable")][:GOOD]
-        optimum_1D = coordinates.weights(predicted_optimum(beliefs, coordinates.points(best_MD), rng))
-        good_GU = coordinates.points(np.concatenate([optimum_1D, best_MD]))
         spots_MU = candidates(coordinates, good_GU, rng)
         drawn_MS = beliefs.objective.value(beliefs.draw(coordinates.weights(spots_MU), PATHS, rng))
-        answers_AD = np.concatenate([optimum_1D, best_MD, coordinates.weights(spots_MU[np.unique(drawn_MS.argmin(axis=0))])])
+        answers_AD = coordinates.weights(np.concatenate([good_GU, spots_MU[np.unique(drawn_MS.argmin(axis=0))]]))
         half_SK = rng.standard_normal((PATHS // 2, len(beliefs.processes)))
-        base_MD = np.concatenate([optimum_1D, measured_MD[np.argsort(predicted_M, kind="stable")][:MOST_BASELINES]])
-        paths = PATHS if beliefs.linear else 4 * PATHS
-        improvement = Improvement.over(beliefs, base_MD, np.ones(len(base_MD), dtype=bool), paths, rng)
-        chooser = cls(beliefs, answers_AD, good_GU, np.concatenate([half_SK, -half_SK]), tuple(costs), rng, improvement)
-        for source, weights_MD in waiting:
-            if len(weights_MD):
-                chooser = chooser.given(source, weights_MD)
-        return chooser
+        return _with(cls(beliefs, answers_AD, good_GU, np.concatenate([half_SK, -half_SK]), tuple(costs), rng), waiting)
 
-    def given(self, source: int, weights_MD: FloatArray) -> Chooser:
-        """With these runs under way."""
-        inside_M = self.beliefs.coordinates.contains(weights_MD)
-        answers_AD = np.concatenate([self.answers, weights_MD[inside_M]])
-        improvement = self.improvement
-        if source == self.beliefs.answer:
-            for row, ok in zip(weights_MD, inside_M, strict=True):
-                improvement = improvement.with_point(row, bool(ok), self.rng)
-        return replace(
-            self, improvement=improvement, beliefs=self.beliefs.under_way(weights_MD, source, PATHS, self.rng), answers=answers_AD
-        )
+    def given(self, source: int, weights_MD: FloatArray) -> Informing:
+        answers_AD = np.concatenate([self.answers, weights_MD[self.beliefs.coordinates.contains(weights_MD)]])
+        return replace(self, beliefs=self.beliefs.under_way(weights_MD, source, PATHS, self.rng), answers=answers_AD)
 
-    def improving(self, where: Coordinates) -> FloatArray:
-        """Points of the largest noisy expected improvement where the answer is wanted, best first (R, U)."""
-        points_RU, _ = maximize(self.improvement, self.improvement.values, where, self.good, self.rng)
-        return points_RU
-
-    def best(self, sources: Sequence[int], where: Coordinates) -> tuple[int, FloatArray]:
-        """The source among `sources` of the largest gain per cost, and its best points of `where`, best first (R, U)."""
+    def best(self, sources: Sequence[int], where: UnitSpace) -> tuple[int, FloatArray]:
         found: list[tuple[float, int, FloatArray]] = []
         for source in sources:
             may_answer = source == self.beliefs.answer and where is self.beliefs.coordinates
@@ -102,6 +131,22 @@ class Chooser:
             found.append((float(gains_R[0]) / self.costs[source], source, points_RU))
         _, source, points_RU = max(found, key=lambda one: one[:2])
         return source, points_RU
+
+
+def _good(beliefs: Beliefs, measured_MD: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+    """Points to look around, the predicted optimum first (G, U); and the measured mixtures, the best predicted first (M, D)."""
+    coordinates = beliefs.coordinates
+    predicted_M = beliefs.mean(coordinates.points(measured_MD)) if len(measured_MD) else np.zeros(0)
+    ranked_MD = measured_MD[np.argsort(predicted_M, kind="stable")]
+    best_GU = coordinates.points(ranked_MD[:GOOD])
+    return np.concatenate([predicted_optimum(beliefs, best_GU, rng), best_GU]), ranked_MD
+
+
+def _with(chooser: C, waiting: Sequence[tuple[int, FloatArray]]) -> C:
+    for source, weights_MD in waiting:
+        if len(weights_MD):
+            chooser = chooser.given(source, weights_MD)
+    return chooser
 
 
 def predicted_optimum(beliefs: Beliefs, good_GU: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -129,24 +129,31 @@ class FrontImprovement:
         return replace(self, beliefs=self.beliefs.given(weights_D[None], losses_MSK), fronts=fronts)._boxed()
 
     def values(self, points_MU: FloatArray) -> FloatArray:
-        return self(points_MU)[0]
+        """Values alone, shape (M,)."""
+        means_MSK, variances_MK = self.beliefs.moments(self.beliefs.coordinates.weights(points_MU))
+        return np.asarray(np.log(self._gain(means_MSK, variances_MK)[0]))
 
     def __call__(self, points_MU: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Logarithm of the expected improvement (M,) and its derivatives by the units' weights (M, U)."""
         weights_MD = self.beliefs.coordinates.weights(points_MU)
         means_MSK, variances_MK = self.beliefs.moments(weights_MD)
+        gain_M, by_value_MSJ, by_std_MJ, std_MJ = self._gain(means_MSK, variances_MK)
+        by_mean_MSK = (by_value_MSJ / gain_M[:, None, None]) @ self.objectives.factors
+        by_variance_MK = (by_std_MJ / gain_M[:, None] / (2 * std_MJ)) @ self.objectives.factors**2
+        return np.log(gain_M), self.beliefs.slopes(weights_MD, by_mean_MSK, by_variance_MK)
+
+    def _gain(self, means_MSK: FloatArray, variances_MK: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Expected improvement (M,), its derivatives by the objectives' means (M, S, J) and standard deviations (M, J), and the latter."""
         values_MSJ = self.objectives.values(means_MSK)
         std_MJ = np.sqrt(variances_MK @ (self.objectives.factors**2).T)
-        gain_M = np.full(len(points_MU), LEAST_GAIN)
+        gain_M = np.full(len(means_MSK), LEAST_GAIN)
         by_value_MSJ, by_std_MJ = np.zeros_like(values_MSJ), np.zeros_like(std_MJ)
         for path, (lower_BJ, upper_BJ) in enumerate(self.boxes):
             part_M, by_value, by_std = _expected(values_MSJ[:, path], std_MJ, lower_BJ, upper_BJ)
             gain_M += part_M / len(self.boxes)
             by_value_MSJ[:, path] = by_value / len(self.boxes)
             by_std_MJ += by_std / len(self.boxes)
-        by_mean_MSK = (by_value_MSJ / gain_M[:, None, None]) @ self.objectives.factors
-        by_variance_MK = (by_std_MJ / gain_M[:, None] / (2 * std_MJ)) @ self.objectives.factors**2
-        return np.log(gain_M), self.beliefs.slopes(weights_MD, by_mean_MSK, by_variance_MK)
+        return gain_M, by_value_MSJ, by_std_MJ, std_MJ
 
     def _boxed(self) -> FrontImprovement:
         most = MOST_ON_FRONT[len(self.reference)]

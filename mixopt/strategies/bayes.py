@@ -12,18 +12,18 @@ order in which trials end, and a search that trains all its trials at once gains
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
 
 from mixopt.acquisition.beliefs import Beliefs, beliefs_of
-from mixopt.acquisition.choose import Chooser
-from mixopt.errors import DataError
+from mixopt.acquisition.choose import Chooser, Improving, Informing
+from mixopt.errors import ConfigError, DataError
 from mixopt.proposal import Proposal
 from mixopt.strategies.base import Assignment, Offer, Options
-from mixopt.strategies.known import first_count, measured_feasible, mixtures_of, not_near, random_state
-from mixopt.strategies.standing import Standing
+from mixopt.strategies.known import first_count, measured_feasible, not_near, random_state
+from mixopt.strategies.standing import Standing, mixtures_of
 from mixopt.strategies.stopping import is_enough
 from mixopt.surrogates.threads import one_blas_thread
 from mixopt.swarm import Swarm
@@ -67,6 +67,11 @@ class BayesStrategy:
     learns = True
     asks_ahead = True
     several_sources = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the search may stop early and has several sources: what further cheap trials would bring is not known here."""
+        if self.assignment.stop_early and len(self.assignment.offers) > 1:
+            raise ConfigError("`search.stop_early` is set, and the strategy 'bayes' has `search.sources`.", "Leave one of them out.")
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""
@@ -116,12 +121,12 @@ class BayesStrategy:
             return one.planned(min(self.first, one.trials), abandoned)
         found: list[Trial] = []
         for offer in reversed(one.offers[1:]):
-            found += planned_at(one, offer, FIRST_AT_ANSWER, abandoned)
-        return found + planned_at(one, one.offers[0], self.first, abandoned)
+            found += one.planned(FIRST_AT_ANSWER, abandoned, offer)
+        return found + one.planned(self.first, abandoned, one.offers[0])
 
     def _beliefs(self, completed: Swarm) -> Beliefs | None:
         """From what has finished; None while that does not say what the objective is."""
-        digest = completed.digest()
+        digest = self.assignment.fitted(completed).digest()
         if digest not in self._known:
             try:
                 found = beliefs_of(self.assignment, completed)
@@ -148,7 +153,10 @@ class BayesStrategy:
             (number, mixtures_of([trial for trial in pending if trial.source == offer.source], coordinates.names))
             for number, offer in enumerate(one.offers)
         ]
-        chooser = Chooser.start(beliefs, measured_MD, waiting, [offer.cost for offer in one.offers], rng)
+        improving = len(one.offers) == 1 and self.options.acquisition == "improvement"
+        costs = [offer.cost for offer in one.offers]
+        given = (beliefs, measured_MD, waiting)
+        chooser: Chooser = Improving.start(*given, rng) if improving else Informing.start(*given, costs, rng)
         where = coordinates if self.options.trials == "feasible" else coordinates.uncapped
         refused_MU = coordinates.points(mixtures_of(abandoned, coordinates.names))
         asked: list[Trial] = []
@@ -156,10 +164,7 @@ class BayesStrategy:
             sources = ledger.choices(self.options.least_share)
             if not sources:
                 break
-            if len(one.offers) == 1 and self.options.acquisition == "improvement":
-                source, points_RU = 0, chooser.improving(where)
-            else:
-                source, points_RU = chooser.best(sources, where)
+            source, points_RU = chooser.best(sources, where)
             mixture = where.mixture(not_near(points_RU, refused_MU))
             trial = one.learned(mixture, number, "bayes", one.offers[source])
             chooser = chooser.given(source, mixtures_of([trial], coordinates.names))
@@ -199,8 +204,3 @@ class Ledger:
         """With one more trial there."""
         spent = tuple(value + offer.cost * (offer.source == source) for value, offer in zip(self.spent, self.offers, strict=True))
         return Ledger(self.offers, spent, self.budget)
-
-
-def planned_at(assignment: Assignment, offer: Offer, count: int, abandoned: set[str]) -> list[Trial]:
-    """The first points of the design at one source."""
-    return replace(assignment, offers=(offer,)).planned(count, abandoned)

@@ -24,7 +24,7 @@ from pydantic import Field
 from mixopt.mixture import FloatArray
 from mixopt.proposal import Proposal
 from mixopt.strategies.base import Assignment, Options
-from mixopt.strategies.standing import SAME_WITHIN, Standing
+from mixopt.strategies.standing import SAME_WITHIN, Standing, mixtures_of
 from mixopt.strategies.stopping import is_enough
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
@@ -82,7 +82,7 @@ class DoeStrategy:
     def _mixtures(self, standing: Standing, missing: int) -> FloatArray:
         """Mixtures (n, domains): the whole design, or its `missing` ones where other trials are there than it has."""
         one = self.assignment
-        common = weights_of(one.planned(one.trials), one)
+        common = mixtures_of(one.planned(one.trials), one.space.domains)
         start = common[: len(one.start())]
         plan = self._design(start, self._size())
         known = np.concatenate([common, plan])
@@ -180,11 +180,6 @@ def _greedy(information: Information, candidates: FloatArray, slopes: FloatArray
         chosen.append(rows[int(np.argmax(gains))])
         information = information.with_points(candidates[chosen[-1:]])
     return chosen
-
-
-def weights_of(trials: Sequence[Trial], assignment: Assignment) -> FloatArray:
-    """Mixtures of trials, shape (n, domains), in the order of the space's domains."""
-    return np.stack([trial.schedule.average().array(assignment.space.domains) for trial in trials])
 
 
 def _is_among(weights: FloatArray, others: FloatArray) -> bool:

@@ -21,7 +21,7 @@ from mixopt.mixture import FloatArray
 from mixopt.proposal import Proposal
 from mixopt.space import MixtureSpace
 from mixopt.strategies.base import Assignment, Options
-from mixopt.strategies.standing import Standing
+from mixopt.strategies.standing import Standing, mixtures_of
 from mixopt.strategies.stopping import is_enough
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
@@ -77,7 +77,7 @@ class GridStrategy:
         """Endless, each of shape (domains,)."""
         one = self.assignment
         if not self._laid:
-            baselines = np.stack([trial.schedule.average().array(one.space.domains) for trial in one.start()])
+            baselines = mixtures_of(one.start(), one.space.domains)
             room = one.trials - len(baselines)
             points = finest_lattice(one.space, room) if self.options.steps is None else lattice(one.space, self.options.steps, MOST_POINTS)
             self._laid.append(

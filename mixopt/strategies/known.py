@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixopt.acquisition.beliefs import Coordinates
+from mixopt.acquisition.beliefs import UnitSpace
 from mixopt.mixture import FloatArray
 from mixopt.strategies.base import Assignment
 from mixopt.swarm import Swarm
@@ -28,18 +28,13 @@ def random_state(assignment: Assignment, completed: Swarm, pending: Sequence[Tri
     return np.random.default_rng([assignment.seed, int(content_digest(ids)[:12], 16)])
 
 
-def measured_feasible(completed: Swarm, coordinates: Coordinates) -> FloatArray:
+def measured_feasible(completed: Swarm, coordinates: UnitSpace) -> FloatArray:
     """The feasible mixtures that were run, each once, shape (M, domains)."""
     place = {name: index for index, name in enumerate(completed.domains)}
     weights_MD = completed.points(realized=False).averages()[:, [place[name] for name in coordinates.names]]
     inside_MD = weights_MD[coordinates.contains(weights_MD)]
     # Sorted, so that nothing hangs on the order in which trials ended.
     return np.asarray(inside_MD[np.unique(np.round(inside_MD, 9), axis=0, return_index=True)[1]])
-
-
-def mixtures_of(trials: Sequence[Trial], names: Sequence[str]) -> FloatArray:
-    """Of trials, shape (trials, domains)."""
-    return np.array([trial.schedule.average().array(names) for trial in trials]).reshape(-1, len(names))
 
 
 def not_near(points_RU: FloatArray, refused_MU: FloatArray) -> FloatArray:

@@ -7,8 +7,7 @@ poor ones (constant liar); the others draw anew. CMA-ES is begun anew each time 
 state is no function of the results; generations of NSGA-II follow the order of asking; Sobol' points are counted off.
 
 What is minimized is the objective as measured, with the noise of single runs. The proposal comes from the search's surrogate as everywhere, and a surrogate that
-has seen one corner only expects wonders of the others. So a third of the trials is the common design: without it the mixture proposed by a search
-of 48 trials was .05 bits per byte worse than the best, of .12 that could be gained. The main trade-off: a sampler that does not know what a mixture is needs
+has seen one corner only expects wonders of the others. So a third of the trials is the common design. The main trade-off: a sampler that does not know what a mixture is needs
 more trials than one that does.
 """
 
@@ -26,12 +25,12 @@ import numpy as np
 from pydantic import Field
 
 from mixopt.coordinates import Coordinates, dimensions, from_cube, to_cube
-from mixopt.errors import ConfigError, DataError
+from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
 from mixopt.proposal import Proposal
 from mixopt.recommendation import Study
 from mixopt.strategies.base import START, Assignment, Options
-from mixopt.strategies.standing import Standing
+from mixopt.strategies.standing import Standing, mixtures_of
 from mixopt.strategies.stopping import is_enough
 from mixopt.surrogates.observations import MINIMUM_TRIALS
 from mixopt.swarm import Swarm
@@ -76,11 +75,7 @@ class OptunaStrategy:
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
-        """New mixtures; empty when the budget is met.
-
-        Raises:
-            ConfigError: Optuna is not installed.
-        """
+        """New mixtures; empty when the budget is met."""
         standing = Standing.of(self.assignment, completed, pending, abandoned)
         if self.assignment.stop_early and is_enough(self.assignment, standing.order(), completed, self._judged):
             return []
@@ -96,7 +91,7 @@ class OptunaStrategy:
         """Endless, each feasible, of shape (domains,); each in view of those before it."""
         space = self.assignment.space
         told = Told(standing, self.options)
-        under_way = [trial.schedule.average().array(space.domains) for trial in (*standing.pending, *start)]
+        under_way = list(mixtures_of((*standing.pending, *start), space.domains))
         asked = sorted([*standing.completed.trial_ids, *(trial.trial_id for trial in (*standing.pending, *standing.abandoned, *start))])
         seed = int(content_digest([self.assignment.seed, asked])[:8], 16)
         for number in counted():
@@ -109,8 +104,11 @@ class Told:
     """What a sampler is told: the results of a search as Optuna's trials, over units in the order of their names."""
 
     def __init__(self, standing: Standing, options: OptunaOptions) -> None:
-        _optuna()
         from optuna.distributions import FloatDistribution
+        from optuna.logging import get_verbosity, set_verbosity
+
+        if get_verbosity() < logging.WARNING:  # it announces every study
+            set_verbosity(logging.WARNING)
 
         self.assignment, self.options = standing.assignment, options
         space = self.assignment.space
@@ -195,13 +193,3 @@ class Told:
             distributions=self.distributions,
             system_attrs=None if generation is None else {"NSGAIISampler:generation": generation},
         )
-
-
-def _optuna() -> None:
-    """Raises ConfigError where Optuna is not installed; keeps it from announcing every study."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("The strategy 'optuna' needs Optuna, which is not installed.", "Install it: pip install optuna cmaes") from error
-    if optuna.logging.get_verbosity() < logging.WARNING:
-        optuna.logging.set_verbosity(logging.WARNING)

@@ -24,7 +24,8 @@ from mixopt.errors import ConfigError, DataError
 from mixopt.mixture import FloatArray
 from mixopt.proposal import Proposal
 from mixopt.strategies.base import Assignment, Options
-from mixopt.strategies.known import first_count, measured_feasible, mixtures_of, not_near, random_state
+from mixopt.strategies.known import first_count, measured_feasible, not_near, random_state
+from mixopt.strategies.standing import Standing, mixtures_of
 from mixopt.surrogates.threads import one_blas_thread
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
@@ -57,6 +58,12 @@ class ParetoStrategy:
     asks_ahead = True
 
     def __post_init__(self) -> None:
+        """Raises ConfigError where it cannot do what is assigned, or an option does not fit."""
+        if self.assignment.stop_early:
+            raise ConfigError(
+                "`search.stop_early` is set, and the strategy 'pareto' searches for a front.",
+                "Leave it out: that nothing is left to gain can be told of one objective only.",
+            )
         if len(self.assignment.offers) > 1:
             raise ConfigError("The strategy 'pareto' searches at one source.", "Leave `search.sources` out, or take the strategy bayes.")
         named = self.parts
@@ -87,22 +94,19 @@ class ParetoStrategy:
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""
         one = self.assignment
-        room = min(count, one.trials - len(completed) - len(pending))
-        if room <= 0 or len(abandoned) > one.trials:
-            return []
+        standing = Standing.of(one, completed, pending, abandoned)
         first = first_count(one, self.options.first)
-        known = {*completed.trial_ids, *(trial.trial_id for trial in pending)}
-        planned = one.planned(min(first, one.trials), {trial.trial_id for trial in abandoned})
-        asked = [trial for trial in planned if trial.trial_id not in known][:room]
-        if len(asked) == room or 2 * len(completed) < first:
+        asked = standing.fresh(one.planned(min(first, one.trials), standing.abandoned_ids), count)
+        room = standing.room(count, asked)
+        if room == 0 or 2 * len(completed) < first:
             return asked
         try:
             beliefs = self._beliefs(completed)
         except DataError:
             return asked
-        number = len(completed) + len(pending) + len(abandoned) + len(asked)
+        number = standing.asked + len(asked)
         with one_blas_thread():
-            return asked + self._learned(beliefs, completed, [*pending, *asked], abandoned, range(number, number + room - len(asked)))
+            return asked + self._learned(beliefs, completed, [*pending, *asked], abandoned, range(number, number + room))
 
     def propose(self, completed: Swarm) -> Proposal:
         """The point of the front that preferences choose, with the front in the evidence, under `front`.

@@ -87,7 +87,7 @@ class Standing:
             count, before: as for `fresh`.
         """
         names = self.assignment.space.domains
-        seen = [*self.mixtures(), *(trial.schedule.average().array(names) for trial in before)]
+        seen = [*self.mixtures(), *mixtures_of(before, names)]
         wanted, skipped, most = self.room(count, before), 0, len(seen) + MOST_SKIPPED
         found: list[Trial] = []
         for weights in mixtures if wanted else ():
@@ -122,4 +122,9 @@ class Standing:
         names = self.assignment.space.domains
         order = [self.completed.domains.index(name) for name in names]
         found = list(self.completed.points(realized=False).averages()[:, order])
-        return found + [trial.schedule.average().array(names) for trial in (*self.pending, *self.abandoned)]
+        return [*found, *mixtures_of((*self.pending, *self.abandoned), names)]
+
+
+def mixtures_of(trials: Sequence[Trial], names: Sequence[str]) -> FloatArray:
+    """Of trials, shape (trials, domains)."""
+    return np.array([trial.schedule.average().array(names) for trial in trials]).reshape(-1, len(names))

@@ -17,7 +17,7 @@ from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy, knowing
 from mixopt.strategies.base import Assignment, Offer
 from mixopt.surrogates import get_surrogate
-from mixopt.swarm import SCHEMA, Swarm
+from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
 
 DOMAINS = DomainSet(tuple(Domain(n, f"h-{n}", 10**7, t) for n, t in (("web", 60.0), ("code", 25.0), ("math", 15.0))), 100.0)
@@ -36,16 +36,10 @@ def strategy(**changes: Any) -> Any:
 
 def run(trials: list[Trial], bumpy: float) -> Swarm:
     """Losses of a bowl; `bumpy` adds waves that a few dozen trials cannot follow."""
-    rows = []
-    for trial in trials:
-        weights = trial.schedule.array()[0]
-        noise = np.random.default_rng(int(trial.trial_id[:8], 16)).normal(0, 0.01)
-        loss = 1.0 + ((weights - np.array([0.3, 0.4, 0.3])) ** 2).sum() + bumpy * np.sin(40 * weights).sum() + noise
-        common = {"trial_id": trial.trial_id, "label": trial.label, "evaluator": "trained", "size": "nano", "source_tokens": 10**6}
-        shares = trial.schedule.array().tolist()
-        measured = {"metric": "x", "tokens": 10**6, "loss_nats": loss, "bits_per_byte": loss, "flops": 1.0, "seconds": 1.0}
-        rows.append({**common, "seed": trial.seed, "fractions": [1.0], "requested": shares, "realized": shares, **measured})
-    return Swarm(DOMAINS.names, pl.DataFrame(rows, schema=SCHEMA))
+    weights = np.array([trial.schedule.array()[0] for trial in trials])
+    noise = np.array([np.random.default_rng(int(trial.trial_id[:8], 16)).normal(0, 0.01) for trial in trials])
+    losses = 1.0 + ((weights - np.array([0.3, 0.4, 0.3])) ** 2).sum(axis=1) + bumpy * np.sin(40 * weights).sum(axis=1) + noise
+    return Swarm.of_trials(DOMAINS.names, trials, ["x"], losses[:, None], [1.0] * len(trials))
 
 
 def gain_after(count: int, bumpy: float) -> float:

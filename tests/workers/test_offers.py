@@ -98,6 +98,11 @@ def test_laws_know_the_sizes(tmp_path: Path) -> None:
         ({"sources": [SMALL], "strategy": "climb"}, "'climb' runs trials of `proxy` only"),
         ({"sources": [SMALL], "strategy": "pareto"}, "'pareto' runs trials of `proxy` only"),
         ({"options": {"rounds": 3}}, "search.options.rounds"),
+        # What only a strategy itself can tell.
+        ({"strategy": "pareto"}, "a front has two to four"),
+        ({"strategy": "pareto", "stop_early": True}, "stop_early"),
+        ({"strategy": "bayes", "sources": [SMALL], "stop_early": True}, "stop_early"),
+        ({"strategy": "sft", "surrogate": "sft_law"}, "target/t"),
     ],
 )
 def test_what_is_wrong_with_sources_and_options_is_said_before_anything_is_read(

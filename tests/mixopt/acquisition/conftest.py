@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from mixopt.acquisition.beliefs import Beliefs, Coordinates
+from mixopt.acquisition.beliefs import Beliefs, UnitSpace
 from mixopt.acquisition.conditioned import of_gaussian_process
 from mixopt.domains import Domain, DomainSet
 from mixopt.groups.rules import GroupRule
@@ -42,7 +42,7 @@ class Known:
     fitted_source: Source = SOURCE
 
     @property
-    def coordinates(self) -> Coordinates:
+    def coordinates(self) -> UnitSpace:
         return self.beliefs.coordinates
 
 
@@ -56,7 +56,7 @@ def _known(kind: ObjectiveKind = "mean", rules: tuple[GroupRule, ...] = (), tria
     objective = fit_objective(kind, dict.fromkeys(METRICS, 1.0), swarm, domains.natural())
     fitted = GaussianProcess().fit(swarm, objective.metrics)
     processes = tuple(of_gaussian_process(fitted, metric) for metric in range(len(objective.metrics)))
-    return Known(Beliefs(Coordinates.of(domains), objective, processes, ((0,),) * len(processes)), fitted)
+    return Known(Beliefs(UnitSpace.of(domains), objective, processes, ((0,),) * len(processes)), fitted)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from mixopt.acquisition.ascent import candidates, climb, maximize
-from mixopt.acquisition.choose import Chooser, predicted_optimum
+from mixopt.acquisition.choose import Improving, Informing, predicted_optimum
 from mixopt.acquisition.improvement import Improvement, log_improvement
 from mixopt.acquisition.knowledge import Knowledge
 
@@ -118,11 +118,11 @@ def test_knowledge_is_what_refitting_says(known: Any, kind: str) -> None:
 def test_runs_under_way_are_not_asked_for_again(known: Any) -> None:
     k = known()
     names = k.coordinates.names
-    start = [Chooser.start(k.beliefs, np.zeros((0, len(names))), [], [1.0], np.random.default_rng(0)) for _ in range(2)]
-    first = start[0].improving(k.coordinates)[0]
-    assert np.array_equal(first, start[1].improving(k.coordinates)[0]), "the same random state, the same point"
+    start = [Improving.start(k.beliefs, np.zeros((0, len(names))), [], np.random.default_rng(0)) for _ in range(2)]
+    first = start[0].best([0], k.coordinates)[1][0]
+    assert np.array_equal(first, start[1].best([0], k.coordinates)[1][0]), "the same random state, the same point"
     chosen = k.coordinates.weights(first[None])
-    second = start[0].given(0, chosen).improving(k.coordinates)[0]
+    second = start[0].given(0, chosen).best([0], k.coordinates)[1][0]
     assert 0.5 * np.abs(second - first).sum() > 0.02
     before, after = start[0].improvement, start[0].given(0, chosen).improvement
     assert after.values(first[None])[0] < before.values(first[None])[0] - 1
@@ -131,8 +131,9 @@ def test_runs_under_way_are_not_asked_for_again(known: Any) -> None:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_whatever_is_chosen_is_feasible(known: Any, grouped: bool) -> None:
     k = known("mean", grouped=grouped)
-    chooser = Chooser.start(k.beliefs, np.zeros((0, 6)), [], [1.0], np.random.default_rng(0))
-    points = np.concatenate([chooser.improving(k.coordinates), chooser.best([0], k.coordinates)[1], chooser.good])
+    improving = Improving.start(k.beliefs, np.zeros((0, 6)), [], np.random.default_rng(0))
+    informing = Informing.start(k.beliefs, np.zeros((0, 6)), [], [1.0], np.random.default_rng(0))
+    points = np.concatenate([improving.best([0], k.coordinates)[1], informing.best([0], k.coordinates)[1], informing.good])
     weights = np.array([k.coordinates.mixture(point).array() for point in points])
     assert np.all(np.abs(weights.sum(axis=1) - 1) < 1e-12)
     assert k.coordinates.space.contains(weights, 1e-9).all()

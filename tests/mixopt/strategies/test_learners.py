@@ -121,9 +121,6 @@ def test_climb_replaces_what_was_abandoned_within_the_round() -> None:
     + [("tpe", "exponential"), ("qmc", "exponential")],
 )
 def test_every_sampler_of_optuna_asks_for_feasible_mixtures_and_knows_what_is_under_way(sampler: str, coordinates: str) -> None:
-    pytest.importorskip("optuna")
-    if sampler == "cmaes":
-        pytest.importorskip("cmaes")
     strategy = get_strategy("optuna", assignment(), {"sampler": sampler, "coordinates": coordinates})
     done = strategy.ask(14, EMPTY, [], [])
     swarm = run(done)
@@ -138,23 +135,11 @@ def test_every_sampler_of_optuna_asks_for_feasible_mixtures_and_knows_what_is_un
 
 
 def test_optuna_s_tpe_comes_nearer_than_chance() -> None:
-    pytest.importorskip("optuna")
     excess = {}
     for sampler in ("tpe", "random"):
         asked = finish(get_strategy("optuna", assignment(40), {"sampler": sampler}), batch=2)
         excess[sampler] = float(np.median(bowl(weights_of(asked[-12:]), "nano")) - 1)
     assert excess["tpe"] < excess["random"] / 2
-
-
-def test_optuna_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    strategy = get_strategy("optuna", assignment(6))
-    assert len(strategy.ask(5, EMPTY, [], [])) == 5, "the baselines need no sampler"
-    with pytest.raises(ConfigError, match="not installed") as error:
-        strategy.ask(6, EMPTY, [], [])
-    assert "pip install optuna" in error.value.hint
 
 
 def test_options_name_their_mistakes() -> None:
@@ -215,8 +200,6 @@ def test_a_small_budget_of_bayes_has_baselines_where_the_answer_is_wanted() -> N
 @pytest.mark.parametrize("name", ["random", "climb", "doe", "optuna"])
 def test_learners_and_controls_stop_early_where_nothing_is_to_be_gained(name: str) -> None:
     """Where no mixture matters, perfect knowledge gains less than noise; it is looked at from half of the trials on."""
-    if name == "optuna":
-        pytest.importorskip("optuna")
     strategy = get_strategy(name, assignment(40, stop_early=True))
     asked: list[Trial] = []
     flat = lambda weights, size: np.zeros(weights.shape[:-1]) + 1.0  # noqa: E731

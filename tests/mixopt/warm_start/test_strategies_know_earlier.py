@@ -15,7 +15,7 @@ from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy, strategy_names, with_earlier
 from mixopt.strategies.base import Assignment, Offer
 from mixopt.surrogates import get_surrogate
-from mixopt.swarm import SCHEMA, Swarm
+from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
 
 SOURCE, OTHER = Source("trained", "nano", 1000), Source("earlier-01234567", "nano", 1000)
@@ -30,30 +30,8 @@ def losses(weights: FloatArray) -> FloatArray:
 
 def measured(trials: list[Trial], seed: int = 0) -> Swarm:
     rng = np.random.default_rng(seed)
-    rows = []
-    for trial in trials:
-        schedule = trial.schedule.array().tolist()
-        value = float(losses(np.array(schedule))[0] + 0.005 * rng.normal())
-        rows.append(
-            {
-                "trial_id": trial.trial_id,
-                "label": trial.label,
-                "evaluator": trial.source.evaluator,
-                "size": trial.source.size,
-                "source_tokens": trial.source.tokens,
-                "seed": trial.seed,
-                "fractions": [1.0],
-                "requested": schedule,
-                "realized": schedule,
-                "metric": "target/t",
-                "tokens": trial.source.tokens,
-                "loss_nats": value,
-                "bits_per_byte": value,
-                "flops": 1e9,
-                "seconds": 1.0,
-            }
-        )
-    return Swarm(NAMES, pl.DataFrame(rows, schema=SCHEMA))
+    values = np.array([losses(trial.schedule.array())[:1] + 0.005 * rng.normal() for trial in trials]).reshape(len(trials), 1)
+    return Swarm.of_trials(NAMES, trials, ["target/t"], values, [1e9] * len(trials))
 
 
 def earlier(source: Source, count: int = 30, offset: float = 0.0) -> Swarm:
@@ -120,3 +98,16 @@ def test_earlier_runs_that_the_search_has_itself_count_once() -> None:
     again = replace(given, earlier=completed.select([trials[0].trial_id, trials[3].trial_id]))
     assert again.fitted(completed).trial_ids == completed.trial_ids
     assert len(again.fitted(completed).losses) == len(completed.losses)
+
+
+def test_bayes_asks_in_view_of_earlier_runs_like_its_own_and_keeps_no_beliefs_from_before_it_knew_them() -> None:
+    plain = get_strategy("bayes", assignment(trials=16))
+    done = plain.ask(12, Swarm.empty(NAMES), [], [])
+    swarm = measured(done)
+    without = plain.ask(1, swarm, [], [])
+    warm = with_earlier(plain, earlier(SOURCE))
+    learned = warm.ask(1, swarm, [], [])
+    assert [trial.label for trial in (*without, *learned)] == ["bayes", "bayes"]
+    assert np.abs(learned[0].schedule.array() - without[0].schedule.array()).sum() > 1e-6
+    assert learned == with_earlier(get_strategy("bayes", assignment(trials=16)), earlier(SOURCE)).ask(1, swarm, [], [])
+    assert plain.ask(1, swarm, [], []) == without
