@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+# A terminal's width, which the processes of pytest-xdist are given, folds the tables whose text is compared.
+os.environ.pop("COLUMNS", None)
 PATIENCE_SECONDS = 240.0
 GROUPS = {
     "processes": ("benchmarks", "browser", "contracts/test_runners.py", "e2e", "infra"),

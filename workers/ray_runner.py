@@ -121,13 +121,15 @@ class RayRunner(PackRunner[Any]):
     def _connect(self, address: str | None, cpus: int | None) -> Any:
         """The ray module, connected."""
         if address is None:
-            # Before the import, which reads some of them. The token stays in memory; Ray would write one that everybody may read.
+            # The token stays in memory; Ray would write one that everybody may read.
             for name, value in {**LOCAL_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
                 os.environ.setdefault(name, value)
         import ray
 
         if ray.is_initialized():
             return ray
+        if address is None:
+            _read_settings_again()
         self._owned = True
         with _own_sigterm():
             self._init(ray, address, cpus)
@@ -205,6 +207,20 @@ def _own_sigterm() -> Iterator[None]:
         # Without a handler of our own, Ray's at least ends its cluster; and only the main thread may set one.
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _read_settings_again() -> None:
+    """Makes Ray follow `LOCAL_SETTINGS` where it was imported before they were set: it read some of them then, and would listen beyond this
+    machine and refuse its own token. Ray does the same for the token where it turns authentication on by itself.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # compiled, without types
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, not ray_constants.IS_WINDOWS_OR_OSX
+    )
 
 
 def _silence_notices() -> None:

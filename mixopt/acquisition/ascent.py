@@ -75,13 +75,15 @@ def climb(function: Sloped, coordinates: UnitSpace, starts_RU: FloatArray, steps
 def maximize(
     function: Sloped, values: Callable[[FloatArray], FloatArray], coordinates: UnitSpace, good_GU: FloatArray, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """The best points found, best first, shape (R, U), and their values (R,).
+    """Where the ascents ended and all candidates, best first, shape (M, U), and their values (M,): who may not run the best finds another.
 
     Args:
         values: as `function`, without slopes.
         good_GU: points worth starting at.
     """
     points_MU = candidates(coordinates, good_GU, rng)
-    found_RU, values_R = climb(function, coordinates, spread(points_MU, values(points_MU), STARTS))
-    order = np.argsort(-values_R, kind="stable")
-    return found_RU[order], values_R[order]
+    values_M = values(points_MU)
+    climbed_RU, climbed_R = climb(function, coordinates, spread(points_MU, values_M, STARTS))
+    found_MU, found_M = np.concatenate([climbed_RU, points_MU]), np.concatenate([climbed_R, values_M])
+    order = np.argsort(-found_M, kind="stable")
+    return found_MU[order], found_M[order]

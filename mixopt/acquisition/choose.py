@@ -36,7 +36,7 @@ class Chooser(Protocol):
         ...
 
     def best(self, sources: Sequence[int], where: UnitSpace) -> tuple[int, FloatArray]:
-        """The source among `sources` to run at, and its best points of `where`, best first (R, U)."""
+        """The source among `sources` to run at, and points of `where`, best first (M, U)."""
         ...
 
 
@@ -77,8 +77,8 @@ class Improving:
         return replace(self, improvement=improvement)
 
     def best(self, sources: Sequence[int], where: UnitSpace) -> tuple[int, FloatArray]:
-        points_RU, _ = maximize(self.improvement, self.improvement.values, where, self.good, self.rng)
-        return self.improvement.beliefs.answer, points_RU
+        points_MU, _ = maximize(self.improvement, self.improvement.values, where, self.good, self.rng)
+        return self.improvement.beliefs.answer, points_MU
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ class Informing:
         for source in sources:
             may_answer = source == self.beliefs.answer and where is self.beliefs.coordinates
             gain = Knowledge.about(self.beliefs, self.answers, self.normal, source, may_answer)
-            points_RU, gains_R = maximize(gain, gain.values, where, self.good, self.rng)
-            found.append((float(gains_R[0]) / self.costs[source], source, points_RU))
-        _, source, points_RU = max(found, key=lambda one: one[:2])
-        return source, points_RU
+            points_MU, gains_M = maximize(gain, gain.values, where, self.good, self.rng)
+            found.append((float(gains_M[0]) / self.costs[source], source, points_MU))
+        _, source, points_MU = max(found, key=lambda one: one[:2])
+        return source, points_MU
 
 
 def _good(beliefs: Beliefs, measured_MD: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:

@@ -164,8 +164,8 @@ class BayesStrategy:
             sources = ledger.choices(self.options.least_share)
             if not sources:
                 break
-            source, points_RU = chooser.best(sources, where)
-            mixture = where.mixture(not_near(points_RU, refused_MU))
+            source, points_MU = chooser.best(sources, where)
+            mixture = where.mixture(not_near(points_MU, refused_MU))
             trial = one.learned(mixture, number, "bayes", one.offers[source])
             chooser = chooser.given(source, mixtures_of([trial], coordinates.names))
             ledger = ledger.after(one.offers[source].source)

@@ -37,9 +37,9 @@ def measured_feasible(completed: Swarm, coordinates: UnitSpace) -> FloatArray:
     return np.asarray(inside_MD[np.unique(np.round(inside_MD, 9), axis=0, return_index=True)[1]])
 
 
-def not_near(points_RU: FloatArray, refused_MU: FloatArray) -> FloatArray:
+def not_near(points_MU: FloatArray, refused_MU: FloatArray) -> FloatArray:
     """The first point that is not near any of those refused; the first where all are."""
-    for point_U in points_RU:
+    for point_U in points_MU:
         if all(0.5 * np.abs(point_U - other).sum() > TOO_NEAR for other in refused_MU):
             return np.asarray(point_U)
-    return np.asarray(points_RU[0])
+    return np.asarray(points_MU[0])

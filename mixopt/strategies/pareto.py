@@ -158,8 +158,8 @@ class ParetoStrategy:
         good_GU = np.concatenate([front_FU, coordinates.points(best_MD[: MOST_BASELINES // 2])])
         asked = []
         for number in numbers:
-            points_RU, _ = maximize(gain, gain.values, coordinates, good_GU, rng)
-            mixture = coordinates.mixture(not_near(points_RU, refused_MU))
+            points_MU, _ = maximize(gain, gain.values, coordinates, good_GU, rng)
+            mixture = coordinates.mixture(not_near(points_MU, refused_MU))
             asked.append(one.learned(mixture, number, "pareto"))
             gain = gain.with_point(mixture.array(coordinates.names), True, rng)
         return asked
