@@ -22,6 +22,7 @@ from mixopt.proposal import Proposal
 from mixopt.runner import Runner, Started, TrialEvent
 from mixopt.search import SearchInterrupted, SearchObserver, run_search, run_trials
 from mixopt.strategies import knowing
+from mixopt.strategies.base import objective_of
 from mixopt.swarm import Swarm
 from mixopt.tracking.first_contact import first_contact
 from mixopt.trial import Trial, TrialState
@@ -279,7 +280,7 @@ def _propose(search: Search, history: History) -> tuple[Proposal, Objective]:
     more = len(swarm) - len(_search_swarm(search, history))
     if more:
         proposal = replace(proposal, evidence={**proposal.evidence, "calibration_trials": more})
-    objective = search.strategy.assignment.objective(swarm)
+    objective = objective_of(search.strategy, swarm)
     # A verdict on an earlier proposal says nothing about this one; it must not stand beside it if verification does not come to its end.
     history.save_document(search.search_id, "proposal", proposal.to_json(), outdates=["verification"])
     return proposal, objective

@@ -61,6 +61,17 @@ def learns(strategy: Strategy) -> bool:
     return bool(getattr(strategy, "learns", False))
 
 
+def objective_of(strategy: Strategy, completed: Swarm) -> Objective:
+    """What a strategy's proposal is best in, and is verified by: its own `objective` where it has one, else the assignment's.
+
+    Raises:
+        DataError, InfeasibleError: as `Assignment.recommend`.
+    """
+    own = getattr(strategy, "objective", None)
+    found: Objective = strategy.assignment.objective(completed) if own is None else own(completed)
+    return found
+
+
 @dataclass(frozen=True)
 class Offer:
     """A source that trials may run at.

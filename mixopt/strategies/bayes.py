@@ -38,7 +38,7 @@ class BayesOptions(Options):
     first: int | None = Field(
         None,
         ge=6,
-        description="Trials of the first design, baselines and repeats included; default: 8 and a third of the domains, at least 12.",
+        description="Trials of the first design, baselines and repeats included; default: 8 and .7 per domain, at least 12.",
     )
     trials: Literal["feasible", "anywhere"] = Field(
         "feasible",
@@ -49,7 +49,7 @@ class BayesOptions(Options):
         description="What a trial of the only source is chosen for: to be better than the best, or to change the answer; several sources: the latter.",
     )
     least_share: float = Field(
-        0.25,
+        0.5,
         ge=0,
         le=1,
         description="Of several sources: the least share of what is spent that goes to the one where the answer is wanted.",

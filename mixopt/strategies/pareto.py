@@ -22,6 +22,7 @@ from mixopt.acquisition.hypervolume import FrontImprovement, Objectives, hypervo
 from mixopt.answer.measured import MEASURED_FEASIBLE_WITHIN
 from mixopt.errors import ConfigError, DataError
 from mixopt.mixture import FloatArray
+from mixopt.objective import Objective
 from mixopt.proposal import Proposal
 from mixopt.strategies.base import Assignment, Options
 from mixopt.strategies.known import first_count, measured_feasible, not_near, random_state
@@ -66,6 +67,11 @@ class ParetoStrategy:
             )
         if len(self.assignment.offers) > 1:
             raise ConfigError("The strategy 'pareto' searches at one source.", "Leave `search.sources` out, or take the strategy bayes.")
+        if self.assignment.objective_kind != "noise_scaled":
+            raise ConfigError(
+                f"`objective.kind` is {self.assignment.objective_kind}, and the strategy 'pareto' weighs losses over their seed noise.",
+                "Leave it out; `search.options.objectives` names what the front is of, and their metrics' weights.",
+            )
         named = self.parts
         if not FEWEST <= len(named) <= MOST:
             raise ConfigError(
@@ -114,20 +120,29 @@ class ParetoStrategy:
         Raises:
             DataError, InfeasibleError: as `Assignment.recommend`.
         """
-        one = self.assignment
         beliefs = self._beliefs(completed)
         objectives = self._objectives(beliefs)
         predicted_FU = self._predicted_front(beliefs, objectives, completed)
+        proposal = self._weighed(beliefs, objectives, predicted_FU).recommend(completed)
+        return replace(
+            proposal, evidence={**proposal.evidence, "front": self._front(beliefs, objectives, predicted_FU, completed, proposal)}
+        )
+
+    def objective(self, completed: Swarm) -> Objective:
+        """The weighted sum of the objectives whose optimum is proposed: as metrics with weights, over their noise. Raises as `propose`."""
+        beliefs = self._beliefs(completed)
+        objectives = self._objectives(beliefs)
+        return self._weighed(beliefs, objectives, self._predicted_front(beliefs, objectives, completed)).objective(completed)
+
+    def _weighed(self, beliefs: Beliefs, objectives: Objectives, predicted_FU: FloatArray) -> Assignment:
+        """The assignment with the preferences as its objective, each over its range on the front (F, U)."""
         values_FJ = objectives.values(beliefs.moments(beliefs.coordinates.weights(predicted_FU))[0][:, 0])
         span_J = np.maximum(np.ptp(values_FJ, axis=0), 1e-9)
         wished = self.options.preferences or dict.fromkeys(objectives.names, 1.0)
         shares_J = np.array([wished[name] for name in objectives.names]) / span_J
         factors_K = shares_J @ objectives.factors * np.array(beliefs.objective.noise_std)
         metrics = {metric: weight for metric, weight in zip(beliefs.objective.metrics, factors_K.tolist(), strict=True) if weight > 0}
-        proposal = replace(one, metrics=metrics, objective_kind="noise_scaled").recommend(completed)
-        return replace(
-            proposal, evidence={**proposal.evidence, "front": self._front(beliefs, objectives, predicted_FU, completed, proposal)}
-        )
+        return replace(self.assignment, metrics=metrics, objective_kind="noise_scaled")
 
     def _beliefs(self, completed: Swarm) -> Beliefs:
         """Over all metrics; as a mean of losses, for which none is left out."""

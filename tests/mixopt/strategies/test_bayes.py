@@ -16,8 +16,8 @@ from mixopt.factory import TrialFactory
 from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
-from mixopt.strategies.base import Assignment, Offer, asks_ahead, learns
-from mixopt.strategies.bayes import BayesOptions, Ledger
+from mixopt.strategies.base import Assignment, Offer, asks_ahead, learns, objective_of
+from mixopt.strategies.bayes import Ledger
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
@@ -158,13 +158,25 @@ def test_ledger_counts_by_source_and_holds_the_least_share() -> None:
     ledger = Ledger.of(assignment(2, trials=3), outcomes([]), []).after(CHEAP).after(CHEAP)
     assert ledger.choices(0.25) == [1]
     assert ledger.choices(0.0) == [0, 1]
-    assert BayesOptions().least_share == 0.25
 
 
 @pytest.fixture(scope="module")
 def front_search() -> tuple[Assignment, Swarm]:
     one = assignment(trials=20)
     return one, outcomes(finish(get_strategy("pareto", one)))
+
+
+def test_what_a_front_proposes_is_verified_by_what_it_was_proposed_for(front_search: tuple[Assignment, Swarm]) -> None:
+    one, swarm = front_search
+    for preferences, heavy in (({"a": 1.0, "b": 0.0}, "a"), ({"a": 0.0, "b": 1.0}, "b")):
+        strategy = get_strategy("pareto", one, {"preferences": preferences})
+        objective = objective_of(strategy, swarm)
+        assert objective.metrics == (heavy,)
+        proposal = strategy.propose(swarm)
+        assert proposal.evidence["objective"]["metrics"] == (heavy,)
+    assert objective_of(get_strategy("bayes", one), swarm).metrics == METRICS
+    with pytest.raises(ConfigError, match="is mean, and the strategy"):
+        get_strategy("pareto", replace(one, objective_kind="mean"))
 
 
 def test_a_front_lies_in_the_evidence_and_no_point_of_it_beats_another(front_search: tuple[Assignment, Swarm]) -> None:
