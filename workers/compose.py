@@ -32,7 +32,7 @@ from proxy_models.config import SIZES, proxy_config
 from workers.beginnings import RECORD_NAME, base_trial, check_base, check_sizes
 from workers.convert import recipe_for
 from workers.evaluations import plan_evaluations, refuse_twin_evaluations
-from workers.offers import check_sources, foreseen_offers, offers_of, search_sources, surrogate_for
+from workers.offers import check_sources, foreseen_offers, held_out_sets, offers_of, search_sources, surrogate_for
 from workers.output_folder import check_output
 from workers.warm_start import check_warm_start, read_earlier, wanted_of
 
@@ -336,7 +336,7 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         options={**strategy_identity(experiment), **(earlier.identity if earlier is not None else {})},
         seed=experiment.search.seed,
     )
-    assignment = assignment_of(experiment, domains, offers_of([*factories[2:], factories[0]]), earlier)
+    assignment = assignment_of(experiment, domains, offers_of([*factories[2:], factories[0]], held_out_sets(experiment)), earlier)
     strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"

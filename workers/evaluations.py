@@ -8,12 +8,12 @@ from mixopt.corpus.manifest import Manifest
 from mixopt.errors import ConfigError
 from mixopt.runner import Evaluation
 from mixopt.trial import content_digest
-from workers.offers import MEASURING_SHARE
 
 # Losses are measured at an eighth, a quarter, half and all of the tokens; the early points use about a quarter of the end point's windows.
 EARLY_POINTS = 3
 EARLY_SHARE = 0.25
-EVALUATION_SHARE = MEASURING_SHARE
+EVALUATION_SHARE = 0.1
+"""Largest part of a trial's training cost that measuring its losses shall take."""
 # A forward pass has a third of a training step's FLOPs, but took 0.34 to 0.37 of its CPU time per token (nano and micro, packs of 4, batches of 1,024 to
 # 4,096 tokens, one thread beside other work), 0.41 in batches of 512: the loss of a training step shares its exponentials with the backward pass.
 FORWARD_COST = 0.4
@@ -45,6 +45,12 @@ def evaluation_tokens(trial_tokens: int, sets: int, window: int) -> tuple[int, i
     early = max(int(windows * EARLY_SHARE / (1 + EARLY_POINTS * EARLY_SHARE)), 1)
     end = max(int(windows - EARLY_POINTS * early), 2)
     return end * window, early * window
+
+
+def scored_tokens(trial_tokens: int, sets: int, window: int) -> int:
+    """Tokens that a trial is scored on at all its points together, where nothing else is asked for."""
+    end, early = evaluation_tokens(trial_tokens, sets, window)
+    return sets * (end + EARLY_POINTS * early)
 
 
 def evaluation_cost(evaluations: Sequence[Evaluation], trial_tokens: int) -> float:

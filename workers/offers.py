@@ -18,21 +18,25 @@ from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.base import Surrogate, takes_several_sizes, takes_several_sources
 from mixopt.trial import Source, Trial
 from proxy_models.config import SIZES, proxy_config
-
-MEASURING_SHARE = 0.1
-"""Largest part of a trial's training cost that measuring its losses may take."""
+from workers.evaluations import FORWARD_COST, scored_tokens
 
 
-def trial_flops(source: Source, vocab_size: int, window: int) -> float:
-    """FLOPs of training a trial and of measuring its losses."""
-    return proxy_config(source.size, vocab_size).training_flops_per_token(window) * source.tokens * (1 + MEASURING_SHARE)
+def trial_flops(source: Source, vocab_size: int, window: int, sets: int) -> float:
+    """FLOPs of training a trial and of measuring its losses on so many held-out sets, of which few tokens are a fixed part of any trial's cost."""
+    scored = scored_tokens(source.tokens, sets, window)
+    return proxy_config(source.size, vocab_size).training_flops_per_token(window) * (source.tokens + FORWARD_COST * scored)
+
+
+def held_out_sets(experiment: Experiment) -> int:
+    """How many sets trials are scored on: one per domain, and the targets."""
+    return len(experiment.domains) + len(experiment.targets)
 
 
 def search_sources(experiment: Experiment, vocab_size: int) -> list[Source]:
     """Those of `search.sources`, the cheapest first, and then `proxy`, where the answer is wanted."""
-    proxy = experiment.proxy
+    proxy, sets = experiment.proxy, held_out_sets(experiment)
     cheaper = [Source("trained", one.size, one.tokens) for one in experiment.search.sources]
-    return [*sorted(cheaper, key=lambda one: trial_flops(one, vocab_size, proxy.window)), Source("trained", proxy.size, proxy.tokens)]
+    return [*sorted(cheaper, key=lambda one: trial_flops(one, vocab_size, proxy.window, sets)), Source("trained", proxy.size, proxy.tokens)]
 
 
 def check_sources(experiment: Experiment) -> None:
@@ -53,9 +57,9 @@ def check_sources(experiment: Experiment) -> None:
                 f"`search.sources.{place}.tokens` are {one.tokens:,}, fewer than 8 steps of {proxy.tokens_per_step}.",
                 "Raise them, or lower `proxy.tokens_per_step`.",
             )
-    vocab_size = experiment.tokenizer.vocab_size
+    vocab_size, sets = experiment.tokenizer.vocab_size, held_out_sets(experiment)
     sources = search_sources(experiment, vocab_size)
-    costs = [trial_flops(source, vocab_size, proxy.window) for source in sources]
+    costs = [trial_flops(source, vocab_size, proxy.window, sets) for source in sources]
     if len(set(sources)) < len(sources):
         raise ConfigError(
             f"`search.sources` names a source twice: {', '.join(source.key for source in sources)}.", "`proxy` is one of them."
@@ -95,7 +99,8 @@ def foreseen_offers(experiment: Experiment) -> tuple[Offer, ...]:
     vocab_size, trainer = experiment.tokenizer.vocab_size, experiment.trainer
     if trainer is not None:
         return (Offer(Source("command", trainer.name, trainer.tokens), _unmade, 1.0),)
-    return tuple(_offer(source, _unmade, vocab_size, experiment.proxy.window) for source in search_sources(experiment, vocab_size))
+    window, sets = experiment.proxy.window, held_out_sets(experiment)
+    return tuple(_offer(source, _unmade, vocab_size, window, sets) for source in search_sources(experiment, vocab_size))
 
 
 def _unmade(schedule: Schedule, seed: int, label: str) -> Trial:
@@ -110,11 +115,15 @@ def surrogate_for(name: str, offers: Sequence[Offer]) -> Surrogate:
     return get_surrogate(name, sizes={offer.source.size: offer.parameters for offer in offers})
 
 
-def offers_of(factories: Sequence[TrialFactory]) -> tuple[Offer, ...]:
-    """What each factory offers, in the same order: cheapest first, the one where the answer is wanted last."""
-    return tuple(_offer(one.source, one.make, int(one.recipe["vocab_size"]), int(one.recipe["window"])) for one in factories)
+def offers_of(factories: Sequence[TrialFactory], sets: int) -> tuple[Offer, ...]:
+    """What each factory offers, in the same order: cheapest first, the one where the answer is wanted last.
+
+    Args:
+        sets: that trials are scored on.
+    """
+    return tuple(_offer(one.source, one.make, int(one.recipe["vocab_size"]), int(one.recipe["window"]), sets) for one in factories)
 
 
-def _offer(source: Source, make: MakeTrial, vocab_size: int, window: int) -> Offer:
+def _offer(source: Source, make: MakeTrial, vocab_size: int, window: int, sets: int) -> Offer:
     parameters = proxy_config(source.size, vocab_size).parameters()
-    return Offer(source, make, trial_flops(source, vocab_size, window), parameters.active)
+    return Offer(source, make, trial_flops(source, vocab_size, window, sets), parameters.active)

@@ -13,6 +13,7 @@ from mixopt.errors import ConfigError
 from mixopt.experiment_file import parse_experiment
 from mixopt.strategies import get_strategy
 from mixopt.surrogates import get_surrogate
+from mixopt.trial import Source
 from workers.compose import check_settings, compose
 from workers.offers import trial_flops
 
@@ -41,14 +42,22 @@ def manifest() -> Manifest:
     return Manifest(Path("tokens"), "tokenizer.json", "hash", 4096, files, {"t": TargetFile("completion", file("target-t"))})
 
 
+def test_measuring_is_a_fixed_part_of_what_short_trials_cost() -> None:
+    """25 sets of at least two windows at the end and one at three earlier points: 64,000 tokens of 512 each, at .4 of training."""
+    costs = {tokens: trial_flops(Source("trained", "nano", tokens), 4096, 512, 25) for tokens in (10**4, 10**5, 10**6, 10**7)}
+    fixed = 0.4 * 25 * 5 * 512
+    assert costs[10**4] / costs[10**5] == pytest.approx((10**4 + fixed) / (10**5 + fixed))
+    assert costs[10**7] / costs[10**6] == pytest.approx(10, rel=0.03), "of long ones a tenth"
+
+
 def test_offers_are_the_cheapest_first_and_the_answer_is_wanted_at_the_proxy(tmp_path: Path) -> None:
     search = compose(experiment(tmp_path, sources=[SMALL, TINY]), manifest())
     offers = search.strategy.assignment.offers
     assert [offer.source.key for offer in offers] == ["trained/nano/100000", "trained/nano/500000", "trained/micro/1000000"]
     costs = [offer.cost for offer in offers]
     assert costs == sorted(costs)
-    assert costs[1] / costs[0] == pytest.approx(5)
-    assert costs[2] == trial_flops(offers[2].source, 4096, 512)
+    assert costs[1] / costs[0] == pytest.approx(5, rel=0.02), "sets are scored on whole windows"
+    assert costs[2] == trial_flops(offers[2].source, 4096, 512, 3)
     assert offers[0].parameters == offers[1].parameters < offers[2].parameters
     # A token meets about six FLOPs per parameter and training step, more with attention.
     assert 6 < costs[2] / 1.1 / 1e6 / offers[2].parameters < 12
