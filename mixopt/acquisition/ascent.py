@@ -75,15 +75,14 @@ def climb(function: Sloped, coordinates: UnitSpace, starts_RU: FloatArray, steps
 def maximize(
     function: Sloped, values: Callable[[FloatArray], FloatArray], coordinates: UnitSpace, good_GU: FloatArray, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Where the ascents ended and all candidates, best first, shape (M, U), and their values (M,): who may not run the best finds another.
+    """Where the ascents ended, best first, and behind them all candidates, for whom may not run those; shape (M, U), and their values (M,).
 
     Args:
-        values: as `function`, without slopes.
+        values: as `function`, without slopes; it may be another one that is cheaper.
         good_GU: points worth starting at.
     """
     points_MU = candidates(coordinates, good_GU, rng)
     values_M = values(points_MU)
     climbed_RU, climbed_R = climb(function, coordinates, spread(points_MU, values_M, STARTS))
-    found_MU, found_M = np.concatenate([climbed_RU, points_MU]), np.concatenate([climbed_R, values_M])
-    order = np.argsort(-found_M, kind="stable")
-    return found_MU[order], found_M[order]
+    ends, rest = np.argsort(-climbed_R, kind="stable"), np.argsort(-values_M, kind="stable")
+    return np.concatenate([climbed_RU[ends], points_MU[rest]]), np.concatenate([climbed_R[ends], values_M[rest]])

@@ -38,7 +38,7 @@ class BayesOptions(Options):
     first: int | None = Field(
         None,
         ge=6,
-        description="Trials of the first design, baselines and repeats included; default: 8 and .7 per domain, at least 12.",
+        description="Trials of the first design, baselines and repeats included; default: 8 and .7 per domain, at least 17.",
     )
     trials: Literal["feasible", "anywhere"] = Field(
         "feasible",

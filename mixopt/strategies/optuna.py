@@ -7,7 +7,7 @@ poor ones (constant liar); the others draw anew. CMA-ES is begun anew each time 
 state is no function of the results; generations of NSGA-II follow the order of asking; Sobol' points are counted off.
 
 What is minimized is the objective as measured, with the noise of single runs. The proposal comes from the search's surrogate as everywhere, and a surrogate that
-has seen one corner only expects wonders of the others. So a third of the trials is the common design. The main trade-off: a sampler that does not know what a mixture is needs
+has seen one corner only expects wonders of the others. So a third of the trials or more is the common design. The main trade-off: a sampler that does not know what a mixture is needs
 more trials than one that does.
 """
 
@@ -30,6 +30,7 @@ from mixopt.mixture import FloatArray
 from mixopt.proposal import Proposal
 from mixopt.recommendation import Study
 from mixopt.strategies.base import START, Assignment, Options
+from mixopt.strategies.known import LEAST_FIRST
 from mixopt.strategies.standing import Standing, mixtures_of
 from mixopt.strategies.stopping import is_enough
 from mixopt.surrogates.observations import MINIMUM_TRIALS
@@ -53,11 +54,12 @@ class OptunaOptions(Options):
         "stick_breaking",
         description="How a mixture is told to it: stick_breaking (one number fewer than domains) or exponential (one for each).",
     )
-    first: float = Field(
-        1 / 3,
+    first: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="Share of the trials that go to the common design before the sampler is asked; the baselines do in any case.",
+        description="Share of the trials that go to the common design before the sampler is asked, the baselines in any case; default: a third, "
+        "or 17 trials where that is more, but at most two thirds.",
     )
     population: int | None = Field(
         None, ge=4, description="Of a generation of nsga2; left out: a fifth of the trials, at least 4, at most 50."
@@ -79,9 +81,16 @@ class OptunaStrategy:
         standing = Standing.of(self.assignment, completed, pending, abandoned)
         if self.assignment.stop_early and is_enough(self.assignment, standing.order(), completed, self._judged):
             return []
-        first = max(math.ceil(self.options.first * self.assignment.trials), min(START, self.assignment.trials))
+        first = max(self._first(), min(START, self.assignment.trials))
         start = standing.fresh(self.assignment.planned(first, standing.abandoned_ids), count)
         return start + standing.numbered(self._suggestions(standing, start), count, LABEL, start)
+
+    def _first(self) -> int:
+        """Trials of the common design."""
+        trials, share = self.assignment.trials, self.options.first
+        if share is not None:
+            return math.ceil(share * trials)
+        return max(math.ceil(trials / 3), min(LEAST_FIRST, math.ceil(2 * trials / 3)))
 
     def propose(self, completed: Swarm) -> Proposal:
         """The predicted optimum with its evidence. Raises as `Assignment.recommend`."""

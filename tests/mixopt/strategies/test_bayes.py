@@ -91,8 +91,14 @@ def test_it_says_that_it_learns_and_thinks() -> None:
         assert asks_ahead(strategy)
 
 
+def test_the_first_design_holds_the_repeats_that_noise_is_measured_by() -> None:
+    first = get_strategy("bayes", assignment()).ask(100, outcomes([]), [], [])
+    mixtures = [trial.schedule.average().weights for trial in first]
+    assert [mixtures.count(baseline.weights) for baseline in (DOMAINS.natural(), DOMAINS.uniform())] == [3, 3]
+
+
 def test_waits_for_the_first_design_and_then_spreads_what_is_under_way() -> None:
-    strategy = get_strategy("bayes", assignment())
+    strategy = get_strategy("bayes", assignment(), {"first": 12})
     first = strategy.ask(100, outcomes([]), [], [])
     assert len(first) == 12
     assert strategy.ask(4, outcomes([]), first, []) == []
@@ -119,7 +125,7 @@ def test_a_mixture_that_was_abandoned_is_not_tried_again_nearby() -> None:
 @pytest.mark.parametrize("trials", ["feasible", "anywhere"])
 def test_infeasible_trials_are_run_only_where_that_is_wanted(trials: str) -> None:
     one = assignment(trials=20)
-    strategy = get_strategy("bayes", one, {"trials": trials, "acquisition": "knowledge"})
+    strategy = get_strategy("bayes", one, {"trials": trials, "acquisition": "knowledge", "first": 12})
     learned = [trial for trial in finish(strategy) if trial.label == "bayes"]
     inside = SPACE.contains(np.array([trial.schedule.average().array(NAMES) for trial in learned]), 1e-9)
     assert inside.all() == (trials == "feasible")

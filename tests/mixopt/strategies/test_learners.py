@@ -121,7 +121,7 @@ def test_climb_replaces_what_was_abandoned_within_the_round() -> None:
     + [("tpe", "exponential"), ("qmc", "exponential")],
 )
 def test_every_sampler_of_optuna_asks_for_feasible_mixtures_and_knows_what_is_under_way(sampler: str, coordinates: str) -> None:
-    strategy = get_strategy("optuna", assignment(), {"sampler": sampler, "coordinates": coordinates})
+    strategy = get_strategy("optuna", assignment(), {"sampler": sampler, "coordinates": coordinates, "first": 0.5})
     done = strategy.ask(14, EMPTY, [], [])
     swarm = run(done)
     fresh = strategy.ask(1 if sampler == "gp" else 3, swarm, [], [])  # which takes seconds for each
@@ -132,6 +132,12 @@ def test_every_sampler_of_optuna_asks_for_feasible_mixtures_and_knows_what_is_un
     later = strategy.ask(1, swarm, fresh, [])
     assert np.abs(weights_of(later) - weights_of(fresh)).sum(axis=1).min() > 1e-6
     assert {trial.label for trial in fresh} == {"optuna"}
+
+
+@pytest.mark.parametrize(("trials", "options", "planned"), [(60, {}, 20), (30, {}, 17), (12, {}, 8), (30, {"first": 0.0}, 5)])
+def test_the_share_of_the_common_design_before_optuna_s_sampler(trials: int, options: dict[str, float], planned: int) -> None:
+    asked = get_strategy("optuna", assignment(trials), options).ask(trials, EMPTY, [], [])
+    assert sum(trial.label != "optuna" for trial in asked) == planned
 
 
 def test_optuna_s_tpe_comes_nearer_than_chance() -> None:
