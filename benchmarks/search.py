@@ -243,8 +243,13 @@ def play_all(wanted: Sequence[Game], data: Path | None, folder: Path, jobs: int)
     known = played(folder)
     scores = [score for game in wanted for score in known.get(game.key, ())]
     missing = [game for game in wanted if game.key not in known]
+    path = folder / "games.jsonl"
+    if path.exists() and not (text := path.read_text()).endswith("\n"):
+        path.write_text(
+            text[: text.rfind("\n") + 1]
+        )  # without the line that a kill has cut off, which the next game would be written behind
     # Threads of polars and torch do not survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, (folder / "games.jsonl").open("a") as kept:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, path.open("a") as kept:
         futures = [pool.submit(play_game, game, data) for game in missing]
         for number, future in enumerate(as_completed(futures), start=1):
             game, found, seconds = future.result()

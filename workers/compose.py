@@ -15,7 +15,7 @@ from mixopt.answer.floors import Floor, resolve_floors
 from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.domains import Domain, DomainSet, inventory_of
-from mixopt.errors import ConfigError
+from mixopt.errors import ConfigError, DataError
 from mixopt.factory import TrialFactory
 from mixopt.objective import BITS_PER_BYTE
 from mixopt.runner import Evaluation
@@ -24,6 +24,7 @@ from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy, read_options
 from mixopt.strategies.base import Assignment, Offer, Strategy
 from mixopt.surrogates import get_surrogate
+from mixopt.surrogates.base import refuse_metrics
 from mixopt.tracking.first_contact import check_address
 from mixopt.trial import Source, Trial
 from mixopt.warm_start.earlier import Earlier, Wanted, refuse_unless_fitting
@@ -217,11 +218,11 @@ def check_settings(experiment: Experiment) -> None:
     """The part of `check_experiment` that touches no file.
 
     Raises:
-        ConfigError: an unknown strategy, surrogate or size, or a verification at the source of the search.
+        ConfigError: an unknown strategy, surrogate or size, metrics that the surrogate cannot predict, or a verification at the source of the search.
         InfeasibleError: no mixture satisfies bounds and epoch caps.
     """
     read_options(experiment.search.strategy, experiment.search.options)
-    get_surrogate(experiment.search.surrogate)
+    surrogate = get_surrogate(experiment.search.surrogate)
     if experiment.trainer is None:
         _check_proxies(experiment)
         domains = _foreseen_domains(experiment)
@@ -229,6 +230,11 @@ def check_settings(experiment: Experiment) -> None:
         from workers.own_trainer.pieces import own_domains
 
         domains = own_domains(experiment)
+    try:
+        refuse_metrics(surrogate, experiment.metric_names, [domain.name for domain in experiment.domains])
+    except DataError as error:
+        remedy = "Measure domains' own held-out text alone (valid/<domain>), or set another `search.surrogate`."
+        raise ConfigError(error.message, remedy) from error
     if experiment.tracking.enabled and experiment.tracking.uri is not None:
         check_address(experiment.tracking.uri)
     # A strategy says itself what it cannot do.

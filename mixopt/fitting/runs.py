@@ -285,7 +285,9 @@ def _complete(
             "Score the runs again, or take the metrics out of the table.",
         )
     if len(kept) < MINIMUM_TRIALS:
-        raise DataError(f"A fit needs at least {MINIMUM_TRIALS} runs, got {len(kept)}.", "Run more.")
+        raise DataError(
+            f"A fit needs at least {MINIMUM_TRIALS} runs, got {len(kept)} of {mixtures.name} that have all metrics.", "Run more."
+        )
     here = values[[other for _, other in kept]]
     constant = (np.ptp(here, axis=0) == 0) & ~sparse
     notes += [

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mixopt.errors import DataError
@@ -28,6 +29,10 @@ DONE_WORDS, FAILED_WORDS = ("ok", "done", "completed", "finished"), ("failed", "
 EMPTY = ("", "none", "null", "na", "n/a", "-")
 SAME_WITHIN = 1e-9
 """Relative: values that agree so well are one value, printed twice."""
+WEIGHTS_WITHIN = 1e-3
+"""Weights that a table repeats may have been rounded by as much."""
+REQUEST_KEYS = ("version", "size", "domains", "fractions", "output_folder")
+"""Of a request (`outcome.request_of`) beside columns that a table has, too."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class ToldRow:
         place: where it stands, for messages, as "line 3".
         values: metric -> number, of the metrics that the row has; not finite where a run diverged.
         failed: the row says so.
+        weights: domain -> weight, of the domains that the row has.
     """
 
     place: str
@@ -47,6 +53,7 @@ class ToldRow:
     reason: str = ""
     flops: float | None = None
     seconds: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,14 @@ def read_rows(text: str, name: str, metrics: Sequence[str], domains: Sequence[st
 
     Args:
         name: of the file, for messages.
-        domains: whose columns say nothing, so that a table from `mixopt ask` can be filled in.
+        domains: whose columns may be there, so that a table from `mixopt ask` can be filled in.
 
     Raises:
         DataError: it is neither, has no ids, no metric, a column that nobody knows, or a cell that is no number.
     """
     plain = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    if plain.lstrip().startswith("["):
+        raise DataError(f"{name} is one JSON array.", "Write one object per line.")
     cells = _json_rows(plain, name) if plain.lstrip().startswith("{") else _csv_rows(plain, name)
     if not cells:
         raise DataError(f"{name} holds no row.", f"It should have one row per trial, with {ID_COLUMN} and a column per metric.")
@@ -88,7 +97,7 @@ def read_rows(text: str, name: str, metrics: Sequence[str], domains: Sequence[st
                 raise DataError(f"{name}, {place}: column '{column}' is no metric of this experiment.", _nearest(column, known))
     if not any(column in row for _, row in cells for column in (*metrics, "status")):
         raise DataError(f"{name} has no column of a metric.", f"The metrics are {', '.join(metrics)}.")
-    return [_row(place, row, name, metrics) for place, row in cells]
+    return [_row(place, row, name, metrics, domains) for place, row in cells]
 
 
 def settle(
@@ -110,7 +119,7 @@ def settle(
         flops: of a trial, where its row does not say.
 
     Raises:
-        DataError: an id is unknown, a trial has two values, or failed and has values.
+        DataError: an id is unknown, a trial has two values, failed and has values, or was asked for with other weights than its row has.
     """
     known = {record.trial.trial_id: record for record in records}
     outcomes, failures, same, empty = [], {}, [], []
@@ -118,6 +127,7 @@ def settle(
         if trial_id not in known:
             raise DataError(f"{told[0].place}: there is no trial '{trial_id}' in this search.", _nearest_id(trial_id, list(known)))
         record, values = known[trial_id], _values(trial_id, told)
+        _refuse_other_weights(record, told)
         diverged = [name for name, value in values.items() if not math.isfinite(value)]
         failed = next((row for row in told if row.failed), None)
         if (failed or diverged) and (record.outcome is not None or (failed and values)):
@@ -184,6 +194,21 @@ def _same(one: float, other: float) -> bool:
     return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=SAME_WITHIN)
 
 
+def _refuse_other_weights(record: TrialRecord, rows: Sequence[ToldRow]) -> None:
+    """Of trials of one phase: such a row is another trial's, or of a mixture that nobody asked for."""
+    trial = record.trial
+    if len(trial.schedule.mixtures) > 1:
+        return
+    asked = trial.schedule.mixtures[0].as_dict()
+    for row in rows:
+        for domain, weight in row.weights.items():
+            if not abs(weight - asked.get(domain, 0.0)) <= WEIGHTS_WITHIN:
+                raise DataError(
+                    f"{row.place}: trial {trial.trial_id} was handed out with '{domain}' {asked.get(domain, 0.0):.6g}, and the row has {weight:.6g}.",
+                    "Outcomes are of the mixtures that were handed out; mend the table, or leave the columns of domains out.",
+                )
+
+
 def _refuse_both(trial_id: str, row: ToldRow, record: TrialRecord) -> None:
     before = "has values in the record" if record.outcome is not None else "has values in the table"
     raise DataError(f"{row.place}: trial {trial_id} is said to have failed, and {before}.", "Take out the one that is wrong.")
@@ -196,7 +221,7 @@ def _failure(failed: ToldRow | None, values: Mapping[str, float], diverged: Sequ
     return Failure(FailureKind.ERROR if give_up else FailureKind.PROGRAM, f"Told to have failed: {said}"[:500])
 
 
-def _row(place: str, row: Mapping[str, Any], name: str, metrics: Sequence[str]) -> ToldRow:
+def _row(place: str, row: Mapping[str, Any], name: str, metrics: Sequence[str], domains: Sequence[str]) -> ToldRow:
     trial_id = str(row.get(ID_COLUMN) or "").strip()
     if not trial_id:
         raise DataError(f"{name}, {place} has no {ID_COLUMN}.", "Rows are joined by id, never by position; `mixopt ask` wrote the ids.")
@@ -216,7 +241,8 @@ def _row(place: str, row: Mapping[str, Any], name: str, metrics: Sequence[str]) 
             raise DataError(f"{where}: {key} is {value:g}.", "Write a number of at least 0, or leave it empty.")
         amounts[key] = value
     reason = " ".join(str(row.get("reason") or "").split())
-    return ToldRow(where, trial_id, values, status in FAILED_WORDS, reason, amounts["flops"], amounts["seconds"])
+    weights = {domain: value for domain in domains if (value := _number(row.get(domain), domain, where)) is not None}
+    return ToldRow(where, trial_id, values, status in FAILED_WORDS, reason, amounts["flops"], amounts["seconds"], weights)
 
 
 def _number(cell: Any, column: str, where: str) -> float | None:
@@ -259,22 +285,37 @@ def _csv_rows(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(text: str, name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Lines of objects; metrics may lie in an object of their own, as in `result.json`."""
+    """Lines of objects; metrics may lie in an object of their own, as in `result.json`, and weights in a list of one per phase, as in a request."""
     rows = []
     for line, content in enumerate(text.splitlines(), start=1):
         if not content.strip():
             continue
         try:
-            body = json.loads(content)
+            body = json.loads(content, object_pairs_hook=partial(_once, where=f"{name}: line {line}"))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}: line {line} is not JSON ({error}).", "Write one object per line.") from error
         if not isinstance(body, dict):
             raise DataError(f"{name}: line {line} is no object.", 'Write {"trial_id": ..., "metrics": {...}}.')
-        inner = body.pop("metrics", {})
+        inner, phases = body.pop("metrics", {}), body.pop("weights", [])
         if not isinstance(inner, dict):
             raise DataError(f"{name}: `metrics` of line {line} is no object.", 'Write {"trial_id": ..., "metrics": {"loss": 3.1}}.')
-        rows.append((f"line {line}", {**body, **inner}))
+        phases = phases if isinstance(phases, list) else [phases]
+        if not all(isinstance(weights, dict) for weights in phases):
+            raise DataError(f"{name}: `weights` of line {line} are no objects.", "Leave them out; `mixopt ask` has written what they are.")
+        plain = [(key, value) for key, value in body.items() if key not in REQUEST_KEYS]
+        of_one = list(phases[0].items()) if len(phases) == 1 else []
+        rows.append((f"line {line}", _once([*plain, *of_one, *inner.items()], f"{name}: line {line}")))
     return rows
+
+
+def _once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Raises DataError where a key is there twice: nobody knows which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"{where} has '{repeated}' twice.", "Keep the one that is right.")
+    return found
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

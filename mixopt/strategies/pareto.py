@@ -95,7 +95,8 @@ class ParetoStrategy:
     @property
     def parts(self) -> dict[str, dict[str, float]]:
         """Objective -> metric -> weight."""
-        return self.options.objectives or {metric: {metric: 1.0} for metric in self.assignment.metrics}
+        given = self.options.objectives
+        return {metric: {metric: 1.0} for metric in self.assignment.metrics} if given is None else given
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""

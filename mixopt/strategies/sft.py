@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixopt.errors import ConfigError, DataError
 from mixopt.mixture import FloatArray
 from mixopt.proposal import Proposal
 from mixopt.strategies.base import Assignment, Options
 from mixopt.strategies.standing import Standing
 from mixopt.strategies.stopping import is_enough
-from mixopt.surrogates.sft_law import SftLawSurrogate, domain_of_metric
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial
 
@@ -32,23 +30,11 @@ MULTIPLIERS = (3.0, 1 / 3, 2.0, 1 / 2)
 
 @dataclass(frozen=True)
 class SftStrategy:
-    """Asks for the baselines, the 4 m + 1 design, and then the common one; what is asked does not depend on results.
-
-    Raises:
-        ConfigError: the surrogate is `sft_law`, and a metric belongs to no domain.
-    """
+    """Asks for the baselines, the 4 m + 1 design, and then the common one; what is asked does not depend on results."""
 
     assignment: Assignment
     options: Options = field(default_factory=Options)
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.assignment.surrogate, SftLawSurrogate) and self.assignment.surrogate.domain_of is None:
-            for metric in self.assignment.metrics:
-                try:
-                    domain_of_metric(metric, self.assignment.domains.names)
-                except DataError as error:
-                    raise ConfigError(error.message, "Take domains' own held-out sets as targets, or another surrogate.") from error
 
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """The next points; empty when the budget is met."""

@@ -62,3 +62,10 @@ def takes_several_sources(surrogate: Surrogate) -> bool:
 def takes_several_sizes(surrogate: Surrogate) -> bool:
     """Whether it fits runs of several sizes, which it may want to know the parameters of: its option `sizes`."""
     return "sizes" in inspect.signature(type(surrogate)).parameters
+
+
+def refuse_metrics(surrogate: Surrogate, metrics: Sequence[str], domains: Sequence[str]) -> None:
+    """Raises DataError where a metric is none that it can predict: by its method `refuse_metrics`. Most take any."""
+    refuse = getattr(surrogate, "refuse_metrics", None)
+    if refuse is not None:
+        refuse(metrics, domains)

@@ -10,7 +10,7 @@ degree of freedom). Each metric belongs to one domain: `valid/<domain>`, the dom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,3 +94,8 @@ class SftLawSurrogate(ScalingSurrogate):
 
         super().__init__(law_of, one_size=True)
         object.__setattr__(self, "domain_of", domain_of)
+
+    def refuse_metrics(self, metrics: Sequence[str], domains: Sequence[str]) -> None:
+        """Raises DataError where one of them belongs to no domain."""
+        for metric in metrics:
+            domain_of_metric(metric, tuple(domains), self.domain_of)

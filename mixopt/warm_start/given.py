@@ -39,12 +39,13 @@ def read_given(entry: EarlierRuns, wanted: Wanted) -> Earlier:
         weights, losses, notes = _halves(table, wanted, known, entry.names)
     else:
         weights, losses = read_table(Path(str(entry.mixtures))), read_table(Path(str(entry.metrics)))
+        table = losses
     names = metric_names(losses, known, entry.names, wanted.domains if entry.runs is not None else ())
     missing = sorted(set(wanted.counted) - set(names.values()))
     if missing:
         raise DataError(
             f"{losses.name} has no column for {', '.join(missing)}, which the objective of this search counts.",
-            f"Say with `names` which column it is; there are {', '.join(losses.contents)}.",
+            f"Say with `names` which column it is; there are {', '.join(name for name in table.contents if name not in wanted.domains)}.",
         )
     runs = join_tables(weights, losses)
     swarm, gone = _over(runs, wanted.domains, {column: metric for column, metric in names.items() if column in runs.swarm.metrics})

@@ -133,11 +133,12 @@ def test_games_are_kept_and_a_torn_line_is_played_again(
     path = tmp_path / "games.jsonl"
     lines = path.read_text().splitlines()
     assert len(lines) == len(scores) == 2
-    path.write_text(lines[0] + "\n" + lines[1][:50] + "\n")
+    path.write_text(lines[0] + "\n" + lines[1][:50])
     assert len(bench.played(tmp_path)) == 1
     again = bench.play_all(games, None, tmp_path, 1)
     assert sorted(score.regret for score in again) == sorted(score.regret for score in scores)
     assert "1 of 1:" in capsys.readouterr().err
+    assert len(bench.played(tmp_path)) == 2, "and is kept this time"
     rows = bench.rows_of(again, ["regression"])
     assert json.loads(json.dumps([rows[0].seeds, rows[0].cost])) == [2, 8]
     bench.show(rows, again)

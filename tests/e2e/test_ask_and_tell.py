@@ -241,6 +241,17 @@ def test_giving_up_and_divergence_are_final(desk: Desk) -> None:
         ('{"trial_id": "ID0", "accuracy": 1}\n{"trial_id"\n', "line 2 is not JSON", "one object per line"),
         ('{"trial_id": "ID0", "accuracy": [1]}\n', "'accuracy' is '[1]', which is no number", "Mend"),
         ('{"trial_id": "ID0", "metrics": 3}\n', "`metrics` of line 1 is no object", "metrics"),
+        ('{"trial_id": "ID0", "accuracy": 2, "accuracy": 1}\n', "line 1 has 'accuracy' twice", "Keep"),
+        ('{"trial_id": "ID0", "metrics": {"accuracy": 2}, "accuracy": 1}\n', "line 1 has 'accuracy' twice", "Keep"),
+        ('{"trial_id": "ID0", "weights": 3, "accuracy": 1}\n', "`weights` of line 1 are no objects", "Leave them out"),
+        ('[{"trial_id": "ID0", "accuracy": 1}]\n', "is one JSON array", "one object per line"),
+        # Natural has .667 of web: the row is another mixture's, or of one that nobody asked for.
+        (
+            "trial_id,web,accuracy\nID0,0.5,1\n",
+            "was handed out with 'web' 0.666667, and the row has 0.5",
+            "leave the columns of domains out",
+        ),
+        ('{"trial_id": "ID0", "weights": [{"web": 0.5}], "accuracy": 1}\n', "was handed out with 'web' 0.666667", "Mend the table".lower()),
     ],
 )
 def test_a_wrong_table_is_one_sentence_and_changes_nothing(desk: Desk, table: str, message: str, hint: str) -> None:
@@ -265,6 +276,22 @@ def test_results_come_from_standard_input_and_as_json_lines(desk: Desk) -> None:
     assert [sorted(request["weights"][0]) for request in asked] == [sorted(DOMAINS)] * 3
     told = "".join(json.dumps({"trial_id": r["trial_id"], "metrics": {"loss/code": 1.0, "accuracy": 0.4}}) + "\n" for r in asked)
     assert "3 outcomes recorded" in desk.run("tell", "-", stdin=told).stdout
+
+
+def test_the_requests_that_were_handed_out_can_be_filled_in(desk: Desk) -> None:
+    asked = [json.loads(line) for line in desk.run("ask", "-n", "3", "--to", "jsonl").stdout.splitlines()]
+    told = "".join(json.dumps({**request, "metrics": {"loss/code": 1.0, "accuracy": 0.4}}) + "\n" for request in asked)
+    assert "3 outcomes recorded" in desk.run("tell", "-", stdin=told).stdout
+
+
+def test_a_strategy_that_waits_for_results_says_so(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, search={"strategy": "climb", "surrogate": "ridge", "trials": TRIALS})
+    first = desk.ask("-n", "50")
+    answer = desk.run("ask")
+    assert answer.stdout == ""
+    assert f"Nothing to hand out: 0 of {TRIALS} trials are told, {len(first)} are handed out" in answer.stderr
+    assert f"{TRIALS - len(first)} follow once these are." in answer.stderr
+    assert "gives more" not in answer.stderr
 
 
 def test_trials_are_written_in_the_syntax_of_a_trainer(desk: Desk, tmp_path: Path) -> None:

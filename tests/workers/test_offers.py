@@ -111,7 +111,9 @@ def test_laws_know_the_sizes(tmp_path: Path) -> None:
         ({"strategy": "pareto"}, "a front has two to four"),
         ({"strategy": "pareto", "stop_early": True}, "stop_early"),
         ({"strategy": "bayes", "sources": [SMALL], "stop_early": True}, "stop_early"),
+        # Whatever asks, and whether it counts: every metric is predicted.
         ({"strategy": "sft", "surrogate": "sft_law"}, "target/t"),
+        ({"strategy": "regression", "surrogate": "sft_law"}, "target/t"),
     ],
 )
 def test_what_is_wrong_with_sources_and_options_is_said_before_anything_is_read(
@@ -119,6 +121,26 @@ def test_what_is_wrong_with_sources_and_options_is_said_before_anything_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_settings(experiment(tmp_path, **search))
+
+
+def test_metrics_that_do_not_count_are_predicted_too(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {
+        "name": "own",
+        "output": "out",
+        "budget_tokens": "1B",
+        "domains": [{"name": name, "tokens": "1B"} for name in ("d0", "d1")],
+        "trainer": {
+            "kind": "elsewhere",
+            "name": "mine",
+            "tokens": "1M",
+            "metrics": ["valid/d0", "valid/d1", {"name": "other", "weight": 0}],
+        },
+        "search": {"strategy": "sft", "surrogate": "sft_law"},
+    }
+    with pytest.raises(ConfigError, match="'other' belongs to no domain"):
+        check_settings(parse_experiment(raw, tmp_path))
+    raw["trainer"]["metrics"].pop()
+    check_settings(parse_experiment(raw, tmp_path))
 
 
 def test_sources_are_not_those_of_the_verification_and_begin_from_scratch(tmp_path: Path) -> None:

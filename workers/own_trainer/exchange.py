@@ -35,6 +35,7 @@ class Standing:
         pending: those that are not, and were not abandoned.
         abandoned: those that are never tried again.
         unasked: trials of the budget that were not asked for; 0 once the strategy is finished.
+        waits: the strategy was asked for them, and wants outcomes of those pending first.
     """
 
     records: tuple[TrialRecord, ...]
@@ -42,6 +43,7 @@ class Standing:
     pending: tuple[TrialRecord, ...]
     abandoned: tuple[TrialRecord, ...]
     unasked: int
+    waits: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -89,7 +91,9 @@ def ask(experiment: Experiment, count: int, again: bool, before: Callable[[Searc
         if not again:
             history.add_trials(search.search_id, trials, "search")
         history.mark_running(trial.trial_id for trial in trials)
-        return Handed(search, tuple(trials), standing_of(search, history))
+        standing = standing_of(search, history)
+        waits = not again and not trials and bool(standing.pending and standing.unasked)
+        return Handed(search, tuple(trials), replace(standing, waits=waits))
 
 
 def tell(experiment: Experiment, text: str, name: str, replaced: bool, give_up: bool) -> Taken:
@@ -152,14 +156,14 @@ def progress(search: Search, standing: Standing) -> str:
     parts = [f"{len(standing.swarm)} of {trials} trials are told"]
     parts += [f"{len(standing.pending)} are handed out"] if standing.pending else []
     parts += [f"{len(standing.abandoned)} were given up"] if standing.abandoned else []
-    parts += [f"{standing.unasked} can be asked for"] if standing.unasked else []
+    parts += [f"{standing.unasked} {'follow once these are' if standing.waits else 'can be asked for'}"] if standing.unasked else []
     return ", ".join(parts)
 
 
 def next_step(standing: Standing) -> str:
     """What to do now, as a sentence."""
     if standing.pending:
-        more = " and `mixopt ask FILE` gives more" if standing.unasked else ""
+        more = " and `mixopt ask FILE` gives more, unless the strategy waits for these" if standing.unasked and not standing.waits else ""
         return f"`mixopt tell FILE results.csv` takes the outcomes, `mixopt ask FILE --again` writes those handed out again{more}."
     return "`mixopt ask FILE -n 16` hands out more." if standing.unasked else "`mixopt search FILE` proposes."
 

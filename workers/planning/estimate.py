@@ -7,6 +7,7 @@ them are one mixture is known only when the search has ended.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,11 @@ from workers.trial_folder import TrialFolder
 TOKENIZED_BYTES_PER_SECOND = 8.0e6
 READ_BYTES_PER_SECOND = 47.0e6
 TRAINED_BYTES_PER_SECOND = 7.0e6
+
+
+def dearest(trials: Sequence[Trial]) -> Trial:
+    """The first of those that cost most: what a stage whose trials are of several sources is named by, and its speed and memory are of."""
+    return max(trials, key=CostModel(1.0).flops)
 
 
 def make_plan(experiment: Experiment, reporter: Reporter | None = None, may_probe: bool = True) -> Plan:
@@ -86,7 +92,7 @@ class Planner:
             first.active_parameters,
             corpus.manifest.vocab_size,
             experiment.proxy.window,
-            first.trials,
+            experiment.search.trials if experiment.search.sources else first.trials,
             first.speed.flops_per_second * self._machine.slots,
         )
         if corpus.unknown:
@@ -142,14 +148,18 @@ class Planner:
         swarm = known.swarm if known.swarm is not None else Swarm.empty(names)
         finished = set(swarm.trial_ids)
         pending = [trial for trial in known.trials if trial.trial_id not in finished]
-        plain, count = self._search.strategy, self._experiment.search.trials
+        plain, offers = self._search.strategy, self._search.strategy.assignment.offers
+        costs = {offer.source: offer.cost / offers[-1].cost for offer in offers}
+        budget = self._experiment.search.trials
+        count = math.ceil(budget / costs[offers[0].source])  # so many of the cheapest source
         informed = plain if known.calibration_runs is None else knowing(plain, known.calibration_runs)
         asked = informed.ask(count, swarm, pending, known.abandoned)
         if known.proposal is not None and asked and not plain.ask(count, swarm, pending, known.abandoned):
             return list(known.trials)  # it has ended without the calibration, and stays so
         found = [*known.trials, *asked]
         # Mixtures that depend on results are not known yet; what they cost is, up to the source.
-        unknown = count - len(found) if learns(plain) and known.proposal is None else 0
+        left = budget - math.fsum(costs.get(trial.source, 0.0) for trial in found)
+        unknown = math.floor(left + 1e-9) if learns(plain) and known.proposal is None else 0
         make, natural = self._search.factory.make, Schedule.constant(self._search.domains.natural())
         return [*found, *(replace(make(natural, 0, ""), trial_id=f"learned-{place}") for place in range(unknown))]
 
@@ -190,7 +200,7 @@ class Planner:
         """Speed of every shape that is left to train, or was."""
         machine = self._machine
         recorded = recorded_speeds(self._search, self._corpus, self._known)
-        first = [trials[0] for trials in self._trials_of().values()]
+        first = [dearest(trials) for trials in self._trials_of().values()]
         missing = {shape_of(trial): self._pack_size(trial) for trial in first if shape_of(trial) not in recorded}
         probed, notes = probe_for(machine, missing if may_probe else {}, self._reporter)
         self._notes += notes
@@ -202,7 +212,7 @@ class Planner:
         )
 
     def _stage(self, name: StageName, trials: Sequence[Trial], at_most: bool, speeds: Mapping[Shape, Speed]) -> Stage:
-        one = trials[0]
+        one = dearest(trials)
         speed = speeds[shape_of(one)]
         cost = CostModel(speed.flops_per_second)
         share = share_of_measuring(self._search, self._corpus, factory_of(self._search, one))
@@ -246,8 +256,10 @@ class Planner:
             return f"what {begun} begin with ({experiment.proxy.beginning.kind}), trial {base}"
         if name == "search":
             seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"
-            cheaper = ", or what they cost of the cheaper sources" if experiment.search.sources else ""
-            return f"{len(trials)} trials of the strategy {experiment.search.strategy}{cheaper}, with {seeds}"
+            if experiment.search.sources:
+                source = self._search.factory.source.key
+                return f"what {experiment.search.trials} trials of {source} cost, spent over {len(experiment.search.sources) + 1} sources by the strategy {experiment.search.strategy}"
+            return f"{len(trials)} trials of the strategy {experiment.search.strategy}, with {seeds}"
         seeds_of_arm = experiment.verification.seeds
         arms = -(-len(trials) // seeds_of_arm)
         return f"{'at most ' if at_most else ''}{arms} different mixtures among proposal, best measured, natural, uniform and UniMax, with {seeds_of_arm} seeds each"

@@ -216,6 +216,7 @@ def test_preferences_move_the_proposal_along_the_front(front_search: tuple[Assig
     ("options", "said"),
     [
         ({"objectives": {"only": {"a": 1.0}}}, "two to four"),
+        ({"objectives": {}}, "are 0; a front has two to four"),
         ({"objectives": {"x": {"a": 1.0}, "y": {"c": 1.0}}}, "objectives.y"),
         ({"objectives": {"x": {"a": 1.0}, "y": {"b": 0.0}}}, "objectives.y"),
         ({"preferences": {"a": 1.0}}, "preferences"),

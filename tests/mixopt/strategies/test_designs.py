@@ -164,15 +164,6 @@ def test_sft_moves_one_domain_at_a_time() -> None:
     assert sorted(ratios[np.abs(ratios - 1) > 1e-6].round(6).tolist()) == sorted([3.0] * 3 + [2.0] * 3 + [0.5] * 3 + [round(1 / 3, 6)] * 3)
 
 
-def test_sft_refuses_metrics_that_its_law_does_not_know() -> None:
-    known = assignment(17, surrogate="sft_law")
-    get_strategy("sft", known)
-    from dataclasses import replace
-
-    with pytest.raises(ConfigError, match="target/x"):
-        get_strategy("sft", replace(known, metrics={"target/x": 1.0}))
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     costs=st.lists(st.floats(0.001, 0.9), min_size=1, max_size=4),

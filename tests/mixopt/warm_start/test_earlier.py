@@ -211,10 +211,15 @@ def test_a_table_without_what_counts_is_refused(table: Callable[..., Path]) -> N
     path = str(table(**columns))
     with pytest.raises(DataError, match="has no column for target/t") as error:
         read_given(EarlierRuns(runs=path), wanted())
-    assert "names" in error.value.hint
+    assert "`names` which column it is; there are other, loss." in error.value.hint
     for names, said in (({"lost": "target/t"}, "column 'lost'"), ({"loss": "target/tt"}, "metric 'target/tt'")):
         with pytest.raises(DataError, match=said):
             read_given(EarlierRuns(runs=path, names=names), wanted())
+
+
+def test_too_few_runs_are_told_with_their_table(table: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"at least 4 runs, got 2 of runs\.csv"):
+        read_given(EarlierRuns(runs=str(table(**rows(2)))), wanted())
 
 
 def test_nothing_earlier_moves_no_identity() -> None:

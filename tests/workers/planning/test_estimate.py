@@ -105,6 +105,18 @@ def test_flops_and_trials_are_what_the_trials_report(plans: dict[str, Plan], fol
         assert before.stages[1].trials >= after.stages[1].trials
 
 
+@pytest.mark.parametrize("strategy", ["bayes", "scaling"])
+def test_several_sources_are_planned_up_to_what_the_trials_of_the_last_cost(folder: Path, strategy: str) -> None:
+    search = {"trials": 8, "strategy": strategy, "surrogate": "multi_source_gp", "sources": [{"size": "nano", "tokens": 1024}]}
+    plan = make_plan(experiment(folder, search=search, output="several"), may_probe=False)
+    stage = plan.stages[0]
+    assert stage.source == "trained/nano/2100"
+    # A trial of 1,024 tokens has eight steps, one of 2,100 has sixteen; what is left does not pay for one more.
+    assert 7 * 2048 <= stage.tokens <= 8 * 2100
+    assert stage.trials > 8
+    assert "what 8 trials of trained/nano/2100 cost" in stage.what
+
+
 def test_the_search_is_named_once_it_is_known(plans: dict[str, Plan], folder: Path) -> None:
     wanted = experiment(folder)
     assert plans["new"].search_id is None
