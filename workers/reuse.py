@@ -17,7 +17,6 @@ import yaml
 from mixopt.config import Experiment
 from mixopt.domains import DomainSet
 from mixopt.errors import ConfigError
-from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Schedule
 from mixopt.progress import Reporter
@@ -125,7 +124,7 @@ def find_reuse(
     changes = compare(earlier.contents, contents, splits)
     fitted = earlier.fit()
     risks = Risks.of(fitted.law, earlier.domains, changes, search.domains, fitted.resampled)
-    valid, gone = _valid(earlier, search.factory)
+    valid, gone = _valid(earlier, search)
     usable, unfit = _usable(history, search_id, search, tuple(objective_weights(experiment)))
     plans, recommended, why = make_plans(changes, search.domains, earlier.answer, risks, earlier.noise, 0 if unfit else usable)
     plans = tuple(replace(plan, trained=_trained(plan, search)) for plan in plans)
@@ -177,16 +176,17 @@ def _trained(plan: Plan, search: Search) -> int:
 def _usable(history: History, search_id: str, search: Search, counted: tuple[str, ...]) -> tuple[int, str]:
     """How many earlier trials a warm start counts as the search's own, and why it could not have one; empty where it can."""
     own = search.factory.source
-    wanted = wanted_of(search.manifest, search.factory, search.evaluations[own.key], counted)
+    wanted = wanted_of(search.manifest, (*search.cheaper, search.factory), search.evaluations, counted)
     runs = read_search(history, search_id, wanted, kept_in(search.store))
-    usable = len(runs.swarm.at_source(own)) + len(runs.unscored)
-    if not usable and not len(runs.swarm):
+    # Plans count proxies where the answer is wanted.
+    usable = len(runs.swarm.at_source(own)) + sum(trial.source == own for trial in runs.unscored)
+    if not runs.unscored and not len(runs.swarm):
         return 0, "No earlier run says anything of the new search, so no plan has a warm start."
     name = search.experiment.search.surrogate
     try:
-        refuse_unless_fitting(get_surrogate(name), name, runs, own)
+        refuse_unless_fitting(get_surrogate(name), name, runs, wanted.sources)
     except ConfigError:
-        others = len(runs.swarm) - len(runs.swarm.at_source(own))
+        others = sum(source not in wanted.sources for source in runs.swarm.points().sources)
         return usable, (
             f"{others} earlier runs are of another source for the new search (recipe, epochs, or weights that are not in its output folder), which the surrogate "
             f"'{name}' cannot fit beside its own, so no plan has a warm start. With `search.surrogate: multi_source_gp` all have."
@@ -194,16 +194,23 @@ def _usable(history: History, search_id: str, search: Search, counted: tuple[str
     return usable, ""
 
 
-def _valid(earlier: EarlierSearch, factory: TrialFactory) -> tuple[int, int]:
-    """Earlier trials that the new search could ask for just so, and those with weight on text that is gone."""
-    names = {domain.content_hash: domain.name for domain in factory.domains.domains}
+def _valid(earlier: EarlierSearch, search: Search) -> tuple[int, int]:
+    """Earlier trials that the new search could ask for just so, at whichever of its sources, and those with weight on text that is gone."""
+    factories = {factory.source: factory for factory in (*search.cheaper, search.factory)}
+    names = {domain.content_hash: domain.name for domain in search.domains.domains}
     valid = gone = 0
     for trial in earlier.trials:
         if weighted_but_gone(trial, names):
             gone += 1
-        else:
+        elif (factory := factories.get(trial.source)) is not None:
             valid += factory.make(mapped(trial, names, factory.domains.names), trial.seed, LABEL).trial_id == trial.trial_id
     return valid, gone
+
+
+def _shared_recipe(earlier: EarlierSearch, search: Search) -> bool:
+    """Whether proxies of any source of the new search are trained as the earlier search's were."""
+    ours = [(factory.source, dict(factory.recipe)) for factory in (*search.cheaper, search.factory)]
+    return any((trial.source, dict(trial.recipe)) in ours for trial in earlier.trials)
 
 
 def _notes(earlier: EarlierSearch, spearman: float, unknown: Sequence[str], search: Search, context: Mapping[str, Any]) -> tuple[str, ...]:
@@ -217,6 +224,6 @@ def _notes(earlier: EarlierSearch, spearman: float, unknown: Sequence[str], sear
         )
     if search.manifest.tokenizer_hash != (context.get("tokenizer") or {}).get("hash"):
         notes.append("The tokenizer is another one, so no earlier trial is a trial of the new search.")
-    elif (search.factory.source, dict(search.factory.recipe)) != (earlier.trials[0].source, dict(earlier.trials[0].recipe)):
+    elif not _shared_recipe(earlier, search):
         notes.append("Proxies are of another source or recipe, so no earlier trial is a trial of the new search.")
     return tuple(notes)
