@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from mixopt.config import Experiment
+from mixopt.corpus.manifest import Manifest
 from mixopt.domains import DomainSet
 from mixopt.errors import ConfigError
 from mixopt.history import History
@@ -23,11 +24,13 @@ from mixopt.progress import Reporter
 from mixopt.reuse.changes import Changes, compare
 from mixopt.reuse.earlier_search import EarlierSearch
 from mixopt.reuse.plans import Plan, PlanName, Risks, make_plans
+from mixopt.reuse.splits import Splits, find_splits, found_sentences
 from mixopt.reuse.virtual import with_kept
 from mixopt.strategies.design import design_sequence
 from mixopt.surrogates import get_surrogate
 from mixopt.warm_start.earlier import LABEL, mapped, read_search, refuse_unless_fitting, weighted_but_gone
 from workers.compose import Search, compose, objective_weights, record_location
+from workers.tokens.documents import prepared_file, shared_documents
 from workers.tokens.prepare import prepare
 from workers.warm_start import held_out_sets, kept_in, wanted_of
 
@@ -103,14 +106,15 @@ class Reuse:
         }
 
 
-def find_reuse(
-    history: History, search_id: str, folder: Path, experiment: Experiment, splits: Mapping[str, Sequence[str]], reporter: Reporter
-) -> Reuse:
+def find_reuse(history: History, search_id: str, folder: Path, experiment: Experiment, splits: Splits | None, reporter: Reporter) -> Reuse:
     """Compares an earlier search of `folder` with a new experiment, which `check_experiment` has passed.
+
+    Args:
+        splits: that the user names; others are told by documents. None: there are none.
 
     Raises:
         DataError: the earlier search has no answer, or the corpus cannot be prepared.
-        ConfigError: a split names a domain that is not there.
+        ConfigError: a split names a domain that is not there, or documents leave open which domain was split.
         InfeasibleError: no mixture of the new domains is feasible.
     """
     earlier = EarlierSearch.of(history, search_id)
@@ -121,7 +125,7 @@ def find_reuse(
     # A warm start that the file names already is the search's business; here it would only be read.
     search = compose(experiment.model_copy(update={"search": experiment.search.model_copy(update={"warm_start": ()})}), manifest)
     contents = {domain.name: domain.content_hash for domain in search.domains.domains}
-    changes = compare(earlier.contents, contents, splits)
+    changes, told = _changes(earlier, folder / "tokens", contents, manifest, splits)
     fitted = earlier.fit()
     risks = Risks.of(fitted.law, earlier.domains, changes, search.domains, fitted.resampled)
     valid, gone = _valid(earlier, search)
@@ -130,10 +134,42 @@ def find_reuse(
     plans = tuple(replace(plan, trained=_trained(plan, search)) for plan in plans)
     theirs, ours = _scored(context), held_out_sets(manifest)
     unknown = sorted(metric for metric in objective_weights(experiment) if ours[metric] not in theirs)
-    notes = (*_notes(earlier, fitted.spearman, unknown, search, context), *([unfit] if unfit else []))
+    notes = (*told, *_notes(earlier, fitted.spearman, unknown, search, context), *([unfit] if unfit else []))
     return Reuse(
         earlier, folder, experiment, changes, plans, recommended, why, valid, gone, usable, not unfit, fitted.spearman, tokenizer, notes
     )
+
+
+def _changes(
+    earlier: EarlierSearch, tokens: Path, contents: Mapping[str, str], manifest: Manifest, given: Splits | None
+) -> tuple[Changes, tuple[str, ...]]:
+    """What became of the earlier domains, and what was told by their documents, as sentences.
+
+    Args:
+        tokens: where the earlier search's token files are.
+        contents: name -> content hash of the new domains.
+        given: as `find_reuse`.
+
+    Raises:
+        ConfigError: as `find_reuse`.
+    """
+    plain = compare(earlier.contents, contents, given)
+    fresh, gone = plain.fresh, plain.removed
+    if given is None or not gone or not set(fresh) - set(earlier.contents):
+        return plain, ()
+    files = {name: prepared_file(tokens, name, earlier.contents[name], manifest.tokenizer_hash) for name in gone}
+    shares = shared_documents(
+        {name: manifest.absolute(manifest.domains[name].train) for name in fresh},
+        {name: file for name, file in files.items() if file is not None},
+    )
+    found = find_splits(shares, given)
+    said = list(found_sentences(found, shares))
+    unseen = sorted(name for name, file in files.items() if file is None and name not in given)
+    if unseen:
+        said.append(
+            f"The documents of {', '.join(unseen)} are no longer in {tokens}, or are there for another tokenizer: where they went, only `--split` can say."
+        )
+    return compare(earlier.contents, contents, {**given, **found}), tuple(said)
 
 
 def _scored(context: Mapping[str, Any]) -> set[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,46 @@ def test_another_output_takes_the_tokenizer_along_and_needs_a_surrogate_over_sou
         mixopt("search", place / "plans" / "lame.yaml")
     said = mixopt("search", plan)
     assert f"{TRIALS} are taken as runs of a source of their own" in said
+
+
+def halves(place: Path) -> None:
+    """The documents of prose, in two files; those of math with some of the second."""
+    lines = (place / "prose.jsonl").read_text().splitlines(keepends=True)
+    math = (place / "math.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("early", lines[:70]), ("late", lines[70:]), ("mixed", [*math[:60], *lines[70:110]])):
+        (place / f"{name}.jsonl").write_text("".join(part))
+
+
+def test_a_split_is_told_by_documents(place: Path, write: Callable[..., Path]) -> None:
+    halves(place)
+    old = ("--search", searches(place)["old"])
+    file = write("halves", {"code": "code", "prose": "early", "later": "late", "math": "math", "law": "law"})
+    said = mixopt("reuse", place / "run", file, *old)
+    assert "prose, later split" in said
+    assert "law added" in said
+    assert "Note: prose (100%), later (100%) come from 'prose', as their documents say" in said
+    by_names = mixopt("reuse", place / "run", file, *old, "--split", "none")
+    assert "prose revised" in by_names
+    assert "later added" in by_names
+    # Merged with another that is gone: what it is a part of is for its user to say.
+    file = write("merged", {"code": "code", "early": "early", "mixed": "mixed"})
+    with pytest.raises(
+        ConfigError, match=r"'mixed' has documents of 'math' \(\d+%\) and 'prose' \(\d+%\), and 'prose' went into early too"
+    ) as found:
+        mixopt("reuse", place / "run", file, *old)
+    (option, *_) = re.findall(r"--split (\S+)`", found.value.hint)
+    assert option == "prose=early,mixed"
+    assert "early, mixed split" in mixopt("reuse", place / "run", file, *old, "--split", option)
+
+
+def test_documents_that_are_no_longer_there_are_missed_aloud(place: Path, write: Callable[..., Path], tmp_path: Path) -> None:
+    halves(place)
+    copy = tmp_path / "copy"
+    shutil.copytree(place / "run", copy, ignore=lambda folder, names: [name for name in names if name.startswith("prose.train")])
+    file = write("halves-of-copy", {"code": "code", "early": "early", "late": "late", "math": "math"})
+    said = mixopt("reuse", copy, file, "--search", searches(place)["old"])
+    assert "early added" in said
+    assert re.search(r"The documents of prose are no longer in .*: where they went, only `--split` can say", said)
 
 
 def test_a_split_and_a_removal_are_told(place: Path, write: Callable[..., Path]) -> None:
