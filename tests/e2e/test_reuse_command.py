@@ -284,6 +284,24 @@ def test_too_few_runs_where_the_answer_is_wanted_are_said_with_what_to_do(place:
     assert (told["like_trials"], told["other_sources"]) == (2, 12)
 
 
+def test_trials_of_every_source_are_valid_where_the_new_search_has_that_source(place: Path, write: Callable[..., Path]) -> None:
+    enough = {**SEVERAL, "strategy": "bayes", "trials": 6}
+    mixopt("search", write("enough", {"code": "code", "prose": "prose", "math": "math"}, search=enough))
+    runs, comparison = sources_of(place, "enough"), place / "enough.json"
+    assert runs[SOURCE] >= 4
+    assert runs[CHEAP] > 0
+    for sources, valid in ((enough["sources"], runs.total()), ([], runs[SOURCE])):
+        file = write("of-enough", GROWN, search={**enough, "sources": sources})
+        said = mixopt("reuse", place / "run", file, "--search", searches(place)["enough"], "--json", comparison)
+        assert json.loads(comparison.read_text())["trials"] == {
+            "earlier": runs.total(),
+            "valid": valid,
+            "gone": 0,
+            "usable": runs[SOURCE],
+        }
+        assert "Proxies are of another source" not in said
+
+
 def test_what_cannot_be_compared_is_said(place: Path, write: Callable[..., Path]) -> None:
     file = write("grown-again", GROWN)
     with pytest.raises(DataError, match="holds no record"):
