@@ -11,7 +11,7 @@ client; in return new fields of a trial need no migration.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -280,6 +280,25 @@ class History:
         """Ids of the trials that have an outcome, whichever search asked for them."""
         with self._read() as connection:
             return frozenset(connection.execute(sa.select(tables.outcomes.c.trial_id)).scalars())
+
+    def states(self, trial_ids: Collection[str]) -> dict[str, TrialState]:
+        """Where trials are, whichever search asked for them; without those that the record does not hold."""
+        here = tables.trials.c.trial_id.in_(list(trial_ids))
+        with self._read() as connection:
+            rows = connection.execute(sa.select(tables.trials.c.trial_id, tables.trials.c.state).where(here)).all()
+        return {row.trial_id: TrialState(row.state) for row in rows}
+
+    def others_of(self, search_id: str, trial_ids: Collection[str]) -> dict[str, list[SearchRecord]]:
+        """Trial id -> the searches but this one that asked for it too, the oldest first; without trials that no other one asked for."""
+        link = tables.search_trials
+        query = sa.select(link.c.trial_id, link.c.search_id).where(link.c.trial_id.in_(list(trial_ids)), link.c.search_id != search_id)
+        with self._read() as connection:
+            held = {(row.trial_id, row.search_id) for row in connection.execute(query)}
+        found: dict[str, list[SearchRecord]] = {}
+        for record in self.searches() if held else []:
+            for trial_id in sorted(trial for trial, search in held if search == record.search_id):
+                found.setdefault(trial_id, []).append(record)
+        return found
 
     def swarm(
         self,

@@ -334,7 +334,7 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         if base is not None and base.source.key not in evaluations:
             evaluations[base.source.key] = plan_evaluations(manifest, base.source.tokens, int(base.recipe["window"]), None)
     weights = objective_weights(experiment)
-    fitting, earlier = _warm_start(experiment, manifest, factories[0], evaluations[sources[0].key], tuple(weights))
+    fitting, earlier = _warm_start(experiment, manifest, [*factories[2:], factories[0]], evaluations, tuple(weights))
     search_id = search_identity(
         factory=factories[0],
         objective=objective_identity(experiment, manifest, weights),
@@ -378,7 +378,11 @@ def assignment_of(experiment: Experiment, domains: DomainSet, offers: tuple[Offe
 
 
 def _warm_start(
-    experiment: Experiment, manifest: Manifest, factory: TrialFactory, evaluations: Sequence[Evaluation], counted: tuple[str, ...]
+    experiment: Experiment,
+    manifest: Manifest,
+    factories: Sequence[TrialFactory],
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    counted: tuple[str, ...],
 ) -> tuple[Wanted | None, Earlier | None]:
     """What `search.warm_start` has to fit and what of it does; None where it names nothing.
 
@@ -387,9 +391,9 @@ def _warm_start(
     """
     if not experiment.search.warm_start:
         return None, None
-    wanted = wanted_of(manifest, factory, evaluations, counted)
+    wanted = wanted_of(manifest, factories, evaluations, counted)
     earlier = read_earlier(experiment, wanted)
-    refuse_unless_fitting(get_surrogate(experiment.search.surrogate), experiment.search.surrogate, earlier, factory.source)
+    refuse_unless_fitting(get_surrogate(experiment.search.surrogate), experiment.search.surrogate, earlier, wanted.sources)
     return wanted, earlier
 
 

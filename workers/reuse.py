@@ -15,20 +15,22 @@ from typing import Any
 import yaml
 
 from mixopt.config import Experiment
+from mixopt.corpus.manifest import Manifest
 from mixopt.domains import DomainSet
 from mixopt.errors import ConfigError
-from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Schedule
 from mixopt.progress import Reporter
 from mixopt.reuse.changes import Changes, compare
 from mixopt.reuse.earlier_search import EarlierSearch
 from mixopt.reuse.plans import Plan, PlanName, Risks, make_plans
+from mixopt.reuse.splits import Splits, find_splits, found_sentences
 from mixopt.reuse.virtual import with_kept
 from mixopt.strategies.design import design_sequence
 from mixopt.surrogates import get_surrogate
 from mixopt.warm_start.earlier import LABEL, mapped, read_search, refuse_unless_fitting, weighted_but_gone
 from workers.compose import Search, compose, objective_weights, record_location
+from workers.tokens.documents import prepared_file, shared_documents
 from workers.tokens.prepare import prepare
 from workers.warm_start import held_out_sets, kept_in, wanted_of
 
@@ -104,14 +106,15 @@ class Reuse:
         }
 
 
-def find_reuse(
-    history: History, search_id: str, folder: Path, experiment: Experiment, splits: Mapping[str, Sequence[str]], reporter: Reporter
-) -> Reuse:
+def find_reuse(history: History, search_id: str, folder: Path, experiment: Experiment, splits: Splits | None, reporter: Reporter) -> Reuse:
     """Compares an earlier search of `folder` with a new experiment, which `check_experiment` has passed.
+
+    Args:
+        splits: that the user names; others are told by documents. None: there are none.
 
     Raises:
         DataError: the earlier search has no answer, or the corpus cannot be prepared.
-        ConfigError: a split names a domain that is not there.
+        ConfigError: a split names a domain that is not there, or documents leave open which domain was split.
         InfeasibleError: no mixture of the new domains is feasible.
     """
     earlier = EarlierSearch.of(history, search_id)
@@ -122,19 +125,51 @@ def find_reuse(
     # A warm start that the file names already is the search's business; here it would only be read.
     search = compose(experiment.model_copy(update={"search": experiment.search.model_copy(update={"warm_start": ()})}), manifest)
     contents = {domain.name: domain.content_hash for domain in search.domains.domains}
-    changes = compare(earlier.contents, contents, splits)
+    changes, told = _changes(earlier, folder / "tokens", contents, manifest, splits)
     fitted = earlier.fit()
     risks = Risks.of(fitted.law, earlier.domains, changes, search.domains, fitted.resampled)
-    valid, gone = _valid(earlier, search.factory)
+    valid, gone = _valid(earlier, search)
     usable, unfit = _usable(history, search_id, search, tuple(objective_weights(experiment)))
     plans, recommended, why = make_plans(changes, search.domains, earlier.answer, risks, earlier.noise, 0 if unfit else usable)
     plans = tuple(replace(plan, trained=_trained(plan, search)) for plan in plans)
     theirs, ours = _scored(context), held_out_sets(manifest)
     unknown = sorted(metric for metric in objective_weights(experiment) if ours[metric] not in theirs)
-    notes = (*_notes(earlier, fitted.spearman, unknown, search, context), *([unfit] if unfit else []))
+    notes = (*told, *_notes(earlier, fitted.spearman, unknown, search, context), *([unfit] if unfit else []))
     return Reuse(
         earlier, folder, experiment, changes, plans, recommended, why, valid, gone, usable, not unfit, fitted.spearman, tokenizer, notes
     )
+
+
+def _changes(
+    earlier: EarlierSearch, tokens: Path, contents: Mapping[str, str], manifest: Manifest, given: Splits | None
+) -> tuple[Changes, tuple[str, ...]]:
+    """What became of the earlier domains, and what was told by their documents, as sentences.
+
+    Args:
+        tokens: where the earlier search's token files are.
+        contents: name -> content hash of the new domains.
+        given: as `find_reuse`.
+
+    Raises:
+        ConfigError: as `find_reuse`.
+    """
+    plain = compare(earlier.contents, contents, given)
+    fresh, gone = plain.fresh, plain.removed
+    if given is None or not gone or not set(fresh) - set(earlier.contents):
+        return plain, ()
+    files = {name: prepared_file(tokens, name, earlier.contents[name], manifest.tokenizer_hash) for name in gone}
+    shares = shared_documents(
+        {name: manifest.absolute(manifest.domains[name].train) for name in fresh},
+        {name: file for name, file in files.items() if file is not None},
+    )
+    found = find_splits(shares, given)
+    said = list(found_sentences(found, shares))
+    unseen = sorted(name for name, file in files.items() if file is None and name not in given)
+    if unseen:
+        said.append(
+            f"The documents of {', '.join(unseen)} are no longer in {tokens}, or are there for another tokenizer: where they went, only `--split` can say."
+        )
+    return compare(earlier.contents, contents, {**given, **found}), tuple(said)
 
 
 def _scored(context: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -177,16 +212,17 @@ def _trained(plan: Plan, search: Search) -> int:
 def _usable(history: History, search_id: str, search: Search, counted: tuple[str, ...]) -> tuple[int, str]:
     """How many earlier trials a warm start counts as the search's own, and why it could not have one; empty where it can."""
     own = search.factory.source
-    wanted = wanted_of(search.manifest, search.factory, search.evaluations[own.key], counted)
+    wanted = wanted_of(search.manifest, (*search.cheaper, search.factory), search.evaluations, counted)
     runs = read_search(history, search_id, wanted, kept_in(search.store))
-    usable = len(runs.swarm.at_source(own)) + len(runs.unscored)
-    if not usable and not len(runs.swarm):
+    # Plans count proxies where the answer is wanted.
+    usable = len(runs.swarm.at_source(own)) + sum(trial.source == own for trial in runs.unscored)
+    if not runs.unscored and not len(runs.swarm):
         return 0, "No earlier run says anything of the new search, so no plan has a warm start."
     name = search.experiment.search.surrogate
     try:
-        refuse_unless_fitting(get_surrogate(name), name, runs, own)
+        refuse_unless_fitting(get_surrogate(name), name, runs, wanted.sources)
     except ConfigError:
-        others = len(runs.swarm) - len(runs.swarm.at_source(own))
+        others = sum(source not in wanted.sources for source in runs.swarm.points().sources)
         return usable, (
             f"{others} earlier runs are of another source for the new search (recipe, epochs, or weights that are not in its output folder), which the surrogate "
             f"'{name}' cannot fit beside its own, so no plan has a warm start. With `search.surrogate: multi_source_gp` all have."
@@ -194,16 +230,23 @@ def _usable(history: History, search_id: str, search: Search, counted: tuple[str
     return usable, ""
 
 
-def _valid(earlier: EarlierSearch, factory: TrialFactory) -> tuple[int, int]:
-    """Earlier trials that the new search could ask for just so, and those with weight on text that is gone."""
-    names = {domain.content_hash: domain.name for domain in factory.domains.domains}
+def _valid(earlier: EarlierSearch, search: Search) -> tuple[int, int]:
+    """Earlier trials that the new search could ask for just so, at whichever of its sources, and those with weight on text that is gone."""
+    factories = {factory.source: factory for factory in (*search.cheaper, search.factory)}
+    names = {domain.content_hash: domain.name for domain in search.domains.domains}
     valid = gone = 0
     for trial in earlier.trials:
         if weighted_but_gone(trial, names):
             gone += 1
-        else:
+        elif (factory := factories.get(trial.source)) is not None:
             valid += factory.make(mapped(trial, names, factory.domains.names), trial.seed, LABEL).trial_id == trial.trial_id
     return valid, gone
+
+
+def _shared_recipe(earlier: EarlierSearch, search: Search) -> bool:
+    """Whether proxies of any source of the new search are trained as the earlier search's were."""
+    ours = [(factory.source, dict(factory.recipe)) for factory in (*search.cheaper, search.factory)]
+    return any((trial.source, dict(trial.recipe)) in ours for trial in earlier.trials)
 
 
 def _notes(earlier: EarlierSearch, spearman: float, unknown: Sequence[str], search: Search, context: Mapping[str, Any]) -> tuple[str, ...]:
@@ -217,6 +260,6 @@ def _notes(earlier: EarlierSearch, spearman: float, unknown: Sequence[str], sear
         )
     if search.manifest.tokenizer_hash != (context.get("tokenizer") or {}).get("hash"):
         notes.append("The tokenizer is another one, so no earlier trial is a trial of the new search.")
-    elif (search.factory.source, dict(search.factory.recipe)) != (earlier.trials[0].source, dict(earlier.trials[0].recipe)):
+    elif not _shared_recipe(earlier, search):
         notes.append("Proxies are of another source or recipe, so no earlier trial is a trial of the new search.")
     return tuple(notes)

@@ -7,7 +7,7 @@ a forward pass over these and trains nothing. The main trade-off: this is done b
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +38,22 @@ def held_out_sets(manifest: Manifest) -> dict[str, HeldOut]:
     return found | {f"target/{name}": (target.file.content_hash, target.kind) for name, target in manifest.targets.items()}
 
 
-def wanted_of(manifest: Manifest, factory: TrialFactory, evaluations: Sequence[Evaluation], counted: tuple[str, ...]) -> Wanted:
-    """What earlier runs have to fit, for a search whose trials are scored on `evaluations`."""
-    keys = {one.key: one.metric for one in evaluations}
-    curve_keys = {one.curve_key: one.metric for one in evaluations if one.curve_key is not None}
-    return Wanted(factory, keys, curve_keys, held_out_sets(manifest), counted)
+def wanted_of(
+    manifest: Manifest, factories: Sequence[TrialFactory], evaluations: Mapping[str, Sequence[Evaluation]], counted: tuple[str, ...]
+) -> Wanted:
+    """What earlier runs have to fit.
+
+    Args:
+        factories: of the search's trials at each of its sources; the answer is wanted at the last.
+        evaluations: source key -> what trials there are scored on.
+    """
+    held_out, found = held_out_sets(manifest), []
+    for factory in factories:
+        scored = evaluations[factory.source.key]
+        keys = {one.key: one.metric for one in scored}
+        curve_keys = {one.curve_key: one.metric for one in scored if one.curve_key is not None}
+        found.append(Wanted(factory, keys, curve_keys, held_out, counted))
+    return replace(found[-1], cheaper=tuple(found[:-1]))
 
 
 def read_earlier(experiment: Experiment, wanted: Wanted) -> Earlier:

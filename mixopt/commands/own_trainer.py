@@ -43,7 +43,7 @@ def ask(
     options = name_value_pairs(option or [])
     check_format(to, options)
     from workers.own_trainer.exchange import ask as hand_out
-    from workers.own_trainer.exchange import next_step, progress
+    from workers.own_trainer.exchange import next_step, progress, sharing
 
     written: dict[Path, str] = {}
 
@@ -59,6 +59,8 @@ def ask(
     said = f"{len(handed.trials)} trials{' again' if again else ''}" if handed.trials else "Nothing to hand out"
     place = out or (next(iter(written)).parent if written else None)
     typer.echo(f"{said}{f' in {place}' if place and handed.trials else ''}: {progress(handed.search, handed.standing)}.", err=True)
+    if handed.shared:
+        typer.echo(sharing(handed), err=True)
     if not handed.trials:
         typer.echo(next_step(handed.standing), err=True)
 

@@ -27,7 +27,11 @@ def reuse(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", metavar="OLD=NEW1,NEW2", help="An old domain whose documents went into several; may be repeated."),
+        typer.Option(
+            "--split",
+            metavar="OLD=NEW1,NEW2",
+            help="An old domain that went into several, where their documents do not show it; may be repeated; none: do not look at documents.",
+        ),
     ] = None,
     write: Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write the experiment file of the plan.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the comparison as JSON too.")] = None,

@@ -13,6 +13,7 @@ from typing import Literal
 
 from mixopt.errors import ConfigError
 
+NO_SPLITS = "none"
 ChangeKind = Literal["unchanged", "renamed", "revised", "split", "added", "removed"]
 
 
@@ -22,7 +23,7 @@ class Change:
 
     Attributes:
         old: its name before; empty where it was added.
-        new: its names now, one unless it was split; none where it was removed.
+        new: its names now, one unless it was split; none where it was removed. A revised one may have another.
     """
 
     kind: ChangeKind
@@ -71,17 +72,23 @@ def compare(old: Mapping[str, str], new: Mapping[str, str], splits: Mapping[str,
 
     Args:
         old, new: name -> content hash.
-        splits: old name -> the new ones that its documents went into.
+        splits: old name -> the new ones that its documents went into; with one new one it was revised.
 
     Raises:
-        ConfigError: a split names a domain that is not there, or one whose text is that of an old domain.
+        ConfigError: a split names a domain that is not there, or one whose text is that of an old domain, or two name the same.
     """
     splits = splits or {}
     by_content = {content: name for name, content in old.items()}
     origin = {name: by_content[content] for name, content in new.items() if content in by_content}
     for parent, children in splits.items():
         _check_split(parent, children, old, new, origin)
-    parent_of = {child: parent for parent, children in splits.items() for child in children}
+    parent_of: dict[str, str] = {}
+    for parent, children in splits.items():
+        for child in children:
+            if parent_of.setdefault(child, parent) != parent:
+                raise ConfigError(
+                    f"'{child}' is said to be a part of '{parent_of[child]}' and of '{parent}'.", "A part is of one domain; leave one out."
+                )
     consumed = {*origin.values(), *splits}
     found: list[Change] = []
     for name in new:
@@ -90,7 +97,7 @@ def compare(old: Mapping[str, str], new: Mapping[str, str], splits: Mapping[str,
         elif name in parent_of:
             parent = parent_of[name]
             if splits[parent][0] == name:
-                found.append(Change("split", parent, tuple(splits[parent])))
+                found.append(Change("split" if len(splits[parent]) > 1 else "revised", parent, tuple(splits[parent])))
         elif name in old and name not in consumed:
             consumed.add(name)
             found.append(Change("revised", name, (name,)))
@@ -99,18 +106,22 @@ def compare(old: Mapping[str, str], new: Mapping[str, str], splits: Mapping[str,
     return Changes((*found, *(Change("removed", name, ()) for name in old if name not in consumed)))
 
 
-def read_splits(options: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """`old=new1,new2` as the command line has it.
+def read_splits(options: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
+    """`old=new1,new2` as the command line has it; None for `none`: documents are not looked at for others.
 
     Raises:
         ConfigError: it is written otherwise, or an old name is there twice.
     """
+    if list(options) == [NO_SPLITS]:
+        return None
     splits: dict[str, tuple[str, ...]] = {}
     for option in options:
         parent, equals, children = option.partition("=")
         names = tuple(name.strip() for name in children.split(",") if name.strip())
         if not equals or not parent.strip() or not names:
-            raise ConfigError(f"--split {option} is not OLD=NEW1,NEW2.", "Write it as --split web=web_high,web_low.")
+            raise ConfigError(
+                f"--split {option} is not OLD=NEW1,NEW2.", f"Write it as --split web=web_high,web_low, or --split {NO_SPLITS} alone."
+            )
         if parent.strip() in splits:
             raise ConfigError(f"--split names '{parent.strip()}' twice.", "List all of its parts once.")
         splits[parent.strip()] = names

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from mixopt.history import History
 from mixopt.objective import Objective
 from mixopt.proposal import Proposal
 from mixopt.reuse.law import FittedObjective, fit_objective_law
+from mixopt.surrogates.observations import MINIMUM_TRIALS
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
 from mixopt.verification import Verification
@@ -29,8 +31,9 @@ class EarlierSearch:
     Attributes:
         arm: which of its mixtures is kept: what its verification recommends, else the proposal.
         answer: that mixture, domain -> weight.
+        swarm: its runs where the answer is wanted, at `source`.
         noise: difference of the objective that as many seeds as it had could not tell from nothing.
-        trials: its finished trials.
+        trials: its finished trials, of all its sources.
     """
 
     search_id: str
@@ -39,6 +42,7 @@ class EarlierSearch:
     contents: Mapping[str, str]
     arm: str
     answer: Mapping[str, float]
+    source: Source
     swarm: Swarm
     objective: Objective
     strength: float
@@ -50,7 +54,7 @@ class EarlierSearch:
         """Reads it.
 
         Raises:
-            DataError: it has no answer yet.
+            DataError: it has no answer yet, or too few runs where its answer is wanted.
         """
         record, context = history.search(search_id), history.document(search_id, "context")
         body, verified = history.document(search_id, "proposal"), history.document(search_id, "verification")
@@ -65,6 +69,8 @@ class EarlierSearch:
         source, evidence = Source(*context["sources"]["search"]), proposal.evidence
         noise = float(evidence["objective_noise_std"])
         settings = (yaml.safe_load(record.experiment_yaml) or {}).get("proxy") or {}
+        trials = tuple(record.trial for record in history.trials(search_id, "search") if record.outcome is not None)
+        _refuse_too_few(f"Search {search_id[:8]} ({record.name})", search_id, source, trials)
         return cls(
             search_id=search_id,
             name=record.name,
@@ -72,16 +78,32 @@ class EarlierSearch:
             contents={domain.name: domain.content_hash for domain in domains.domains},
             arm=arm,
             answer=schedule.average().as_dict(),
+            source=source,
             swarm=history.swarm(search_id, domains.names, context["metrics"]).at_source(source),
             objective=Objective.from_json(evidence["objective"]),
             strength=float(evidence["pull"]) * max(float(evidence["objective_spread"]), noise),
             noise=noise * float(2 / int(settings.get("seeds", 3))) ** 0.5,
-            trials=tuple(record.trial for record in history.trials(search_id, "search") if record.outcome is not None),
+            trials=trials,
         )
 
     def fit(self) -> FittedObjective:
         """Its objective as a log-linear law. Raises DataError as `fit_objective_law`."""
         return fit_objective_law(self.swarm, self.objective, self.domains.natural().as_dict(), self.strength)
+
+
+def _refuse_too_few(name: str, search_id: str, source: Source, trials: Sequence[Trial]) -> None:
+    """Raises DataError where no law can be fitted to what was run at `source`: what losses depend on at another size or token count is another law."""
+    counts = Counter(trial.source for trial in trials)
+    there = counts.pop(source, 0)
+    if there >= MINIMUM_TRIALS:
+        return
+    others = ", ".join(f"{one.key}" for one in sorted(counts, key=lambda one: one.key))
+    rest = f"; the other {counts.total()} are of {others}, where losses follow another law" if counts else ""
+    raise DataError(
+        f"{name} has {there} {'run' if there == 1 else 'runs'} of {source.key}, where its answer is wanted, and reuse needs {MINIMUM_TRIALS}{rest}.",
+        "Raise `search.trials` in its file and run `mixopt search` again. Or leave reuse out, and let the new search begin with all these runs: "
+        f"`search.warm_start: [{{folder: OLD_DIR, search: {search_id[:8]}}}]` with `search.surrogate: multi_source_gp`.",
+    )
 
 
 def stored_domains(context: Mapping[str, Any], experiment: Mapping[str, Any]) -> DomainSet:

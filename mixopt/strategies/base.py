@@ -7,6 +7,7 @@ swarm that they were made from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -202,14 +203,7 @@ class Assignment:
             InfeasibleError: no mixture keeps the floors.
         """
         proposal = recommend(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
-        if self.earlier is None:
-            return proposal
-        # What this search trained itself is told as its own.
-        own = set(completed.trial_ids)
-        earlier = self.earlier.select([trial_id for trial_id in self.earlier.trial_ids if trial_id not in own])
-        like = len(earlier.at_source(self.source))
-        counts = {"like_trials": like, "other_sources": len(earlier) - like}
-        return replace(proposal, evidence={**proposal.evidence, "earlier_runs": counts})
+        return self._with_earlier_counted(proposal, completed)
 
     def objective(self, completed: Swarm) -> Objective:
         """The objective in its scale, as the proposal has it. Raises as `recommend`."""
@@ -225,7 +219,20 @@ class Assignment:
             DataError: as `recommend`, or no feasible mixture was measured.
             InfeasibleError: no mixture that was measured keeps the floors.
         """
-        return recommend_measured(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
+        proposal = recommend_measured(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
+        return self._with_earlier_counted(proposal, completed)
+
+    def _with_earlier_counted(self, proposal: Proposal, completed: Swarm) -> Proposal:
+        """With how many earlier runs of what source are in its evidence; what this search has itself is its own, at whatever source."""
+        if self.earlier is None:
+            return proposal
+        known, own = set(completed.trial_ids), {offer.source for offer in self.offers}
+        runs = zip(self.earlier.trial_ids, self.earlier.points().sources, strict=True)
+        counted = Counter(source for trial_id, source in runs if trial_id not in known)
+        like = sum(count for source, count in counted.items() if source in own)
+        by_source = {source.key: count for source, count in sorted(counted.items(), key=lambda item: item[0].key)}
+        counts = {"like_trials": like, "other_sources": counted.total() - like, "by_source": by_source}
+        return replace(proposal, evidence={**proposal.evidence, "earlier_runs": counts})
 
     def with_calibration(self, calibration: Swarm) -> Assignment:
         return replace(self, calibration=calibration)

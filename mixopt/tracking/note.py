@@ -269,11 +269,13 @@ def _comparison(row: Comparison) -> list[str]:
     return [signed(row.mean), f"{signed(row.low)} to {signed(row.high)}", ", ".join(signed(value) for value in row.values)]
 
 
-def _earlier_words(earlier: Mapping[str, int]) -> str:
+def _earlier_words(earlier: Mapping[str, Any]) -> str:
     like, others = earlier["like_trials"], earlier["other_sources"]
     parts = [f"{like} like its own trials"] if like else []
     parts += [f"{others} of sources of their own, which only the surrogate sees"] if others else []
-    return f"runs of the warm start: {', and '.join(parts) or 'none fit'}"
+    by_source: Mapping[str, int] = earlier.get("by_source", {})
+    listed = f" ({', '.join(f'{count} of {_cell(key)}' for key, count in by_source.items())})" if len(by_source) > 1 else ""
+    return f"runs of the warm start: {', and '.join(parts) or 'none fit'}{listed}"
 
 
 def _evidence(findings: Findings) -> str:

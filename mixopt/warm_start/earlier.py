@@ -1,14 +1,14 @@
 """Earlier runs as this search sees them: over its domains, on its metrics, and told apart by whether they are trials like its own.
 
-Domains are matched by content, metrics by what was scored. A run that would have the same identity as a trial of this search at its mixture *is* such
-a trial: its losses count as measured. Every other run (another size, recipe or tokenizer, other epochs of a domain, other rows of a held-out set) is a
-run of a source of its own, of which only a surrogate over several sources makes anything. The main trade-off: what gives weight to text that is gone
-is left out altogether, for nothing says what the rest of it would have done without.
+Domains are matched by content, metrics by what was scored. A run that would have the same identity as a trial of this search at its mixture, at any of
+the search's sources, *is* such a trial: its losses count as measured there. Every other run (another size, recipe or tokenizer, other epochs of a domain,
+other rows of a held-out set) is a run of a source of its own, of which only a surrogate over several sources makes anything. The main trade-off: what
+gives weight to text that is gone is left out altogether, for nothing says what the rest of it would have done without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mixopt.errors import ConfigError
@@ -32,10 +32,11 @@ class Wanted:
     """What earlier runs have to fit.
 
     Attributes:
-        factory: makes the trials of this search.
-        metrics, curve_metrics: evaluation key -> metric of this search.
+        factory: makes the trials of this search, where its answer is wanted.
+        metrics, curve_metrics: evaluation key -> metric of this search, of its trials there.
         held_out: what each metric is scored on.
         counted: metrics of the objective, without which a run says nothing.
+        cheaper: the same at each other source that the search runs trials at.
     """
 
     factory: TrialFactory
@@ -43,10 +44,20 @@ class Wanted:
     curve_metrics: Mapping[str, str]
     held_out: Mapping[str, HeldOut]
     counted: tuple[str, ...]
+    cheaper: tuple[Wanted, ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:
         return self.factory.domains.names
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Those of the search's trials; the answer is wanted at the last."""
+        return tuple(one.factory.source for one in (*self.cheaper, self))
+
+    def at(self, source: Source) -> Wanted:
+        """What runs of a source have to fit: where the search has none there, the same as where its answer is wanted."""
+        return next((one for one in self.cheaper if one.factory.source == source), self)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Earlier:
     """Runs that count as evidence and not as trials.
 
     Attributes:
-        swarm: over this search's domains; those of its own source are trials like its own, others are of sources of their own.
+        swarm: over this search's domains; those of its own sources are trials like its own, others are of sources of their own.
         unscored: trials like this search's own that were not scored on all its metrics, and whose weights are kept.
         known: ids of all runs that fit the domains; with the tables' content, what the search's identity sees.
         notes: what was taken in and what was left out, as sentences.
@@ -85,12 +96,13 @@ def joined(parts: Iterable[Earlier], domains: Sequence[str]) -> Earlier:
     return whole
 
 
-def refuse_unless_fitting(surrogate: Surrogate, name: str, earlier: Earlier, own: Source) -> None:
-    """Raises ConfigError where runs of other sources are there that the surrogate of that name cannot fit beside those at `own`."""
-    others = {source for source in earlier.swarm.points().sources if source != own}
-    of_evaluators = name in OF_SEVERAL_EVALUATORS and (takes_several_sizes(surrogate) or len({own.size, *(s.size for s in others)}) == 1)
+def refuse_unless_fitting(surrogate: Surrogate, name: str, earlier: Earlier, own: Collection[Source]) -> None:
+    """Raises ConfigError where runs of other sources are there that the surrogate of that name cannot fit beside those of the search's `own`."""
+    sources = earlier.swarm.points().sources
+    others = {*sources} - {*own}
+    of_evaluators = name in OF_SEVERAL_EVALUATORS and (takes_several_sizes(surrogate) or len({s.size for s in (*own, *others)}) == 1)
     if others and not (takes_several_sources(surrogate) and of_evaluators):
-        count = len(earlier.swarm) - len(earlier.swarm.at_source(own))
+        count = sum(source in others for source in sources)
         keys = ", ".join(sorted(source.key for source in others))
         raise ConfigError(
             f"`search.warm_start` brings {count} runs that are not like this search's trials ({keys}), and the surrogate '{name}' does not fit them beside "
@@ -118,11 +130,12 @@ def read_search(history: History, search_id: str, wanted: Wanted, can_score: Cal
         if lost:
             gone |= lost
             continue
-        trial = wanted.factory.make(mapped(record.trial, names, wanted.domains), record.trial.seed, LABEL)
+        here = wanted.at(record.trial.source)
+        trial = here.factory.make(mapped(record.trial, names, wanted.domains), record.trial.seed, LABEL)
         known.append(record.trial.trial_id)
         measured = _at_end(record.outcome)
         is_like = trial.trial_id == record.trial.trial_id
-        if is_like and set(wanted.metrics) <= set(measured):
+        if is_like and set(here.metrics) <= set(measured):
             like.append((trial, record.outcome))
         elif is_like and can_score(trial.trial_id):
             unscored.append(trial)
@@ -131,7 +144,9 @@ def read_search(history: History, search_id: str, wanted: Wanted, can_score: Cal
             others.append((replace(trial, trial_id=record.trial.trial_id, source=source), record.outcome))
         else:
             incomparable += 1
-    own_keys = {**on_curve_rows(wanted.curve_metrics), **wanted.metrics}
+    own_keys: dict[str, str] = {}
+    for one in (*wanted.cheaper, wanted):
+        own_keys |= {**on_curve_rows(one.curve_metrics), **one.metrics}
     by_content = {what: metric for metric, what in wanted.held_out.items()}
     their_keys = {key: by_content[what] for key, what in scored_on.items() if what in by_content}
     swarm = swarm_of(like, wanted.domains, own_keys).with_others(swarm_of(others, wanted.domains, their_keys))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def losses(row: Row) -> dict[str, float]:
 class Desk:
     """One experiment file, and the commands on it; their errors come as exceptions."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self.file, self.output = folder, folder / "experiment.yaml", folder / "run"
+    def __init__(self, folder: Path, file: str = "experiment.yaml", **changes: Any) -> None:
+        self.folder, self.file, self.output = folder, folder / file, folder / "run"
         raw = {
             "name": "elsewhere",
             "output": str(self.output),
@@ -385,9 +386,80 @@ def test_what_another_search_of_the_output_was_told_is_not_handed_out_again(desk
     desk.tell([*told, {"trial_id": partly[0]["trial_id"], "accuracy": partly[0]["accuracy"]}])
     other = Desk(desk.folder, search={"surrogate": "ridge", "strategy": "random", "trials": TRIALS})
     handed = other.ask("-n", "5")
-    assert len(handed) == 5
-    assert not {row["trial_id"] for row in handed} & {row["trial_id"] for row in told}
-    assert handed[0]["trial_id"] == partly[0]["trial_id"], "one of its metrics is missing"
-    assert [row["label"] for row in handed[1:]] == ["random"] * 4
-    said = other.tell([{"trial_id": handed[0]["trial_id"], "loss/code": partly[0]["loss/code"]}, *measured(handed[1:])])
-    assert f"9 of {TRIALS} trials are told, 3 can be asked for" in " ".join(said.split())
+    assert [row["label"] for row in handed] == ["random"] * 5, "of the fifth a metric is missing, which the first search waits for"
+    said = other.tell([{"trial_id": partly[0]["trial_id"], "loss/code": partly[0]["loss/code"]}, *measured(handed)])
+    assert f"10 of {TRIALS} trials are told, 2 can be asked for" in " ".join(said.split())
+
+
+def test_a_metric_that_no_other_search_waits_for_is_asked_for_again(tmp_path: Path) -> None:
+    both = {"kind": "elsewhere", "name": "olmo-30m", "tokens": "1B", "metrics": ["loss/code", {"name": "accuracy", "maximize": True}]}
+    one = Desk(tmp_path, "one.yaml", trainer=both | {"metrics": ["loss/code"]})
+    handed = one.ask("-n", "2")
+    one.tell([{"trial_id": row["trial_id"], "loss/code": losses(row)["loss/code"]} for row in handed])
+    two = Desk(tmp_path, "two.yaml", trainer=both)
+    assert [row["trial_id"] for row in two.ask("-n", "2")] == [row["trial_id"] for row in handed]
+    assert "too" not in said_by(two, "--again"), "the first search has all that it wants"
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Desk, Desk]:
+    """Two searches of one output folder, which begin with the same five trials."""
+    random = {"surrogate": "ridge", "strategy": "random", "trials": TRIALS}
+    return Desk(tmp_path, "one.yaml", name="one"), Desk(tmp_path, "two.yaml", name="two", search=random)
+
+
+def said_by(desk: Desk, *arguments: str) -> str:
+    return " ".join(desk.run("ask", *arguments).stderr.split())
+
+
+@pytest.mark.parametrize("teller", [0, 1])
+@pytest.mark.parametrize("asker", [0, 1])
+def test_what_another_search_has_handed_out_is_waited_for_and_told_to_both(two: tuple[Desk, Desk], asker: int, teller: int) -> None:
+    first, second = two[asker], two[1 - asker]
+    out = first.ask("-n", "7")
+    handed = second.run("ask", "-n", "5")
+    rows = list(csv.DictReader(io.StringIO(handed.stdout)))
+    assert len(rows) == 5
+    assert not {row["trial_id"] for row in rows} & {row["trial_id"] for row in out}, "handed out once"
+    name = {0: "one", 1: "two"}[asker]
+    assert re.search(rf"5 trials are not handed out again, since search '{name}' \(\w{{8}}\) waits for them too;", handed.stderr)
+    assert f"0 of {TRIALS} trials are told, 10 are handed out, 2 can be asked for" in " ".join(handed.stderr.split())
+    assert len(second.ask("--again")) == 10, "waiting is counted, and can be looked at"
+
+    shared = [row for row in out if row["trial_id"] in {other["trial_id"] for other in second.ask("--again")}]
+    assert len(shared) == 5
+    two[teller].tell(measured(shared))
+    assert [row["trial_id"] for row in second.ask("--again")] == [row["trial_id"] for row in rows]
+    assert [row["trial_id"] for row in first.ask("--again")] == [row["trial_id"] for row in out if row not in shared]
+    assert "5 known already" in two[1 - teller].tell(measured(shared))
+    assert "too" not in said_by(second), "nothing is shared any more"
+
+
+def test_both_searches_end_with_every_trial_told_once(two: tuple[Desk, Desk]) -> None:
+    one, other = two
+    out = one.ask("-n", "50")
+    more = other.ask("-n", "50")
+    assert (len(out), len(more)) == (TRIALS, TRIALS - 5)
+    assert "5 trials are not handed out again" in said_by(other), "said as long as it is so"
+    assert "waits for 5 of these too" in said_by(one, "--again")
+    assert "Proposed mixture" not in other.tell(measured(more))
+    assert "Proposed mixture" in one.tell(measured(out))
+    assert "trained now" in other.run("search").stdout
+
+
+def test_what_fails_for_one_search_fails_for_both_once(two: tuple[Desk, Desk]) -> None:
+    one, other = two
+    (row, *_) = one.ask("-n", "5")
+    other.ask("-n", "1")
+    table = [{"trial_id": row["trial_id"], "status": "failed"}]
+    assert "1 failures recorded" in one.tell(table)
+    assert "1 known already" in other.tell(table)
+
+
+def test_what_another_search_gave_up_is_not_handed_out(two: tuple[Desk, Desk]) -> None:
+    one, other = two
+    (row, *_) = one.ask("-n", "1")
+    one.tell([{"trial_id": row["trial_id"], "status": "failed"}], "--give-up")
+    rows = other.ask("-n", "50")
+    assert row["trial_id"] not in {handed["trial_id"] for handed in rows}
+    assert len(rows) == TRIALS, "another takes its place"

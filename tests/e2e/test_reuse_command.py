@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ WORDS = {
     "law": "whereas the party shall herein under this contract clause be liable pursuant to court",
 }
 STEP, TRIALS = 128, 8
+SOURCE, CHEAP = f"trained/nano/{16 * STEP}", f"trained/nano/{8 * STEP}"
 TOKENS = {"code": "6B", "prose": "8B", "math": "3B", "maths": "3B", "law": "4B"}
 
 
@@ -130,7 +134,7 @@ def test_an_added_domain_is_measured_and_the_rest_keeps_its_shares(place: Path, 
     assert {name: weights[name] / rest for name in ("code", "prose")} == pytest.approx(
         {name: old[name] for name in ("code", "prose")}, abs=1e-6
     )
-    assert new.evidence["earlier_runs"] == {"like_trials": TRIALS, "other_sources": 0}
+    assert new.evidence["earlier_runs"] == {"like_trials": TRIALS, "other_sources": 0, "by_source": {SOURCE: TRIALS}}
     assert new.evidence["trials"] == 9 + TRIALS
     again = mixopt("search", plan)
     assert "0 trained now, 9 already in the record" in again
@@ -182,11 +186,120 @@ def test_another_output_takes_the_tokenizer_along_and_needs_a_surrogate_over_sou
     assert f"{TRIALS} are taken as runs of a source of their own" in said
 
 
+def halves(place: Path) -> None:
+    """The documents of prose, in two files; those of math with some of the second."""
+    lines = (place / "prose.jsonl").read_text().splitlines(keepends=True)
+    math = (place / "math.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("early", lines[:70]), ("late", lines[70:]), ("mixed", [*math[:60], *lines[70:110]])):
+        (place / f"{name}.jsonl").write_text("".join(part))
+
+
+def test_a_split_is_told_by_documents(place: Path, write: Callable[..., Path]) -> None:
+    halves(place)
+    old = ("--search", searches(place)["old"])
+    file = write("halves", {"code": "code", "prose": "early", "later": "late", "math": "math", "law": "law"})
+    said = mixopt("reuse", place / "run", file, *old)
+    assert "prose, later split" in said
+    assert "law added" in said
+    assert "Note: prose (100%), later (100%) come from 'prose', as their documents say" in said
+    by_names = mixopt("reuse", place / "run", file, *old, "--split", "none")
+    assert "prose revised" in by_names
+    assert "later added" in by_names
+    # Merged with another that is gone: what it is a part of is for its user to say.
+    file = write("merged", {"code": "code", "early": "early", "mixed": "mixed"})
+    with pytest.raises(
+        ConfigError, match=r"'mixed' has documents of 'math' \(\d+%\) and 'prose' \(\d+%\), and 'prose' went into early too"
+    ) as found:
+        mixopt("reuse", place / "run", file, *old)
+    (option, *_) = re.findall(r"--split (\S+)`", found.value.hint)
+    assert option == "prose=early,mixed"
+    assert "early, mixed split" in mixopt("reuse", place / "run", file, *old, "--split", option)
+
+
+def test_documents_that_are_no_longer_there_are_missed_aloud(place: Path, write: Callable[..., Path], tmp_path: Path) -> None:
+    halves(place)
+    copy = tmp_path / "copy"
+    shutil.copytree(place / "run", copy, ignore=lambda folder, names: [name for name in names if name.startswith("prose.train")])
+    file = write("halves-of-copy", {"code": "code", "early": "early", "late": "late", "math": "math"})
+    said = mixopt("reuse", copy, file, "--search", searches(place)["old"])
+    assert "early added" in said
+    assert re.search(r"The documents of prose are no longer in .*: where they went, only `--split` can say", said)
+
+
 def test_a_split_and_a_removal_are_told(place: Path, write: Callable[..., Path]) -> None:
     file = write("split", {"code": "code", "left": "law", "right": "more-law"})
     said = mixopt("reuse", place / "run", file, "--search", searches(place)["old"], "--split", "prose=left,right")
     assert "left, right split" in said
     assert "math removed" in said
+
+
+@pytest.fixture(scope="module")
+def several(place: Path) -> str:
+    """The name of a finished search with 2 runs where its answer is wanted, and 12 at half the tokens."""
+    domains = {"code": "code", "prose": "prose", "math": "math"}
+    (place / "several.yaml").write_text(yaml.safe_dump(experiment("several", domains, search=SEVERAL)))
+    mixopt("search", place / "several.yaml")
+    return "several"
+
+
+SEVERAL = {"trials": 8, "strategy": "scaling", "surrogate": "multi_source_gp", "sources": [{"size": "nano", "tokens": 8 * STEP}]}
+
+
+def sources_of(place: Path, name: str) -> Counter[str]:
+    with History.open(record_location(place / "run")) as history:
+        return Counter(record.trial.source.key for record in history.trials(searches(place)[name], "search"))
+
+
+def test_runs_of_cheaper_sources_are_own_or_earlier_ones_like_them(place: Path, several: str, write: Callable[..., Path]) -> None:
+    domains = {"code": "code", "prose": "prose", "maths": "math"}
+    file = write("again", domains, search={**SEVERAL, "trials": 4, "warm_start": [searches(place)[several]]})
+    said = mixopt("search", file)
+    assert "14 of its 14 runs are trials like this search's own." in said
+    with History.open(record_location(place / "run")) as history:
+        ours, theirs = ({r.trial.trial_id: r.trial.source.key for r in history.trials(searches(place)[n])} for n in ("again", several))
+    both = ours.keys() & theirs.keys()
+    assert both, "both begin alike, so some of the earlier runs are its own"
+    left = Counter(source for trial_id, source in theirs.items() if trial_id not in both)
+    assert left == {SOURCE: 1, CHEAP: 6}
+    told = proposal_of(place, "again").evidence["earlier_runs"]
+    assert told == {"like_trials": 7, "other_sources": 0, "by_source": dict(left)}
+
+
+def test_too_few_runs_where_the_answer_is_wanted_are_said_with_what_to_do(place: Path, several: str, write: Callable[..., Path]) -> None:
+    search_id = searches(place)[several]
+    assert sources_of(place, several) == {SOURCE: 2, CHEAP: 12}
+    with pytest.raises(DataError) as found:
+        mixopt("reuse", place / "run", write("from-several", GROWN), "--search", search_id)
+    assert f"(several) has 2 runs of {SOURCE}, where its answer is wanted, and reuse needs 4" in found.value.message
+    assert f"the other 12 are of {CHEAP}" in found.value.message
+    assert "`search.trials`" in found.value.hint
+    entry = re.search(r"`search\.warm_start: (\[.*\])`", found.value.hint)
+    assert entry, found.value.hint
+    # What it advises works.
+    advised = yaml.safe_load(entry[1].replace("OLD_DIR", str(place / "run")))
+    assert advised == [{"folder": str(place / "run"), "search": search_id[:8]}]
+    file = write("advised", GROWN, search={"trials": 4, "surrogate": "multi_source_gp", "warm_start": advised})
+    mixopt("search", file)
+    told = proposal_of(place, "advised").evidence["earlier_runs"]
+    assert (told["like_trials"], told["other_sources"]) == (2, 12)
+
+
+def test_trials_of_every_source_are_valid_where_the_new_search_has_that_source(place: Path, write: Callable[..., Path]) -> None:
+    enough = {**SEVERAL, "strategy": "bayes", "trials": 6}
+    mixopt("search", write("enough", {"code": "code", "prose": "prose", "math": "math"}, search=enough))
+    runs, comparison = sources_of(place, "enough"), place / "enough.json"
+    assert runs[SOURCE] >= 4
+    assert runs[CHEAP] > 0
+    for sources, valid in ((enough["sources"], runs.total()), ([], runs[SOURCE])):
+        file = write("of-enough", GROWN, search={**enough, "sources": sources})
+        said = mixopt("reuse", place / "run", file, "--search", searches(place)["enough"], "--json", comparison)
+        assert json.loads(comparison.read_text())["trials"] == {
+            "earlier": runs.total(),
+            "valid": valid,
+            "gone": 0,
+            "usable": runs[SOURCE],
+        }
+        assert "Proxies are of another source" not in said
 
 
 def test_what_cannot_be_compared_is_said(place: Path, write: Callable[..., Path]) -> None:

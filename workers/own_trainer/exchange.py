@@ -1,20 +1,20 @@
 """Handing trials out and taking outcomes in: what `ask` and `tell` do between the file and the record.
 
 Both hold a lock of the output folder while they look and write, so two of them at once neither hand out one trial twice nor judge by a record that the
-other changes. A trial that is handed out is recorded first, as "running"; what is not told stays pending, whoever asks next. The main trade-off: mixopt
-cannot know whether a run elsewhere still goes on; only a told row ends it.
+other changes. A trial that is handed out is recorded first, as "running"; what is not told stays pending, whoever asks next, be it another search of the
+folder. The main trade-off: mixopt cannot know whether a run elsewhere still goes on; only a told row ends it.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from mixopt.config import Experiment
 from mixopt.errors import ConfigError, RunError
-from mixopt.history import History, TrialRecord
+from mixopt.history import History, SearchRecord, TrialRecord
 from mixopt.own_trainer.told import Told, read_rows, settle
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial, TrialState
@@ -52,11 +52,18 @@ class Standing:
 
 @dataclass(frozen=True)
 class Handed:
-    """What `ask` gives: trials, and where the search stands with them."""
+    """What `ask` gives: trials, and where the search stands with them.
+
+    Attributes:
+        again: whether they were handed out before.
+        shared: pending trials of the search, without those handed out now unless again -> the other searches that wait for them too.
+    """
 
     search: Search
     trials: tuple[Trial, ...]
     standing: Standing
+    again: bool
+    shared: Mapping[str, Sequence[SearchRecord]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,9 @@ def ask(experiment: Experiment, count: int, again: bool, before: Callable[[Searc
         history.mark_running(trial.trial_id for trial in trials)
         standing = standing_of(search, history)
         waits = not again and not trials and bool(standing.pending and standing.unasked)
-        return Handed(search, tuple(trials), replace(standing, waits=waits))
+        handed = {trial.trial_id for trial in trials}
+        left = [record for record in standing.pending if again or record.trial.trial_id not in handed]
+        return Handed(search, tuple(trials), replace(standing, waits=waits), again, _waited_for_elsewhere(left, search, history))
 
 
 def tell(experiment: Experiment, text: str, name: str, replaced: bool, give_up: bool) -> Taken:
@@ -173,18 +182,58 @@ def _asked(search: Search, standing: Standing, count: int) -> list[Trial]:
     return search.strategy.ask(count, standing.swarm, pending, abandoned)
 
 
+def sharing(handed: Handed) -> str:
+    """Which trials other searches of the output folder wait for too, as a sentence; empty where there are none."""
+    if not handed.shared:
+        return ""
+    count, searches = len(handed.shared), {record.search_id: record.name for records in handed.shared.values() for record in records}
+    names = " and ".join(f"'{name}' ({search_id[:8]})" for search_id, name in searches.items())
+    others, waits = (f"searches {names}", "wait") if len(searches) > 1 else (f"search {names}", "waits")
+    trials, them = ("1 trial is", "it") if count == 1 else (f"{count} trials are", "them")
+    if handed.again:
+        return f"{others[0].upper()}{others[1:]} {waits} for {count} of these too; what is told to one counts for all."
+    return f"{trials} not handed out again, since {others} {waits} for {them} too; what is told to one counts for all."
+
+
 def _untold(search: Search, history: History, count: int) -> list[Trial]:
-    """The next trials to run. Those that another search of this output folder was told of become this search's, and are not run again."""
+    """The next trials to run.
+
+    Those that another search of this output folder has become this search's, and are not run again: told ones count, those that are handed out are
+    waited for, those given up are replaced. Where the other was told all that it measures and this one measures more, they are run again.
+    """
     partly: list[Trial] = []
     while True:
         trials = [*partly, *_asked(search, standing_of(search, history), count - len(partly))]
-        known = history.completed_trials() - {trial.trial_id for trial in partly}
-        found = [trial for trial in trials if trial.trial_id in known]
+        new = trials[len(partly) :]
+        states = history.states([trial.trial_id for trial in new])
+        found = [trial for trial in new if states.get(trial.trial_id) in (TrialState.COMPLETED, TrialState.RUNNING, TrialState.ABANDONED)]
         if not found:
             return trials
         history.add_trials(search.search_id, found, "search")
-        pending = {record.trial.trial_id for record in standing_of(search, history).pending}
-        partly += [trial for trial in found if trial.trial_id in pending]
+        pending = {record.trial.trial_id: record for record in standing_of(search, history).pending}
+        lacking = [trial for trial in found if trial.trial_id in pending and states[trial.trial_id] is TrialState.COMPLETED]
+        partly += [trial for trial in lacking if not _comes_from_another(pending[trial.trial_id], search, history)]
+
+
+def _waited_for_elsewhere(records: Sequence[TrialRecord], search: Search, history: History) -> dict[str, list[SearchRecord]]:
+    """Trial id -> other searches that lack one of their metrics of it; without trials of which there are none."""
+    others = history.others_of(search.search_id, [record.trial.trial_id for record in records])
+    found = {}
+    for record in records:
+        trial_id = record.trial.trial_id
+        found[trial_id] = [one for one in others.get(trial_id, ()) if _metrics_of(one, history) - _measured(record)]
+    return {trial_id: waiting for trial_id, waiting in found.items() if waiting}
+
+
+def _comes_from_another(record: TrialRecord, search: Search, history: History) -> bool:
+    """Whether one other search measures all that this one lacks of a trial."""
+    lacks = set(search.metrics(search.factory.source)) - _measured(record)
+    waiting = _waited_for_elsewhere([record], search, history).get(record.trial.trial_id, ())
+    return any(lacks <= _metrics_of(one, history) for one in waiting)
+
+
+def _metrics_of(record: SearchRecord, history: History) -> set[str]:
+    return set((history.document(record.search_id, "context") or {}).get("metrics", ()))
 
 
 def _measured(record: TrialRecord) -> set[str]:

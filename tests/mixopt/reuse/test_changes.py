@@ -43,6 +43,12 @@ def test_a_name_given_to_other_text_while_its_own_text_moved_on_is_an_addition()
     assert kinds(changes) == {"web \N{RIGHTWARDS ARROW} crawl": "renamed", "web": "added", "code": "unchanged"}
 
 
+def test_what_went_into_one_was_revised_whatever_it_is_called() -> None:
+    changes = compare(OLD, {**OLD, "crawl": "w2"} | {"web": "w3"}, {"web": ("crawl",)})
+    assert kinds(changes)["web → crawl"] == "revised"
+    assert kinds(changes)["web"] == "added"
+
+
 @given(st.permutations(list(OLD)), st.sets(st.sampled_from(list(OLD))))
 def test_every_old_domain_is_accounted_for_whatever_the_order(order: list[str], gone: set[str]) -> None:
     new = {name: OLD[name] for name in order if name not in gone} | {"extra": "x"}
@@ -60,6 +66,7 @@ def test_every_old_domain_is_accounted_for_whatever_the_order(order: list[str], 
         ({"code": ("web_high",)}, "'code' is said to be split, but its text is still there", "Leave the split out"),
         ({"web": ("code",)}, "whose text is that of the earlier domain 'code'", "Leave it out of the split"),
         ({"web": ("web_high", "web_high")}, "twice", "once"),
+        ({"web": ("web_high",), "law": ("web_high",)}, "a part of 'web' and of 'law'", "leave one out"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(splits: dict[str, tuple[str, ...]], message: str, hint: str) -> None:
@@ -71,6 +78,7 @@ def test_a_split_that_cannot_be_is_refused(splits: dict[str, tuple[str, ...]], m
 
 def test_splits_are_read_as_the_command_line_has_them() -> None:
     assert read_splits(["web=web_high, web_low", "law=de,en"]) == {"web": ("web_high", "web_low"), "law": ("de", "en")}
-    for wrong in (["web"], ["web="], ["=a"], ["web=a", "web=b"]):
+    assert read_splits(["none"]) is None
+    for wrong in (["none", "web=a,b"], ["web"], ["web="], ["=a"], ["web=a", "web=b"]):
         with pytest.raises(ConfigError, match="--split"):
             read_splits(wrong)

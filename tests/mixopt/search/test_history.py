@@ -41,6 +41,21 @@ def test_a_trial_comes_back_as_it_was_given(history: History, lab: Any) -> None:
     assert history.trial("s1", "search", trials[3].trial_id) == records[3]
 
 
+def test_what_others_asked_for_is_told_with_its_state(history: History, lab: Any) -> None:
+    history.add_search("s2", "second", "name: second")
+    history.add_search("s3", "third", "name: third")
+    ids = [trial.trial_id for trial in lab.grid(4)]
+    history.add_trials("s1", lab.grid(4)[:3], "search")
+    history.add_trials("s2", lab.grid(4)[1:2], "search")
+    history.add_trials("s3", lab.grid(4)[1:3], "verification")
+    history.mark_running(ids[2:3])
+    assert history.states(ids) == {ids[0]: TrialState.PROPOSED, ids[1]: TrialState.PROPOSED, ids[2]: TrialState.RUNNING}
+    others = {trial_id: [record.search_id for record in records] for trial_id, records in history.others_of("s1", ids).items()}
+    assert others == {ids[1]: ["s2", "s3"], ids[2]: ["s3"]}
+    assert history.others_of("s1", ids[:1]) == {}
+    assert [record.name for record in history.others_of("s3", ids)[ids[1]]][1:] == ["second"]
+
+
 def test_adding_again_changes_nothing_and_new_trials_come_last(history: History, lab: Any) -> None:
     trials = lab.grid(5)
     history.add_trials("s1", trials[:3], "search")

@@ -61,6 +61,24 @@ def test_an_unverified_proposal_says_so(findings: Findings) -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"like_trials": 9, "other_sources": 0}, "- runs of the warm start: 9 like its own trials\n"),  # as it was stored before
+        ({"like_trials": 9, "other_sources": 0, "by_source": {"trained/nano/1": 9}}, "- runs of the warm start: 9 like its own trials\n"),
+        (
+            {"like_trials": 9, "other_sources": 5, "by_source": {"trained/nano/1": 6, "trained/nano/2": 3, "earlier-0/nano/2": 5}},
+            "and 5 of sources of their own, which only the surrogate sees (6 of trained/nano/1, 3 of trained/nano/2, 5 of earlier-0/nano/2)\n",
+        ),
+        ({"like_trials": 0, "other_sources": 0, "by_source": {}}, "- runs of the warm start: none fit\n"),
+    ],
+)
+def test_earlier_runs_are_told_by_source(findings: Findings, counts: dict[str, Any], words: str) -> None:
+    assert findings.proposal is not None
+    evidence = {**findings.proposal.evidence, "earlier_runs": counts}
+    assert words in answer_markdown(replace(findings, proposal=replace(findings.proposal, evidence=evidence)))
+
+
+@pytest.mark.parametrize(
     ("effect", "words"),
     [
         (Effect(-1.0, -2.0, -0.1), "Predicted better than"),

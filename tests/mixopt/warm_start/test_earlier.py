@@ -123,9 +123,42 @@ def test_another_recipe_or_other_epochs_make_a_source_of_their_own(record: Recor
     assert not earlier.unscored
     assert "are taken as runs of a source of their own" in earlier.notes[0]
     with pytest.raises(ConfigError, match="brings 4 runs that are not like this search's trials") as error:
-        refuse_unless_fitting(get_surrogate("gaussian_process"), "gaussian_process", earlier, SOURCE)
+        refuse_unless_fitting(get_surrogate("gaussian_process"), "gaussian_process", earlier, (SOURCE,))
     assert "multi_source_gp" in error.value.hint
-    refuse_unless_fitting(get_surrogate("multi_source_gp"), "multi_source_gp", earlier, SOURCE)
+    refuse_unless_fitting(get_surrogate("multi_source_gp"), "multi_source_gp", earlier, (SOURCE,))
+
+
+SMALL = Source("trained", "nano", 500)
+SMALL_METRICS = {"small-key-target": "target/t", "small-key-web": "valid/web"}
+
+
+def small_wanted() -> Wanted:
+    """A search that runs trials at a cheaper source too, where it scores on other rows."""
+    here = wanted()
+    keys = {"small-key-target": "target/t", "small-key-web": "valid/crawl"}
+    small = Wanted(replace(factory(NEW), source=SMALL), keys, {}, here.held_out, here.counted)
+    return replace(here, cheaper=(small,))
+
+
+def test_runs_at_a_cheaper_source_of_the_search_are_like_its_own_there(record: Record) -> None:
+    ids = record.search(replace(factory(OLD), source=SMALL), SMALL_METRICS)
+    alone = read_search(record.history, SEARCH, wanted(), never)
+    assert {source.key for source in alone.swarm.points().sources} == {"earlier-01234567/nano/500"}, "of no source of that search"
+    earlier = read_search(record.history, SEARCH, small_wanted(), never)
+    assert set(earlier.swarm.trial_ids) == set(ids) - {ids[3]}
+    assert set(earlier.swarm.points().sources) == {SMALL}
+    assert earlier.swarm.metrics == ("target/t", "valid/crawl")
+    assert "4 of its 5 runs are trials like this search's own." in earlier.notes[0]
+    refuse_unless_fitting(get_surrogate("scaling_additive"), "scaling_additive", earlier, (SMALL, SOURCE))
+    with pytest.raises(ConfigError, match="brings 4 runs that are not like"):
+        refuse_unless_fitting(get_surrogate("scaling_additive"), "scaling_additive", alone, (SMALL, SOURCE))
+
+
+def test_kept_runs_at_a_cheaper_source_are_scored_on_what_is_scored_there(record: Record) -> None:
+    ids = record.search(replace(factory(OLD), source=SMALL), {"small-key-target": "target/t"})
+    earlier = read_search(record.history, SEARCH, small_wanted(), lambda _: True)
+    assert {trial.trial_id for trial in earlier.unscored} == set(ids) - {ids[3]}
+    assert {trial.source for trial in earlier.unscored} == {SMALL}
 
 
 def test_other_held_out_text_is_left_out_and_said(record: Record) -> None:

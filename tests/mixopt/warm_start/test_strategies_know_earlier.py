@@ -69,7 +69,7 @@ def test_trials_like_its_own_are_measured_and_sharpen_the_answer() -> None:
     completed = measured(given.planned(12))
     strategy = get_strategy("regression", given)
     warm = with_earlier(strategy, earlier(SOURCE)).propose(completed)
-    assert warm.evidence["earlier_runs"] == {"like_trials": 30, "other_sources": 0}
+    assert warm.evidence["earlier_runs"] == {"like_trials": 30, "other_sources": 0, "by_source": {SOURCE.key: 30}}
     assert warm.evidence["trials"] == 42
     assert len(warm.evidence["objective_over_trials"]) == 42
     assert "earlier_runs" not in strategy.propose(completed).evidence
@@ -82,7 +82,7 @@ def test_runs_of_another_source_are_never_measured_here() -> None:
     plain = get_strategy("regression", given).propose(completed)
     warm = with_earlier(get_strategy("regression", given), earlier(OTHER, offset=-5.0)).propose(completed)
     assert warm.best_measured["trial_id"] == plain.best_measured["trial_id"]
-    assert warm.evidence["earlier_runs"] == {"like_trials": 0, "other_sources": 30}
+    assert warm.evidence["earlier_runs"] == {"like_trials": 0, "other_sources": 30, "by_source": {OTHER.key: 30}}
     assert warm.evidence["objective_noise_std"] == pytest.approx(plain.evidence["objective_noise_std"])
     assert [row["trial_id"] for row in warm.evidence["objective_over_trials"]] == list(completed.trial_ids)
     objectives = [replace(given, earlier=runs).objective(completed) for runs in (None, earlier(OTHER, offset=-5.0))]
@@ -98,6 +98,22 @@ def test_earlier_runs_that_the_search_has_itself_count_once() -> None:
     again = replace(given, earlier=completed.select([trials[0].trial_id, trials[3].trial_id]))
     assert again.fitted(completed).trial_ids == completed.trial_ids
     assert len(again.fitted(completed).losses) == len(completed.losses)
+
+
+def test_own_runs_are_own_whatever_their_source_and_earlier_ones_are_told_by_source() -> None:
+    """Of two sources: runs that the search has itself at either, runs like its own at either that it did not ask for, and others."""
+    given = assignment("multi_source_gp")
+    cheap = Source("trained", "nano", 500)
+    cheaper = TrialFactory(DOMAINS, cheap, {"window": 10}, "tokenizer", "engine")
+    given = replace(given, offers=(Offer(cheap, cheaper.make, 0.5), *given.offers))
+    own, small = given.planned(8), given.planned(16, offer=given.offers[0])
+    completed = measured([*own, *small[:6]])
+    before = measured([*own[:2], *small, *given.planned(11)[8:]]).with_others(earlier(OTHER, 5))
+    expected = {"like_trials": 13, "other_sources": 5, "by_source": {cheap.key: 10, SOURCE.key: 3, OTHER.key: 5}}
+    for name in ("bayes", "random"):
+        proposal = with_earlier(get_strategy(name, given), before).propose(completed)
+        assert proposal.evidence["earlier_runs"] == expected
+    assert given.fitted(completed).trial_ids == completed.trial_ids
 
 
 def test_bayes_asks_in_view_of_earlier_runs_like_its_own_and_keeps_no_beliefs_from_before_it_knew_them() -> None:
