@@ -1,13 +1,13 @@
 """Experts in one order: which expert of one model is which of another, layer by layer, where the two share no base.
 
-Permuting a layer's experts together with their router rows and biases gives the same model, so that in models that began apart index e means
-nothing, and averaging expert by expert destroys them: a permuted copy of the same model merged with itself is 84% wrong, and not at all once aligned
-(methods file, section 5, measured). An assignment maximizes the inner products of what experts are: router row (without the mean over
-experts, which is free), gate, up and output matrix. For permuted copies it finds the permutation, as no order has a larger sum of products (Cauchy and
-Schwarz).
+Permuting a layer's experts together with their router rows and biases gives the same model, so that in models that began apart index e
+means nothing, and averaging expert by expert destroys them: a permuted copy of the same model merged with itself is 84% wrong, and not at
+all once aligned (methods file, section 5, measured). An assignment maximizes the inner products of what experts are: router row (without
+the mean over experts, which is free), gate, up and output matrix. For permuted copies it finds the permutation, as no order has a larger
+sum of products (Cauchy and Schwarz).
 
-The trade-off: only experts are brought in order. Hidden units within an expert, heads and the residual stream of models of different seeds stay
-unaligned; branch components from one base wherever that is possible, and nothing here is needed.
+The trade-off: only experts are brought in order. Hidden units within an expert, heads and the residual stream of models of different seeds
+stay unaligned; branch components from one base wherever that is possible, and nothing here is needed.
 
 Legend: L layers, E experts, D model width, F hidden width of an expert; expert_E: for each place, which expert takes it.
 """

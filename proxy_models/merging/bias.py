@@ -1,9 +1,10 @@
 """The balancing bias of merged routers, estimated anew on tokens of the mixture.
 
-The bias is a state of training, not a weight (`merge` says why it is carried by default). Here the rule that moved it in training (arXiv 2408.15664,
-algorithm 1: one step toward experts that had too few tokens) is repeated on the same tokens with steps that shrink, from where the bias is. What is
-kept is the bias that was most even, for every member: never worse, on these tokens, than what was there. The trade-off: some thirty passes over the
-tokens, and the evenness of training on few tokens is not what a model of a narrow mixture had; so it is asked for, not done by default.
+The bias is a state of training, not a weight (`merge` says why it is carried by default). Here the rule that moved it in training (arXiv
+2408.15664, algorithm 1: one step toward experts that had too few tokens) is repeated on the same tokens with steps that shrink, from where
+the bias is. What is kept is the bias that was most even, for every member: never worse, on these tokens, than what was there. The
+trade-off: some thirty passes over the tokens, and the evenness of training on few tokens is not what a model of a narrow mixture had; so it
+is asked for, not done by default.
 
 Legend: K members, B windows, S tokens of a window and one more, L layers, E experts.
 """
@@ -18,7 +19,8 @@ from proxy_models.model import PackedProxy
 
 FIRST_STEP = 0.2
 STEP_RATIO = 0.8
-"""Of a step to the one before. All steps add up to one, which is the range of scores: any order of experts can be reached. An assumption."""
+"""Of a step to the one before. All steps add up to one, which is the range of scores: any order of experts can be reached. An
+assumption."""
 PASSES = 32
 """The last step is 0.0002, a fifth of what training takes by default."""
 

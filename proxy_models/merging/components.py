@@ -1,8 +1,8 @@
 """Components of a merge: models of one shape, read a few rows of one tensor at a time.
 
-A component knows its tensors' shapes and gives rows of them in float32. It may lie in a file (the usual case: mapped into memory, checked against its
-digest once, tensor by tensor), be a state that is held, or a member of a pack. The trade-off: rows are read once per pass of an operator, of which some
-need two; disks and page caches are faster than what holding K models would cost.
+A component knows its tensors' shapes and gives rows of them in float32. It may lie in a file (the usual case: mapped into memory, checked
+against its digest once, tensor by tensor), be a state that is held, or a member of a pack. The trade-off: rows are read once per pass of an
+operator, of which some need two; disks and page caches are faster than what holding K models would cost.
 
 Legend: E experts, R rows.
 """
@@ -77,9 +77,6 @@ class Component(Protocol):
 
 class StoredComponent:
     """A component in a `weights.safetensors`, of which only what is asked for is read.
-
-    Args:
-        base_id: as in `Component`; None: what the file's fact `base` says, if it has one.
 
     Raises:
         FileNotFoundError: there is no file.
@@ -175,6 +172,6 @@ def check_shapes(first: Component, other: Component) -> None:
                 raise ValueError(f"'{tensor}' is in '{two.name}' but not in '{one.name}'; only models of one shape can be merged.")
         if first.shapes[tensor] != other.shapes[tensor]:
             raise ValueError(
-                f"'{tensor}' has shape {first.shapes[tensor]} in '{first.name}' and {other.shapes[tensor]} in '{other.name}'; only models of one "
-                "shape can be merged."
+                f"'{tensor}' has shape {first.shapes[tensor]} in '{first.name}' and {other.shapes[tensor]} in '{other.name}'; only models "
+                "of one shape can be merged."
             )

@@ -1,8 +1,8 @@
 """Many merges at once: K components and M mixtures make a pack of M proxies, which is scored as any pack. Nothing is written.
 
-Linear merging is one contraction, weights (M, K) with parameters (K, ...), straight into the pack's own (M, ...). It equals M single merges bit for
-bit, and so do the losses. The trade-off: what makes it exact (`pieces.weighted_sum`) reads a block K times, where one matrix product would
-read it once; scoring takes most of the time anyway.
+Linear merging is one contraction, weights (M, K) with parameters (K, ...), straight into the pack's own (M, ...). It equals M single merges
+bit for bit, and so do the losses. The trade-off: what makes it exact (`pieces.weighted_sum`) reads a block K times, where one matrix
+product would read it once; scoring takes most of the time anyway.
 
 Legend: K components, M mixtures; X rows of a block and whatever axes follow.
 """

@@ -1,8 +1,10 @@
-"""What a merge is told by before anyone believes its losses: how far components have gone, whether routers still choose alike, which experts starve.
+"""What a merge is told by before anyone believes its losses: how far components have gone, whether routers still choose alike, which
+experts starve.
 
-Displacement is |theta_k - theta_0| / (|theta_k| + |theta_0|), between 0 and 1: merging is a first-order picture of training on the mixture, good
-while this is far below 1 (DeMix measured about a tenth; arXiv 2602.00747). Routers are discrete: their small shifts change which experts
-are chosen, so that agreement is counted choice by choice. The trade-off: each model runs over the tokens once; components once for all mixtures.
+Displacement is |theta_k - theta_0| / (|theta_k| + |theta_0|), between 0 and 1: merging is a first-order picture of training on the mixture,
+good while this is far below 1 (DeMix measured about a tenth; arXiv 2602.00747). Routers are discrete: their small shifts change which
+experts are chosen, so that agreement is counted choice by choice. The trade-off: each model runs over the tokens once; components once for
+all mixtures.
 
 Legend: K components, M members of a pack, B windows, S tokens of a window and one more, L layers, E experts.
 """
@@ -48,8 +50,9 @@ class Diagnosis:
     Attributes:
         displacement: name of a component -> its own.
         measured_from: "base", or "merged" where there is no base.
-        agreement: name of a component -> share of choices of experts that it and the merged model have in common, by layer, mean over tokens; chance
-            alone would give top_k / E. Empty lists in a dense proxy.
+        agreement: name of a component -> share of choices of experts that it and the merged model have in common, by layer, mean over
+            tokens; chance alone would give top_k / E. Empty lists in a dense proxy.
+        agreement_with_base: the same with the base; None without one.
         dead_experts: (layer, expert) that received no token in the merged model.
         dead_in_components: name of a component -> how many are dead in it, on the same tokens.
         load_variation: coefficient of variation of the experts' loads in the merged model, by layer.
@@ -59,6 +62,7 @@ class Diagnosis:
     displacement: Mapping[str, Displacement]
     measured_from: Literal["base", "merged"]
     agreement: Mapping[str, tuple[float, ...]]
+    agreement_with_base: tuple[float, ...] | None
     dead_experts: tuple[tuple[int, int], ...]
     dead_in_components: Mapping[str, int]
     load_variation: tuple[float, ...]
@@ -89,6 +93,7 @@ class Inspector:
         check_alike(components)
         self._config, self._components, self._tokens_BS, self._device = config, components, tokens_BS, device
         self._routes = {one.name: component_routes(config, one, tokens_BS, device) for one in components}
+        self._base_routes = None if base is None else component_routes(config, base, tokens_BS, device)
         self._displacement = None if base is None else {one.name: displacement(one, base) for one in components}
 
     def of_merge(self, state: Mapping[str, Tensor]) -> Diagnosis:
@@ -108,6 +113,7 @@ class Inspector:
             displacement={one.name: displacement(one, merged) for one in self._components} if moved is None else moved,
             measured_from="merged" if moved is None else "base",
             agreement={name: tuple(routes.agreement(own)) for name, own in self._routes.items()},
+            agreement_with_base=None if self._base_routes is None else tuple(routes.agreement(self._base_routes)),
             dead_experts=tuple((int(layer), int(expert)) for layer, expert in (loads_LE == 0).nonzero().tolist()),
             dead_in_components={name: int((own.loads() == 0).sum()) for name, own in self._routes.items()},
             load_variation=tuple((loads_LE.std(-1, correction=0) / loads_LE.mean(-1)).tolist()) if len(loads_LE) else (),

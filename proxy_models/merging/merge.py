@@ -3,11 +3,12 @@
 The merged model is one of the two; what streams through beside it, with the one vector that a threshold is taken from, is less than another
 (`pieces`). Operators work in float32, with sums in float64: a merge in bfloat16 loses what components differ by (code of arXiv 2602.04937).
 
-The balancing bias of experts is carried over whatever the operator: averaged by the weights. It is no weight but a state that steers which experts
-are chosen, so that trimming or rescaling it would mean nothing; adding one number to all of a layer's biases changes no choice, so that the average
-of biases is that of centred ones; and being linear it lets many merges be one contraction. It moves at most one step per training
-step from the base's, which for short branches is little. Where components share no base, or experts are found dead, it is better estimated anew
-(`bias`), which needs tokens of the mixture. The trade-off: a carried bias balances the components' routers, not exactly the merged one.
+The balancing bias of experts is carried over whatever the operator: averaged by the weights. It is no weight but a state that steers which
+experts are chosen, so that trimming or rescaling it would mean nothing; adding one number to all of a layer's biases changes no choice, so
+that the average of biases is that of centred ones; and being linear it lets many merges be one contraction. It moves at most one step per
+training step from the base's, which for short branches is little. Where components share no base, or experts are found dead, it is better
+estimated anew (`bias`), which needs tokens of the mixture. The trade-off: a carried bias balances the components' routers, not exactly the
+merged one.
 
 Legend: K components.
 """
@@ -60,8 +61,8 @@ def merged_tensors(
         base: what the components began with.
 
     Raises:
-        ValueError: weights are not in the simplex or not those of the components; components or base differ in shape; the operator needs a base
-            and there is none, or misses something else; a number is not finite.
+        ValueError: weights are not in the simplex or not those of the components; components or base differ in shape; the operator needs a
+            base and there is none, or misses something else; a number is not finite.
     """
     operator = Linear() if operator is None else operator
     check_alike(components)
@@ -69,7 +70,8 @@ def merged_tensors(
         check_shapes(components[0], base)
     elif operator.needs_base:
         raise ValueError(
-            f"{type(operator).__name__} merges what components have learned since their base, and there is no base; give it, or merge linearly."
+            f"{type(operator).__name__} merges what components have learned since their base, and there is no base; give it, or merge "
+            "linearly."
         )
     names = [component.name for component in components]
     if weights.keys() != set(names):

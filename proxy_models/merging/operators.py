@@ -1,11 +1,12 @@
 """What makes one model of several: averages, with weights that are those of the mixture or follow from what the components have learned.
 
-An operator looks at one piece after the other (`pieces`), first as a whole where it needs norms or thresholds, then block by block. All take the
-weights of a mixture, which sum to one. Linear is the default: of DeMix's six families it ranked mixtures best, without a setting to choose
-(arXiv 2602.00747, table of merge operators). The trade-off of all others: what they gain for one merged model, they lose in what a weight
-means, as the merge is no longer the first-order picture of training on the mixture.
+An operator looks at one piece after the other (`pieces`), first as a whole where it needs norms or thresholds, then block by block. All
+take the weights of a mixture, which sum to one. Linear is the default: of DeMix's six families it ranked mixtures best, without a setting
+to choose (arXiv 2602.00747, table of merge operators). The trade-off of all others: what they gain for one merged model, they lose in what
+a weight means, as the merge is no longer the first-order picture of training on the mixture.
 
-Legend: K components, E experts, L layers; X rows of a block and whatever axes follow. theta_0: the base, tau_k = theta_k - theta_0, w: weights.
+Legend: K components, E experts, L layers; X rows of a block and whatever axes follow. theta_0: the base, tau_k = theta_k - theta_0, w:
+weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from proxy_models.merging.components import Component, check_shapes
 from proxy_models.merging.pieces import Block, Piece, pieces_of, weighted_sum
 
 Combine = Callable[[Block], Tensor]
-"""From a block of all components to that of the merged model, float64. Called for the blocks of a piece in order, once each; the block is not to be changed."""
+"""From a block of all components to that of the merged model, float64. Called for the blocks of a piece in order, once each; the block is
+not to be changed."""
 
 
 class MergeOperator(Protocol):
@@ -67,8 +69,8 @@ class TaskArithmetic:
     """theta = theta_0 + scale * sum w_k tau_k (arXiv 2212.04089); with a scale of 1 it is linear.
 
     Attributes:
-        scale: above 0. Components trained for a share s of a mixture's tokens have gone a share s of the way: 1 / s (arXiv 2602.04937, as its
-            code takes the weights n_k / n of a component).
+        scale: above 0. The tokens of the mixture over those that a component was trained on: 1 where they are equal (arXiv 2602.04937, whose
+            code multiplies tau_k with n_k / n, the tokens of domain k in the mixture over those of its expert).
     """
 
     scale: float = 1.0
@@ -88,11 +90,11 @@ class TaskArithmetic:
 class Spherical:
     """Multi-SLERP: the weighted mean of directions on the sphere, at the weighted mean of lengths.
 
-    The methods file names it and gives no equation; this is one step toward the Karcher mean. With u_k the components' directions and m that
-    of sum w_k u_k: t = sum w_k log_m(u_k), and the direction is exp_m(t). For two components it is exactly SLERP. With a base, displacements
-    are merged and added to it. As the result lies in the span of the components, it is a linear merge with coefficients that follow from their
-    inner products, and streams as one. Where directions cancel there is no mean direction, and the merge is linear. A component that did not
-    leave the base has no direction; it counts with its length, zero.
+    The methods file names it and gives no equation; this is one step toward the Karcher mean. With u_k the components' directions and m
+    that of sum w_k u_k: t = sum w_k log_m(u_k), and the direction is exp_m(t). For two components it is exactly SLERP. With a base,
+    displacements are merged and added to it. As the result lies in the span of the components, it is a linear merge with coefficients that
+    follow from their inner products, and streams as one. Where directions cancel there is no mean direction, and the merge is linear. A
+    component that did not leave the base has no direction; it counts with its length, zero.
     """
 
     needs_base = False
@@ -149,8 +151,8 @@ FISHER_FLOOR = 1e-6
 class FisherWeighted:
     """theta = sum c_k F_k theta_k / sum c_k F_k, elementwise, with c_k = w_k / |F_k|: a diagonal Fisher says how much each component minds.
 
-    F_k has `FISHER_FLOOR` added, before its norm over all tensors is taken (arXiv 2602.04937, by its code). The norms make a component of steep
-    losses weigh no more than others. Make it with `of`. Where components were aligned, their information must be in the same order.
+    F_k has `FISHER_FLOOR` added, before its norm over all tensors is taken (arXiv 2602.04937, by its code). The norms make a component of
+    steep losses weigh no more than others. Make it with `of`. Where components were aligned, their information must be in the same order.
 
     Attributes:
         information: name of a component -> F_k, in the shapes of its weights (`routes.diagonal_fisher`).
@@ -204,10 +206,11 @@ def _fisher_norm(name: str, information: Component) -> float:
 
 @dataclass(frozen=True, eq=False)
 class RoutingWeighted:
-    """W_e = sum w_k f_ke W_ke / sum w_k f_ke for every expert e, f_ke the share of component k's tokens that were sent to it; the rest is linear.
+    """W_e = sum w_k f_ke W_ke / sum w_k f_ke for every expert e, f_ke the share of component k's tokens that were sent to it; the rest is
+    linear.
 
-    Marked as an own suggestion in the methods file [U]: experts are shaped by the domains that use them. A weight is then no longer a share of
-    data, so that it is an ablation. An expert that no component uses is averaged by the weights alone.
+    Marked as an own suggestion in the methods file [U]: experts are shaped by the domains that use them. A weight is then no longer a share
+    of data, so that it is an ablation. An expert that no component uses is averaged by the weights alone.
 
     Attributes:
         shares: name of a component -> (L, E), the share of its tokens that each expert of each layer received on its own domain

@@ -1,12 +1,13 @@
 """The pieces that operators take as one vector each, and the blocks of rows in which these stream.
 
-A piece is a whole tensor, or one expert's matrix of a stacked one, as it would be a tensor of its own in most formats: an expert that few tokens were
-sent to has moved little, and a threshold over all experts would leave nothing of it. Fused matrices (query, key and value; gate and up) are
-one piece. A block is some rows of a piece, of all components at once. Blocks are as small as it takes for all of them together to stay under a
-quarter of one model. The trade-off: small proxies of many components stream in small blocks, at some microseconds each.
+A piece is a whole tensor, or one expert's matrix of a stacked one, as it would be a tensor of its own in most formats: an expert that few
+tokens were sent to has moved little, and a threshold over all experts would leave nothing of it. Fused matrices (query, key and value; gate
+and up) are one piece. A block is some rows of a piece, of all components at once. Blocks are as small as it takes for all of them together
+to stay under a quarter of one model. The trade-off: small proxies of many components stream in small blocks, at some microseconds each.
 
-Adding one vector to the rows of all experts of a router changes nothing (each token's logits move together), so that routers are compared and merged
-by nonlinear operators only after their mean row has been taken away. As logits are products with (D, E), a row of an expert is a column here.
+Adding one vector to the rows of all experts of a router changes nothing (each token's logits move together), so that routers are compared
+and merged by nonlinear operators only after their mean row has been taken away. As logits are products with (D, E), a row of an expert is a
+column here.
 
 Legend: K components, D model width, E experts; X rows of a block and whatever axes follow.
 """
@@ -162,9 +163,9 @@ def block_rows(shapes: Shapes, piece_shape: tuple[int, ...], components: int) ->
 def weighted_sum(weights_K: Sequence[float | Tensor], terms_KX: Iterable[Tensor]) -> Tensor:
     """Sum of w_k times term k, float64.
 
-    A product and a sum for every term, one after the other, each rounded once: the result does not depend on how elements are laid out, so that many
-    merges at once equal the single ones bit for bit, which matrix products of one and of many rows do not. In float64 a mean of equal float32
-    numbers is that number once it is rounded.
+    A product and a sum for every term, one after the other, each rounded once: the result does not depend on how elements are laid out, so
+    that many merges at once equal the single ones bit for bit, which matrix products of one and of many rows do not. In float64 a mean of
+    equal float32 numbers is that number once it is rounded.
 
     Args:
         weights_K: a number for every term, or a tensor that broadcasts against it.

@@ -1,9 +1,11 @@
 """What is measured of a model on tokens for a merge: where its routers send them, and how much its loss minds each weight.
 
-Tokens are windows as in training. Models of a pack see the same ones. The trade-off: routes hold an index for every token, layer and choice, eight
-bytes each; for 20,000 tokens of two layers and two experts that is as much as a nano proxy.
+Tokens are windows as in training. Models of a pack see the same ones. The trade-off: routes hold an index for every token, layer and
+choice, eight bytes each; for 20,000 tokens of two layers and two choices a quarter of what a
+nano proxy takes.
 
-Legend: K members, B windows, T tokens of a window, S = T + 1, N = B*T tokens, L layers with routed experts, E experts, C experts chosen per token.
+Legend: K members, B windows, T tokens of a window, S = T + 1, N = B*T tokens, L layers with routed experts, E experts, C experts chosen per
+token.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Routes:
         return loads_LE / loads_LE.sum(-1, keepdim=True)
 
     def agreement(self, other: Routes) -> list[float]:
-        """Share of the choices that two models of one shape have in common, by layer, mean over tokens: 1 is the same experts everywhere."""
+        """Share of the choices that two models of one shape have in common, by layer, mean over tokens: 1 is the same experts
+        everywhere."""
         layers = zip(self.expert_LNC, other.expert_LNC, strict=True)
         return [float((one[:, :, None] == two[:, None, :]).any(-1).double().mean()) for one, two in layers]
 
@@ -93,10 +96,11 @@ def component_routes(config: ProxyConfig, component: Component, tokens_BS: Tenso
 
 
 def diagonal_fisher(config: ProxyConfig, component: Component, tokens_BS: Tensor) -> Mapping[str, Tensor]:
-    """Mean over windows of the squared gradient of a window's mean loss: the diagonal of the empirical Fisher information, float32, on the CPU.
+    """Mean over windows of the squared gradient of a window's mean loss: the diagonal of the empirical Fisher information, float32, on the
+    CPU.
 
-    Names and shapes are those of the weights; the balancing bias, which has no gradient, gets zeros. A window is one sample, where Fisher asks
-    for one token: squares of sums, not sums of squares, which is what a pass over a window can give.
+    Names and shapes are those of the weights; the balancing bias, which has no gradient, gets zeros. A window is one sample, where Fisher
+    asks for one token: squares of sums, not sums of squares, which is what a pass over a window can give.
 
     Raises:
         ValueError: as `single`.

@@ -1,8 +1,9 @@
 """Operators that keep a part of what each component has learned: TIES, DARE and breadcrumbs.
 
-All are theta = theta_0 + scale * (a sum of sparsified displacements tau_k), and need the base. They were made to keep several fine-tuned skills in
-one model, where linear averaging dilutes each; as stand-ins for a mixture they rank a little worse than linear (DeMix, arXiv 2602.00747).
-Thresholds are exact, over a piece (`pieces`), by one more pass that holds one piece of one component. Equal magnitudes stay together.
+All are theta = theta_0 + scale * (a sum of sparsified displacements tau_k), and need the base. They were made to keep several fine-tuned
+skills in one model, where linear averaging dilutes each; as stand-ins for a mixture they rank a little worse than linear (DeMix, arXiv
+2602.00747). Thresholds are exact, over a piece (`pieces`), by one more pass that holds one piece of one component. Equal magnitudes stay
+together.
 
 The trade-off: identical components do not merge to the component unless all of it is kept; in DARE they do on average over seeds.
 
@@ -25,11 +26,11 @@ from proxy_models.merging.pieces import Block, Piece, weighted_sum
 
 @dataclass(frozen=True)
 class Ties:
-    """Trim, elect sign, merge (arXiv 2306.01708, section 3), with weights: the sign of an element is that of sum w_k tau_k over what trimming kept, and
-    only components that agree with it enter.
+    """Trim, elect sign, merge (arXiv 2306.01708, section 3), with weights: the sign of an element is that of sum w_k tau_k over what
+    trimming kept, and only components that agree with it enter.
 
-    The equation is that of MergeME in the methods file [S]: agreeing entries are summed, so theta = theta_0 + scale * sum over agreeing k of
-    w_k tau_k. (The paper of TIES takes their mean. With weights that sum to one, the sum is never larger, and a component that stands
+    The equation is that of MergeME in the methods file [S]: agreeing entries are summed, so theta = theta_0 + scale * sum over agreeing k
+    of w_k tau_k. (The paper of TIES takes their mean. With weights that sum to one, the sum is never larger, and a component that stands
     alone moves the merge by its weight, as in linear.) Without trimming and without disagreement it is task arithmetic.
 
     Attributes:
@@ -60,10 +61,11 @@ class Ties:
 
 @dataclass(frozen=True)
 class Dare:
-    """Drop and rescale (arXiv 2311.03099, section 3.2): theta = theta_0 + scale * sum w_k m_k tau_k / density, m_k independent coins that keep a
-    share `density` of the elements.
+    """Drop and rescale (arXiv 2311.03099, section 3.2): theta = theta_0 + scale * sum w_k m_k tau_k / density, m_k independent coins that
+    keep a share `density` of the elements.
 
-    On average over seeds it is task arithmetic. A component's coins depend on the seed, its name and the tensor, not on whom it is merged with.
+    On average over seeds it is task arithmetic. A component's coins depend on the seed, its name and the tensor, not on whom it is merged
+    with.
 
     Attributes:
         density: chance of an element to be kept (.9: DeMix's setting).
@@ -100,11 +102,12 @@ class Dare:
 
 @dataclass(frozen=True)
 class Breadcrumbs:
-    """theta = theta_0 + scale * sum w_k m_k tau_k, m_k without the largest and the smallest magnitudes of a piece (arXiv 2312.06795, section 3).
+    """theta = theta_0 + scale * sum w_k m_k tau_k, m_k without the largest and the smallest magnitudes of a piece (arXiv 2312.06795,
+    section 3).
 
     Attributes:
-        density: share of each piece that is kept; outliers: share of the largest that is left out (.9 and .01: DeMix's settings). What remains is left
-            out from below.
+        density: share of each piece that is kept; outliers: share of the largest that is left out (.9 and .01: DeMix's settings). What
+            remains is left out from below.
     """
 
     density: float = 0.9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,8 @@ def test_a_merge_of_one_agrees_with_itself(tiny: ProxyConfig, branch: Branch, ba
     assert found.agreement["a"] == (1.0, 1.0)
     assert max(found.agreement["b"]) < 0.9
     assert found.measured_from == "base"
+    assert found.agreement_with_base == tuple(component_routes(tiny, parts[0], tokens).agreement(component_routes(tiny, base, tokens)))
+    assert min(found.agreement_with_base) < 1
     assert found.displacement["a"] == displacement(parts[0], base)
     assert found.displacement["b"].total > found.displacement["a"].total
     assert found.tokens == 16 * 32
@@ -134,6 +137,7 @@ def test_dead_experts_are_found(tiny: ProxyConfig, base_state: State, tokens: Te
     starved["layers.1.moe.router_bias"] = torch.tensor([0.0, -9.0, 0.0, 0.0])
     parts = [HeldComponent("a", base_state), HeldComponent("b", starved)]
     found = Inspector(tiny, parts, None, tokens).of_merge(starved)
+    assert found.agreement_with_base is None
     assert found.dead_experts == ((1, 1),)
     assert found.dead_in_components == {"a": 0, "b": 1}
     loads = component_routes(tiny, parts[1], tokens).loads().double()
@@ -166,6 +170,8 @@ def test_fisher_information_against_the_plain_model(tiny: ProxyConfig, branch: B
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-2, atol=1e-3 * float(value.max())), name
     assert not found["layers.0.moe.router_bias"].any()
+    balanced = diagonal_fisher(replace(tiny, auxiliary_loss=0.5), component, tokens[:3])
+    assert all(torch.equal(balanced[name], value) for name, value in found.items()), "a loss for balance says nothing of the data"
 
 
 # The balancing bias
@@ -183,6 +189,15 @@ def test_a_bias_estimated_anew_is_more_even(tiny: ProxyConfig, branch: Branch, b
     assert after[0] < 0.1 < 0.3 < before[0]
     changed = {name for name, value in pack.state_dict().items() if not torch.equal(value, weights[name])}
     assert changed == {"layers.0.moe.router_bias", "layers.1.moe.router_bias"}
+
+
+def test_a_bias_that_was_better_is_kept(tiny: ProxyConfig, branch: Branch, tokens: Tensor) -> None:
+    """One pass is a step far too long for a bias that is even already."""
+    pack = single(tiny, branch("a", 1))
+    reestimate_bias(pack, tokens)
+    even = pack.member_state(0)
+    reestimate_bias(pack, tokens, passes=1)
+    assert all(torch.equal(value, even[name]) for name, value in pack.member_state(0).items())
 
 
 def test_no_passes_leave_the_bias(tiny: ProxyConfig, branch: Branch, tokens: Tensor) -> None:
