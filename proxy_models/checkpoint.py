@@ -56,7 +56,7 @@ def save_checkpoints(checkpoints: Mapping[Path, Checkpoint]) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         facts = json.dumps(checkpoint.facts, sort_keys=True, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporaries[path], metadata={"facts": facts, "digest": _digest(tensors, facts)})
+        save_file(tensors, temporaries[path], metadata={"facts": facts, "digest": content_digest(tensors, facts)})
     for path, temporary in temporaries.items():
         os.replace(temporary, path)
 
@@ -76,7 +76,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if isinstance(error, FileNotFoundError):
             raise
         raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
-    if "facts" not in metadata or metadata.get("digest") != _digest(tensors, metadata["facts"]):
+    if "facts" not in metadata or metadata.get("digest") != content_digest(tensors, metadata["facts"]):
         raise DamagedCheckpoint(f"{path} does not match its digest.")
     return Checkpoint(tensors, json.loads(metadata["facts"]))
 
@@ -98,7 +98,8 @@ def finish(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+def content_digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """What a header says of its file's content. Tensors are looked up one after the other, so that a lazy mapping never holds two."""
     digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
