@@ -160,6 +160,12 @@ class Planner:
         # Mixtures that depend on results are not known yet; what they cost is, up to the source.
         left = budget - math.fsum(costs.get(trial.source, 0.0) for trial in found)
         unknown = math.floor(left + 1e-9) if learns(plain) and known.proposal is None else 0
+        first_learned = plain.assignment.first_learned_seed
+        if learns(plain) and known.proposal is None and not unknown and all(trial.seed < first_learned for trial in found):
+            self._warnings.append(
+                f"All {len(found)} trials belong to the first design of the strategy {self._experiment.search.strategy}, which then learns from none of "
+                "them: raise `search.trials`, lower `search.options.first`, or take `regression`."
+            )
         make, natural = self._search.factory.make, Schedule.constant(self._search.domains.natural())
         return [*found, *(replace(make(natural, 0, ""), trial_id=f"learned-{place}") for place in range(unknown))]
 

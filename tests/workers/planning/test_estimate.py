@@ -117,6 +117,16 @@ def test_several_sources_are_planned_up_to_what_the_trials_of_the_last_cost(fold
     assert "what 8 trials of trained/nano/2100 cost" in stage.what
 
 
+def test_a_learner_that_has_no_trial_to_learn_with_is_told(folder: Path) -> None:
+    said = {}
+    for trials in (8, 24):
+        wanted = experiment(folder, search={"trials": trials, "strategy": "bayes"}, output="learning")
+        said[trials] = [line for line in make_plan(wanted, may_probe=False).warnings if "first design of the strategy bayes" in line]
+    assert len(said[8]) == 1
+    assert said[8][0].startswith("All 8 trials")
+    assert said[24] == []
+
+
 def test_the_search_is_named_once_it_is_known(plans: dict[str, Plan], folder: Path) -> None:
     wanted = experiment(folder)
     assert plans["new"].search_id is None
