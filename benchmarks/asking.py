@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows, a list of flat objects")
     parser.add_argument("--domains", type=int, default=50, metavar="N")
     parser.add_argument("--observations", type=int, default=200, metavar="N", help="known when the last trial is asked for")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[5.0, 20.0], metavar="N", help="that a trial takes")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[5.0], metavar="N", help="that a trial takes")
     parser.add_argument("--trials", type=int, default=10, metavar="N", help="learned ones per search")
     arguments = parser.parse_args()
     if arguments.json is not None and (why := why_unwritable(arguments.json)):
