@@ -28,8 +28,8 @@ from rows_file import why_unwritable, write_rows
 from transfer.arms import Arm, arms, trials_of
 from transfer.table import Measured, Row, compare, measured_of, print_rows
 
-from mixopt.config import BeginningConfig
 from mixopt.experiment_file import load_experiment
+from mixopt.proxy_config import BeginningConfig
 from mixopt.runner import Completed, Failed, Runner
 from mixopt.trial import Outcome, Trial
 from proxy_models import ENGINE_VERSION

@@ -26,7 +26,7 @@ from mixopt.groups.rules import GroupRule, Units, check_rules, units_of
 from mixopt.mixture import FloatArray, Mixture
 
 if TYPE_CHECKING:
-    from mixopt.config import DomainConfig
+    from mixopt.corpus.config import DomainConfig
 
 # Below this many unique windows a proxy memorizes the domain within a few steps; such domains are floored, and listed as floored.
 MINIMUM_UNIQUE_WINDOWS = 64

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mixopt.config import Experiment, is_url
+from mixopt.addresses import is_url
+from mixopt.config import Experiment
 from mixopt.warm_start.config import with_absolute_paths
 from mixopt.yaml_file import expand_variables, read_mapping, validate
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mixopt.config import is_url, without_login
+from mixopt.addresses import is_url, without_login
 from mixopt.errors import ConfigError
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)

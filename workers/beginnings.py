@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixopt.beginnings import BASE_LABEL, base_json
-from mixopt.config import BeginningConfig, Experiment
+from mixopt.config import Experiment
 from mixopt.corpus.manifest import Manifest
 from mixopt.domains import DomainSet
 from mixopt.errors import ConfigError, DataError, MixoptError, RunError
@@ -28,6 +28,7 @@ from mixopt.factory import TrialFactory
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
 from mixopt.progress import Reporter
+from mixopt.proxy_config import BeginningConfig
 from mixopt.runner import Runner
 from mixopt.search import SearchObserver, run_trials
 from mixopt.trial import Source, Trial, trial_from_spec

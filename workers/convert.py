@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from mixopt.balance import judged
 from mixopt.code_version import code_version
-from mixopt.config import AUXILIARY_LOSS, BeginningConfig
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.cost import Shape
 from mixopt.errors import ConfigError, DataError
+from mixopt.proxy_config import AUXILIARY_LOSS, BeginningConfig
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Evaluation
 from mixopt.trial import WEIGHT_DECIMALS, Failure, FailureKind, JsonValue, Measurement, Outcome, Trial
 from proxy_models.config import DENSE, SIZES, ProxyConfig, default_learning_rate, proxy_config

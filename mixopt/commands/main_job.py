@@ -166,7 +166,7 @@ def print_answer(finished: Finished, reporter: Any) -> None:
 
 def _print_review(finished: Finished, output: Any) -> None:
     """Where the trials are seen, as one table."""
-    from mixopt.config import without_login
+    from mixopt.addresses import without_login
     from mixopt.terminal import print_line
     from mixopt.tracking.mlflow_mirror import MlflowMirror
     from workers.compose import tracking_uri

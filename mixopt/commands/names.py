@@ -16,8 +16,8 @@ def list_names(
     """Names that an experiment file or an option may use: strategies, surrogates, formats."""
     from typing import get_args
 
-    from mixopt.config import BeginningConfig
     from mixopt.export import exporter_names
+    from mixopt.proxy_config import BeginningConfig
     from mixopt.strategies import strategy_names
     from mixopt.surrogates import surrogate_names
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from mixopt.config import is_url
+from mixopt.addresses import is_url
 from mixopt.errors import ConfigError, DataError, MixoptError
 
 FILE_SCHEME = "file://"

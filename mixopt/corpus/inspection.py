@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixopt.config import DomainConfig, Experiment, TargetConfig
+from mixopt.config import Experiment
+from mixopt.corpus.config import DomainConfig, TargetConfig
 from mixopt.corpus.documents import Document, Limits, Pair, Source, read_items
 from mixopt.corpus.files import resolve_files
 from mixopt.corpus.hub import HubDataset

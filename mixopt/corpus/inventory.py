@@ -14,7 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mixopt.config import DomainConfig, Experiment
+from mixopt.config import Experiment
+from mixopt.corpus.config import DomainConfig
 from mixopt.corpus.documents import estimated_text_bytes
 from mixopt.corpus.files import resolve_files
 from mixopt.corpus.inspection import DomainScan, Extreme, Shared, SideScan, read_targets, scan_domain, shared_documents

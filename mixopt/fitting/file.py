@@ -15,14 +15,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mixopt.answer.config import FloorConfig
 from mixopt.answer.floors import ALL, Floor
-from mixopt.config import Bounds, FloorConfig, GroupConfig
 from mixopt.config_model import Count, Model, WholeCount, unknown_domains
 from mixopt.constraints.config import ConstraintsConfig
 from mixopt.domains import Domain, DomainSet
 from mixopt.errors import ConfigError
 from mixopt.fitting.runs import Runs
 from mixopt.fitting.tables import nearest
+from mixopt.groups.config import Bounds, GroupConfig
 from mixopt.groups.rules import GroupRule
 from mixopt.yaml_file import expand_variables, read_mapping, validate
 

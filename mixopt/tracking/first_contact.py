@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mixopt.config import without_login
+from mixopt.addresses import without_login
 from mixopt.errors import ConfigError, RunError
 
 SERVERS, DATABASES = ("http", "https"), ("sqlite", "postgresql", "mysql", "mssql")

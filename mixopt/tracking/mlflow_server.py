@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixopt.config import without_login
+from mixopt.addresses import without_login
 from mixopt.errors import RunError
 from mixopt.tracking.first_contact import check_address
 from mixopt.tracking.inputs import Input

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.errors import ConfigError, RunError
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Completed, Evaluation, Failed, Progress, Runner, Started, TrialEvent
 from mixopt.trial import FailureKind, Source, Trial, TrialDomain, trial_identity
 from proxy_models.checkpoint import load_checkpoint, save_checkpoints

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Completed, Evaluation, Failed, Progress
 from mixopt.trial import Source, Trial, TrialDomain, trial_identity
 from proxy_models.token_store import TokenWriter

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from mixopt.beginnings import base_json, base_sentence, beginning_sentence, trial_beginning
-from mixopt.config import BeginningConfig, Experiment
+from mixopt.config import Experiment
 from mixopt.errors import ConfigError
 from mixopt.experiment_file import parse_experiment
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import BeginningConfig
 from mixopt.trial import Source, Trial, TrialDomain, trial_from_spec, trial_identity
 
 

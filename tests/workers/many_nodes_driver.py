@@ -33,8 +33,8 @@ def write_tokens(path: Path, seed: int) -> Path:
 
 
 def make_trial(seed: int, tokens: int) -> Any:
-    from mixopt.config import ProxyConfig
     from mixopt.mixture import Mixture, Schedule
+    from mixopt.proxy_config import ProxyConfig
     from mixopt.trial import Source, Trial, TrialDomain, trial_identity
     from workers.convert import recipe_for
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixopt.config import ProxyConfig
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig
 from mixopt.runner import Evaluation
 from mixopt.trial import Source, Trial, TrialDomain, trial_identity
 from proxy_models.token_store import TokenWriter

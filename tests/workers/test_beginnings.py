@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.errors import ConfigError
 from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Evaluation
 from mixopt.trial import FailureKind, Source, Trial, TrialDomain, trial_identity
 from proxy_models.checkpoint import load_checkpoint

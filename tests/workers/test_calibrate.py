@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from mixopt.calibration.stored import load
-from mixopt.config import BaseConfig, BeginningConfig, Experiment
+from mixopt.config import Experiment
 from mixopt.errors import ConfigError
 from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
 from mixopt.progress import Silent
+from mixopt.proxy_config import BaseConfig, BeginningConfig
 from mixopt.runner import Capacity, Completed, Failed, Started, TrialEvent
 from mixopt.swarm import Swarm
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial

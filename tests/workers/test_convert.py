@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.errors import ConfigError, DataError
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Evaluation
 from mixopt.trial import FailureKind, Outcome, Source, Trial, TrialDomain, trial_identity
 from proxy_models.config import SIZES, default_learning_rate, proxy_config

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 import workers.proxy_export
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.corpus.manifest import Manifest
 from mixopt.corpus.tokenizer import PROBE, CorpusTokenizer, load_tokenizer, train_tokenizer
 from mixopt.errors import ConfigError, DataError, RunError
 from mixopt.history import TrialRecord
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Evaluation
 from mixopt.trial import Source, Trial, TrialDomain, TrialState, trial_identity
 from proxy_models.checkpoint import load_checkpoint

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import proxy_models.train
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.mixture import Mixture, Schedule
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Source, Trial, TrialDomain, trial_identity
 from proxy_models.specs import MemberFailure, MemberResult, MemberSpec, MemberStopped

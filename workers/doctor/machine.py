@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from mixopt.config import Experiment
-from mixopt.config import ProxyConfig as ProxySettings
 from mixopt.cost import Shape
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from proxy_models.config import proxy_config
 from workers.doctor.findings import Finding, ok, problem, warning
 from workers.machine import ROOT, cpu_quota, free_memory

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mixopt import __version__
-from mixopt.config import Experiment, without_login
+from mixopt.addresses import without_login
+from mixopt.config import Experiment
 from mixopt.tracking.first_contact import DATABASES, check_address, first_contact
 from mixopt.tracking.mlflow_server import MlflowServer, quiet_logging
 from workers.compose import tracking_uri

@@ -18,10 +18,15 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from mixopt.config import DomainConfig, Experiment, GroupConfig, ObjectiveConfig, ProxyConfig, SearchConfig, without_login
+from mixopt.addresses import without_login
+from mixopt.answer.config import ObjectiveConfig
+from mixopt.config import Experiment, SearchConfig
+from mixopt.corpus.config import DomainConfig
 from mixopt.errors import ConfigError, MixoptError, RunError
+from mixopt.groups.config import GroupConfig
 from mixopt.groups.rules import ancestors
 from mixopt.progress import Reporter
+from mixopt.proxy_config import ProxyConfig
 from mixopt.trial import content_digest
 from workers.compose import check_settings
 from workers.jobs.api import ATTEMPT, CONTENT, KEY, NAME, OUTPUT, Job, JobsApi

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixopt.config import DomainConfig, Experiment, TargetConfig
+from mixopt.config import Experiment
+from mixopt.corpus.config import DomainConfig, TargetConfig
 from mixopt.corpus.documents import Limits, estimated_text_bytes, read_items
 from mixopt.corpus.files import is_elsewhere, resolve_files
 from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile

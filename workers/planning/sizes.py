@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mixopt.config import Experiment, TokenizerConfig
-from mixopt.config import ProxyConfig as ProxySettings
+from mixopt.config import Experiment
+from mixopt.corpus.config import TokenizerConfig
 from mixopt.cost import Machine, Shape, Speed
 from mixopt.errors import ConfigError, RunError
 from mixopt.progress import Reporter
+from mixopt.proxy_config import ProxyConfig as ProxySettings
 from proxy_models.config import PARAMETRIZATIONS, RULES, SIZES, Rule, default_learning_rate, proxy_config
 from proxy_models.parametrization import MUP_RULES, TensorRule
 from workers.compose import check_settings, compose

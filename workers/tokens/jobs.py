@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixopt.config import DomainConfig, Experiment, HubConfig, TargetConfig
+from mixopt.config import Experiment
+from mixopt.corpus.config import DomainConfig, HubConfig, TargetConfig
 from mixopt.corpus.documents import NO_LIMITS, Document, Limits, Pair, estimated_text_bytes, read_items
 from mixopt.corpus.files import InputFile, Url, identity, is_elsewhere, resolve_files
 from mixopt.corpus.hub import Commits, HubDataset

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixopt.config import TokenizerConfig
+from mixopt.corpus.config import TokenizerConfig
 from mixopt.corpus.hub import Commits, download_tokenizer
 from mixopt.corpus.tokenizer import CorpusTokenizer, load_tokenizer, sample_by_bytes, train_tokenizer, write_atomically
 from mixopt.errors import DataError

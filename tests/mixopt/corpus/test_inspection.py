@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixopt.config import DomainConfig, Experiment
+from mixopt.config import Experiment
+from mixopt.corpus.config import DomainConfig
 from mixopt.corpus.documents import Document
 from mixopt.corpus.inspection import EXTREMES, DomainScan, SideScan, shared_documents
 from mixopt.corpus.inventory import PARALLEL_BYTES, Inventory, take_inventory
