@@ -47,6 +47,8 @@ CONTROL_COSTS = {"law 17": (8, 12, 16, 24, 32, 48, 64, 96, 160, 320, 640)}
 """Of what asks nothing of a surrogate, so that a tenth of it can be seen."""
 QUICK_COSTS = {"law 5": (8, 12), "law 17": (12, 20)}
 SEEDS, DEAR_SEEDS, QUICK_SEEDS = 20, 3, 2
+LARGE = ("law 50", "regmix", "regmix 60m")
+"""Problems whose searches cost minutes where a process per metric is fitted again and again."""
 ENTRANTS = (
     Entrant("random", "random", measured=True),
     Entrant("grid", "grid", measured=True, replans=True),
@@ -101,7 +103,8 @@ def games(entrants: Sequence[Entrant], problems: Sequence[str], seeds: int | Non
             if (problem == "regmix" and entrant.sources == 2) or (problem.startswith("regmix") and entrant.strategy == "sft"):
                 continue
             costs = QUICK_COSTS[problem] if quick else CONTROL_COSTS.get(problem, COSTS[problem]) if entrant.measured else COSTS[problem]
-            count = seeds or (QUICK_SEEDS if quick else DEAR_SEEDS if entrant.dear else SEEDS)
+            is_dear = entrant.dear or (problem in LARGE and entrant.strategy == "bayes")
+            count = seeds or (QUICK_SEEDS if quick else DEAR_SEEDS if is_dear else SEEDS)
             yield from (Game(entrant, problem, seed, costs) for seed in range(count))
 
 
