@@ -102,6 +102,8 @@ def games(entrants: Sequence[Entrant], problems: Sequence[str], seeds: int | Non
         for entrant in entrants:
             if (problem == "regmix" and entrant.sources == 2) or (problem.startswith("regmix") and entrant.strategy == "sft"):
                 continue
+            if entrant.options.get("sampler") == "gp" and problem in LARGE:
+                continue  # torch fits for minutes per trial asked for
             costs = QUICK_COSTS[problem] if quick else CONTROL_COSTS.get(problem, COSTS[problem]) if entrant.measured else COSTS[problem]
             is_dear = entrant.dear or (problem in LARGE and entrant.strategy == "bayes")
             count = seeds or (QUICK_SEEDS if quick else DEAR_SEEDS if is_dear else SEEDS)

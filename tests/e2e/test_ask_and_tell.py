@@ -383,7 +383,8 @@ def test_two_at_once_hand_out_different_trials(desk: Desk) -> None:
 def test_what_another_search_of_the_output_was_told_is_not_handed_out_again(desk: Desk) -> None:
     first = desk.ask("-n", "5")
     told, partly = measured(first[:4]), measured(first[4:])
-    desk.tell([*told, {"trial_id": partly[0]["trial_id"], "accuracy": partly[0]["accuracy"]}])
+    said = desk.tell([*told, {"trial_id": partly[0]["trial_id"], "accuracy": partly[0]["accuracy"]}])
+    assert "1 are handed out, 1 of them told without loss/code" in " ".join(said.split())
     other = Desk(desk.folder, search={"surrogate": "ridge", "strategy": "random", "trials": TRIALS})
     handed = other.ask("-n", "5")
     assert [row["label"] for row in handed] == ["random"] * 5, "of the fifth a metric is missing, which the first search waits for"

@@ -164,6 +164,9 @@ def progress(search: Search, standing: Standing) -> str:
     trials = search.experiment.search.trials
     parts = [f"{len(standing.swarm)} of {trials} trials are told"]
     parts += [f"{len(standing.pending)} are handed out"] if standing.pending else []
+    metrics, partly = search.metrics(search.factory.source), [record for record in standing.pending if record.outcome is not None]
+    lacking = sorted({metrics[key] for record in partly for key in set(metrics) - _measured(record)})
+    parts += [f"{len(partly)} of them told without {', '.join(lacking)}"] if partly else []
     parts += [f"{len(standing.abandoned)} were given up"] if standing.abandoned else []
     parts += [f"{standing.unasked} {'follow once these are' if standing.waits else 'can be asked for'}"] if standing.unasked else []
     return ", ".join(parts)
