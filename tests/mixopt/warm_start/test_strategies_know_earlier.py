@@ -117,7 +117,7 @@ def test_own_runs_are_own_whatever_their_source_and_earlier_ones_are_told_by_sou
 
 
 def test_bayes_asks_in_view_of_earlier_runs_like_its_own_and_keeps_no_beliefs_from_before_it_knew_them() -> None:
-    plain = get_strategy("bayes", assignment(trials=16))
+    plain = get_strategy("bayes", assignment(trials=16), {"first": 12})
     done = plain.ask(12, Swarm.empty(NAMES), [], [])
     swarm = measured(done)
     without = plain.ask(1, swarm, [], [])
@@ -125,5 +125,5 @@ def test_bayes_asks_in_view_of_earlier_runs_like_its_own_and_keeps_no_beliefs_fr
     learned = warm.ask(1, swarm, [], [])
     assert [trial.label for trial in (*without, *learned)] == ["bayes", "bayes"]
     assert np.abs(learned[0].schedule.array() - without[0].schedule.array()).sum() > 1e-6
-    assert learned == with_earlier(get_strategy("bayes", assignment(trials=16)), earlier(SOURCE)).ask(1, swarm, [], [])
+    assert learned == with_earlier(get_strategy("bayes", assignment(trials=16), {"first": 12}), earlier(SOURCE)).ask(1, swarm, [], [])
     assert plain.ask(1, swarm, [], []) == without
