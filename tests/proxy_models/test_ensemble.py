@@ -96,7 +96,9 @@ def test_convex_between_the_components_and_sloped_as_it_says(data: st.DataObject
     one, other = data.draw(st.composite(mixtures)(len(table), 2))
     values = found.nats([one, other, (one + other) / 2])
     assert values[2] <= values[:2].mean() + 1e-9
-    assert values[0] <= table.astype(np.float64).mean(axis=1) @ one + 1e-9, "no worse than the weighted mean of the components' losses (Jensen)"
+    assert values[0] <= table.astype(np.float64).mean(axis=1) @ one + 1e-9, (
+        "no worse than the weighted mean of the components' losses (Jensen)"
+    )
     # A small step between two mixtures: the slopes are those of the whole space, used along the simplex.
     step = 1e-4 * (other - one)
     rise = found.nats([one + step, one - step])
