@@ -216,21 +216,34 @@ def score_weights(
     return evaluate(model, [EvaluationSet(spec, window) for spec in evaluations], "end")[0]
 
 
-def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None = None) -> list[Score]:
+def scored_losses(model: PackedProxy, evaluation: EvaluationSet, which: Which) -> Iterator[NDArray[np.float64]]:
+    """Losses in nats of every member's scored tokens, (K, tokens of a batch), in the order of `EvaluationSet.batches`."""
+    for losses_KBT, counts_BT in _batch_losses(model, evaluation, which, None):
+        yield losses_KBT[:, counts_BT]
+
+
+def _batch_losses(
+    model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Losses (K, B, T) of each batch, padding included, and which of its tokens count (B, T)."""
     device = model.embedding.device
-    curve_key = evaluation.spec.curve_key if which == "end" else None
-    on_curve_R = evaluation.on_curve(which)
-    total, on_curve = _Total(model.members), _Total(model.members)
     for tokens_BS, counts_BT in evaluation.batches(which):
         rows, longest = counts_BT.shape
         enough_BS = np.pad(tokens_BS, ((0, max(0, -(-LEAST_SQUARES // longest**2) - rows)), (0, 0)))
         tokens_KBS = torch.from_numpy(enough_BS).to(device).expand(model.members, -1, -1)
         if watch is not None:
             watch.expect(torch.from_numpy(np.pad(counts_BT, ((0, len(enough_BS) - rows), (0, 0)))))
-        losses_KBT = model.token_losses(tokens_KBS).double().cpu().numpy()[:, :rows]
+        yield model.token_losses(tokens_KBS).double().cpu().numpy()[:, :rows], counts_BT
+
+
+def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None = None) -> list[Score]:
+    curve_key = evaluation.spec.curve_key if which == "end" else None
+    on_curve_R = evaluation.on_curve(which)
+    total, on_curve = _Total(model.members), _Total(model.members)
+    for losses_KBT, counts_BT in _batch_losses(model, evaluation, which, watch):
         total.add(losses_KBT, counts_BT)
         if curve_key is not None:
-            on_curve_B, on_curve_R = on_curve_R[:rows], on_curve_R[rows:]
+            on_curve_B, on_curve_R = on_curve_R[: len(counts_BT)], on_curve_R[len(counts_BT) :]
             on_curve.add(losses_KBT, counts_BT & on_curve_B[:, None])
     scores = total.scores(evaluation.spec.key, evaluation.rows(which))
     if curve_key is None:
