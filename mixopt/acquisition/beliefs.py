@@ -21,7 +21,7 @@ from mixopt.answer.measured import MEASURED_FEASIBLE_WITHIN, measured_at
 from mixopt.domains import DomainSet
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray, Mixture
-from mixopt.objective import Estimates, Objective, fit_objective
+from mixopt.objective import Estimates, Objective, fit_objective, lacking
 from mixopt.space import BoolArray, MixtureSpace
 from mixopt.strategies.base import Assignment
 from mixopt.surrogates.gaussian_process import GaussianProcess
@@ -201,7 +201,12 @@ def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
     metrics = tuple(assignment.metrics)
     if len(assignment.offers) == 1:
         runs = completed.at_source(assignment.source)
-        objective = fit_objective(assignment.objective_kind, assignment.metrics, runs, natural)
+        estimates = None
+        if not assignment.measured_only and any(lacking(runs, natural)):
+            everything = GaussianProcess().fit(runs, metrics)
+            spot = Points(runs.domains, natural.array(runs.domains)[None, None], (assignment.source,))
+            estimates = Estimates(metrics, everything.noise_std, everything.mean(spot)[0])
+        objective = fit_objective(assignment.objective_kind, assignment.metrics, runs, natural, estimates=estimates)
         fitted = GaussianProcess().fit(runs, objective.metrics)
         processes = tuple(of_gaussian_process(fitted, metric) for metric in range(len(objective.metrics)))
         return Beliefs(coordinates, objective, processes, ((0,),) * len(processes))

@@ -122,6 +122,17 @@ def test_a_mixture_that_was_abandoned_is_not_tried_again_nearby() -> None:
     assert 0.5 * move > 0.01
 
 
+@pytest.mark.parametrize("measured_only", [True, False])
+def test_runs_without_the_natural_mixture_and_repeats_are_learned_from_where_that_may_be(measured_only: bool) -> None:
+    """As in a table of somebody's runs; a search of our own waits for what it asked for."""
+    strategy = get_strategy("bayes", assignment(measured_only=measured_only), {"first": 20})
+    first = strategy.ask(100, outcomes([]), [], [])
+    drawn = [trial for trial in first if trial.label == "design"]
+    assert len(drawn) >= 10, "half of the first design"
+    wished = strategy.ask(1, outcomes(drawn), [trial for trial in first if trial not in drawn], [])
+    assert [trial.label for trial in wished] == ([] if measured_only else ["bayes"])
+
+
 @pytest.mark.parametrize("trials", ["feasible", "anywhere"])
 def test_infeasible_trials_are_run_only_where_that_is_wanted(trials: str) -> None:
     one = assignment(trials=20)
