@@ -100,8 +100,8 @@ class Game:
 def games(entrants: Sequence[Entrant], problems: Sequence[str], seeds: int | None, quick: bool) -> Iterator[Game]:
     for problem in problems:
         for entrant in entrants:
-            if (problem == "regmix" and entrant.sources == 2) or (problem.startswith("regmix") and entrant.strategy == "sft"):
-                continue
+            if (problem == "regmix" and entrant.sources == 2) or (problem.startswith("regmix") and entrant.strategy in ("sft", "pareto")):
+                continue  # one source has no second; no fine-tuning, and 13 objectives are no front
             if entrant.options.get("sampler") == "gp" and problem in LARGE:
                 continue  # torch fits for minutes per trial asked for
             costs = QUICK_COSTS[problem] if quick else CONTROL_COSTS.get(problem, COSTS[problem]) if entrant.measured else COSTS[problem]
@@ -257,7 +257,11 @@ def play_all(wanted: Sequence[Game], data: Path | None, folder: Path, jobs: int)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, path.open("a") as kept:
         futures = [pool.submit(play_game, game, data) for game in missing]
         for number, future in enumerate(as_completed(futures), start=1):
-            game, found, seconds = future.result()
+            try:
+                game, found, seconds = future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # not played for nothing
+                raise
             kept.write(json.dumps({"key": game.key, "scores": [asdict(score) for score in found]}) + "\n")
             kept.flush()
             scores += found
