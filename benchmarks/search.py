@@ -83,6 +83,7 @@ class Row:
     regret_q75: float
     seeds: int
     ask_seconds: float
+    loses_to_random: bool
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def rows_of(scores: Sequence[Score], order: Sequence[str]) -> list[Row]:
     ):
         regrets = np.array([score.regret for score in group])
         quartiles = [float(np.quantile(regrets, share, method="nearest")) for share in (0.25, 0.5, 0.75)]
+        seeds = {score.seed for score in group}
+        blind = [score.regret for score in grouped.get((problem, "random", domains, cost), ()) if score.seed in seeds]
         rows.append(
             Row(
                 name,
@@ -149,6 +152,7 @@ def rows_of(scores: Sequence[Score], order: Sequence[str]) -> list[Row]:
                 quartiles[2],
                 len(group),
                 float(np.median([s.ask_seconds for s in group])),
+                bool(blind) and quartiles[1] > float(np.quantile(blind, 0.5, method="nearest")),
             )
         )
     return rows
@@ -195,6 +199,7 @@ def show(rows: Sequence[Row], scores: Sequence[Score]) -> None:
         quartiles = f"{row.regret_q25:.2f} to {row.regret_q75:.2f}"
         print(
             f"{row.problem:<20}{row.strategy:<18}{row.cost:>6g}{row.regret_median:>9.3f}{quartiles:>17}{row.seeds:>7}{row.ask_seconds:>8.2f}"
+            + ("  loses to random" if row.loses_to_random else "")
         )
     print()
     print(f"{'cost for the least median regret of':<40}" + "".join(f"{name:>20}" for name in BASELINES))

@@ -103,7 +103,7 @@ def test_a_table_answers_with_every_row_once_and_judges_by_what_was_measured(pro
 
 
 def row(bench: Any, strategy: str, cost: float, regret: float) -> Any:
-    return bench.Row(strategy, "p", 3, cost, regret, regret, regret, 3, 0.0)
+    return bench.Row(strategy, "p", 3, cost, regret, regret, regret, 3, 0.0, False)
 
 
 def test_cost_for_a_regret_is_interpolated_in_logarithms(bench: Any) -> None:
@@ -142,3 +142,19 @@ def test_games_are_kept_and_a_torn_line_is_played_again(
     rows = bench.rows_of(again, ["regression"])
     assert json.loads(json.dumps([rows[0].seeds, rows[0].cost])) == [2, 8]
     bench.show(rows, again)
+
+
+def test_a_row_says_that_its_strategy_loses_to_random_on_the_same_seeds(bench: Any, playing: Any) -> None:
+    def scores(name: str, regrets: dict[int, float]) -> list[Any]:
+        return [playing.Score(name, "p", 3, seed, 8.0, regret, 0.0, 8.0) for seed, regret in regrets.items()]
+
+    played = [
+        *scores("random", {0: 1.0, 1: 1.0, 2: 9.0, 3: 9.0, 4: 9.0}),
+        *scores("sft", {0: 2.0, 1: 2.0}),
+        *scores("doe", {2: 2.0, 3: 2.0}),
+    ]
+    assert {row.strategy: row.loses_to_random for row in bench.rows_of(played, ["random", "sft", "doe"])} == {
+        "random": False,
+        "sft": True,
+        "doe": False,
+    }
