@@ -78,7 +78,7 @@ class Timed:
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         begun = time.monotonic()
         asked = self.strategy.ask(count, completed, pending, abandoned)
-        if any(trial.seed % 100_000 >= 50_000 for trial in asked):
+        if any(trial.seed >= self.assignment.first_learned_seed for trial in asked):
             self.seconds.append(time.monotonic() - begun)
             self.learned_from = min(self.learned_from, time.monotonic())
         return asked

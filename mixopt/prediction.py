@@ -142,6 +142,11 @@ class Prediction:
         return max(1.0, float(self.measurement_std(losses[None], differences.std(axis=0)[None])[0]) / spread)
 
 
+def estimated(fitted: Fitted, natural: Points) -> Estimates:
+    """Seed noise and losses at the natural mixture (one point, at its source), as a surrogate sees them."""
+    return Estimates(fitted.metrics, noise_at(fitted, natural)[0], fitted.mean(natural)[0])
+
+
 @dataclass(frozen=True)
 class Fits:
     """A surrogate fitted to some metrics, with its out-of-fold predictions, or why there are none."""
@@ -154,10 +159,6 @@ class Fits:
     def of(cls, surrogate: Surrogate, swarm: Swarm, metrics: Sequence[str], seed: int) -> Fits:
         """Raises DataError as `Surrogate.fit` does."""
         return cls(*fit_with_out_of_fold(surrogate, swarm, metrics, FOLDS, seed))
-
-    def estimates(self, natural: Points) -> Estimates:
-        """Seed noise and losses at the natural mixture (one point, at its source), as the surrogate sees them."""
-        return Estimates(self.fitted.metrics, noise_at(self.fitted, natural)[0], self.fitted.mean(natural)[0])
 
     def only(self, metrics: tuple[str, ...]) -> Fits:
         """The same for some of the metrics."""

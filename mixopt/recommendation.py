@@ -38,7 +38,7 @@ from mixopt.errors import DataError, InfeasibleError
 from mixopt.mixture import FloatArray, Mixture, Schedule
 from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective, lacking
 from mixopt.optimum import Optimum
-from mixopt.prediction import Fits, Prediction, predict
+from mixopt.prediction import Fits, Prediction, estimated, predict
 from mixopt.proposal import Alternative, Proposal
 from mixopt.space import MixtureSpace
 from mixopt.surrogates.base import Surrogate
@@ -251,7 +251,7 @@ class Study:
         if not settings.measured_only and any(lacking(runs, domains.natural())):
             measured_source = runs.points().sources[0]
             fits = Fits.of(surrogate, swarm, tuple(settings.metrics), settings.seed)
-            estimates = fits.estimates(Points(space.domains, natural[None, None, :], (measured_source,)))
+            estimates = estimated(fits.fitted, Points(space.domains, natural[None, None, :], (measured_source,)))
         objective = fit_objective(settings.objective_kind, settings.metrics, runs, domains.natural(), settings.loss_unit, estimates)
         prediction = predict(surrogate, swarm, objective, space.domains, natural, settings.seed, source, fits)
         noise_std = None

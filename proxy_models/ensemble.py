@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from proxy_models.checkpoint import Checkpoint, load_matching, save_checkpoints
 from proxy_models.evaluate import EvaluationSet, Score, scored_losses
-from proxy_models.merging.merge import simplex_weights
+from proxy_models.merging.merge import simplex_rows
 from proxy_models.model import PackedProxy
 
 FloatArray = NDArray[np.float64]
@@ -55,10 +55,6 @@ class TokenLosses:
             raise ValueError(
                 f"The tokens of '{self.key}' stand for {self.text_bytes} bytes of text; bits per byte have no meaning for them."
             )
-
-    @property
-    def components(self) -> int:
-        return len(self.losses_KT)
 
 
 def token_losses(model: PackedProxy, evaluation: EvaluationSet) -> TokenLosses:
@@ -144,12 +140,8 @@ class Ensemble:
         return [Score(self._losses.key, nats, nats * tokens / math.log(2) / text_bytes) for nats in found]
 
     def _checked(self, weights_MK: ArrayLike) -> FloatArray:
-        weights, components = np.asarray(weights_MK, dtype=np.float64), self._losses.components
-        if weights.ndim != 2 or weights.shape[1] != components:
-            raise ValueError(f"Weights have shape {weights.shape}; they must be (mixtures, {components}), a column for each component.")
-        names = [str(number) for number in range(components)]
-        return np.array([simplex_weights(row, names) for row in weights.tolist()])
+        return simplex_rows(weights_MK, [str(number) for number in range(len(self._losses.losses_KT))])
 
     def _blocks(self, mixtures: int) -> list[slice]:
-        size, tokens = max(1, LARGEST_PRODUCT // max(mixtures, 1)), len(self._least_T)
+        size, tokens = max(1, LARGEST_PRODUCT // mixtures), len(self._least_T)
         return [slice(first, first + size) for first in range(0, tokens, size)]

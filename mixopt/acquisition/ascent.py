@@ -78,7 +78,7 @@ def maximize(
     """Where the ascents ended, best first, and behind them all candidates, for whom may not run those; shape (M, U), and their values (M,).
 
     Args:
-        values: as `function`, without slopes; it may be another one that is cheaper.
+        values: as `function`, without slopes.
         good_GU: points worth starting at.
     """
     points_MU = candidates(coordinates, good_GU, rng)

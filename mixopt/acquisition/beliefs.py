@@ -21,7 +21,8 @@ from mixopt.answer.measured import MEASURED_FEASIBLE_WITHIN, measured_at
 from mixopt.domains import DomainSet
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray, Mixture
-from mixopt.objective import Estimates, Objective, fit_objective, lacking
+from mixopt.objective import Objective, fit_objective, lacking
+from mixopt.prediction import estimated
 from mixopt.space import BoolArray, MixtureSpace
 from mixopt.strategies.base import Assignment
 from mixopt.surrogates.gaussian_process import GaussianProcess
@@ -203,9 +204,8 @@ def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
         runs = completed.at_source(assignment.source)
         estimates = None
         if not assignment.measured_only and any(lacking(runs, natural)):
-            everything = GaussianProcess().fit(runs, metrics)
-            spot = Points(runs.domains, natural.array(runs.domains)[None, None], (assignment.source,))
-            estimates = Estimates(metrics, everything.noise_std, everything.mean(spot)[0])
+            at_natural = Points(runs.domains, natural.array(runs.domains)[None, None], (assignment.source,))
+            estimates = estimated(GaussianProcess().fit(runs, metrics), at_natural)
         objective = fit_objective(assignment.objective_kind, assignment.metrics, runs, natural, estimates=estimates)
         fitted = GaussianProcess().fit(runs, objective.metrics)
         processes = tuple(of_gaussian_process(fitted, metric) for metric in range(len(objective.metrics)))
@@ -217,7 +217,7 @@ def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
     runs = measured_at(completed, assignment.source, sizes)
     known = runs.points().sources[:1]
     at_natural = Points(assignment.space.domains, natural.array(assignment.space.domains)[None, None], known)
-    estimates = Estimates(metrics, together.noise_at(at_natural)[0], together.mean(at_natural)[0])
+    estimates = estimated(together, at_natural)
     # Few runs where the answer is wanted cannot show that a metric carries no signal: none is left out.
     kind = assignment.objective_kind
     objective = fit_objective(kind if kind == "z_scored" else "mean", assignment.metrics, runs, natural, estimates=estimates)

@@ -19,7 +19,7 @@ from torch import Tensor
 from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSet, EvaluationSpec, Score, evaluate
 from proxy_models.merging.components import Component, HeldComponent, check_alike, check_shapes
-from proxy_models.merging.merge import simplex_weights
+from proxy_models.merging.merge import simplex_rows
 from proxy_models.merging.pieces import LARGEST_BLOCK, Piece, pieces_of, weighted_sum
 from proxy_models.model import PackedProxy
 from proxy_models.products import fast_products
@@ -90,11 +90,7 @@ def score_mixtures(
 def checked_weights(components: Sequence[Component], weights_MK: ArrayLike) -> NDArray[np.float64]:
     """The mixtures as rows that sum to one; errors as `merged_pack`."""
     check_alike(components)
-    weights = np.asarray(weights_MK, dtype=np.float64)
-    if weights.ndim != 2 or weights.shape[1] != len(components) or not len(weights):
-        raise ValueError(f"Weights have shape {weights.shape}; they must be (mixtures, {len(components)}), a column for each component.")
-    names = [component.name for component in components]
-    return np.array([simplex_weights(row, names) for row in weights.tolist()])
+    return simplex_rows(weights_MK, [component.name for component in components])
 
 
 def _contract(piece: Piece, weights_M_of_K: Sequence[Tensor], merged_MX: Tensor) -> None:

@@ -21,7 +21,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from proxy_models.checkpoint import Checkpoint, save_checkpoints, with_prefix
@@ -48,6 +50,18 @@ def simplex_weights(weights: Sequence[float], names: Sequence[str]) -> list[floa
     if abs(total - 1) > SUM_TOLERANCE:
         raise ValueError(f"The weights of {', '.join(names)} sum to {total:.9g}; they must sum to 1.")
     return [weight / total for weight in weights]
+
+
+def simplex_rows(weights_MK: ArrayLike, names: Sequence[str]) -> NDArray[np.float64]:
+    """Mixtures, one per row, each as `simplex_weights`, shape (M, K).
+
+    Raises:
+        ValueError: a row is not in the simplex, or the shape is not (M, K).
+    """
+    weights = np.asarray(weights_MK, dtype=np.float64)
+    if weights.ndim != 2 or weights.shape[1] != len(names) or not len(weights):
+        raise ValueError(f"Weights have shape {weights.shape}; they must be (mixtures, {len(names)}), a column for each component.")
+    return np.array([simplex_weights(row, names) for row in weights.tolist()])
 
 
 def merged_tensors(

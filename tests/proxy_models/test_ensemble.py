@@ -21,28 +21,22 @@ from proxy_models.token_store import TokenWriter
 WEIGHTS = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]])
 
 
-@pytest.fixture
-def config() -> ProxyConfig:
-    torch.set_num_threads(1)
-    return ProxyConfig("tiny", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=4, top_k=2, n_shared_experts=2, d_expert=16)
-
-
-def made(config: ProxyConfig, members: int = 3) -> PackedProxy:
+def made(tiny: ProxyConfig, members: int = 3) -> PackedProxy:
     """Components that differ clearly."""
-    model = PackedProxy(config, list(range(members)))
+    model = PackedProxy(tiny, list(range(members)))
     for member in range(members):
         model.load_member_state(member, {name: value * 6 for name, value in model.member_state(member).items()})
     return model
 
 
 @pytest.fixture(params=["text", "completion"])
-def held_out(request: pytest.FixtureRequest, tmp_path: Path, config: ProxyConfig) -> EvaluationSet:
+def held_out(request: pytest.FixtureRequest, tmp_path: Path, tiny: ProxyConfig) -> EvaluationSet:
     generator = np.random.default_rng(1)
-    with TokenWriter(tmp_path / "set", config.vocab_size, "tok") as writer:
+    with TokenWriter(tmp_path / "set", tiny.vocab_size, "tok") as writer:
         for length in (20, 50, 7, 33):
             fits = min(length, 30) if request.param == "completion" else length
             prompt = fits // 3 if request.param == "completion" else 0
-            writer.add([*generator.integers(1, config.vocab_size, fits).tolist(), 0], 3 * fits, prompt)
+            writer.add([*generator.integers(1, tiny.vocab_size, fits).tolist(), 0], 3 * fits, prompt)
         writer.close("set")
     return EvaluationSet(EvaluationSpec("set", tmp_path / "set", request.param, None), 32)
 
@@ -51,9 +45,9 @@ def losses(values: np.ndarray, text_bytes: float = 7.0) -> TokenLosses:
     return TokenLosses("set", values.astype(np.float32), text_bytes)
 
 
-def test_the_loss_is_that_of_the_probabilities_weighted_token_by_token(config: ProxyConfig, held_out: EvaluationSet) -> None:
+def test_the_loss_is_that_of_the_probabilities_weighted_token_by_token(tiny: ProxyConfig, held_out: EvaluationSet) -> None:
     """Brute force: a softmax of each component over the whole vocabulary, averaged, and the logarithm of the true token's share."""
-    model = made(config)
+    model = made(tiny)
     total, count = np.zeros(len(WEIGHTS)), 0
     for tokens_BS, counts_BT in held_out.batches("end"):
         tokens = torch.from_numpy(tokens_BS)
@@ -65,8 +59,8 @@ def test_the_loss_is_that_of_the_probabilities_weighted_token_by_token(config: P
     assert Ensemble(token_losses(model, held_out)).nats(WEIGHTS) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_alone_and_among_copies_a_component_scores_as_it_does(config: ProxyConfig, held_out: EvaluationSet) -> None:
-    model = made(config)
+def test_alone_and_among_copies_a_component_scores_as_it_does(tiny: ProxyConfig, held_out: EvaluationSet) -> None:
+    model = made(tiny)
     kept = token_losses(model, held_out)
     expected = [scores[0] for scores in evaluate(model, [held_out], "end")]
     alone = Ensemble(kept).scores(np.eye(3))

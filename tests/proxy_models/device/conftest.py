@@ -1,4 +1,4 @@
-"""The tiny proxy of the model's tests, tokens for it, and a watch for whatever would make a device wait for the host."""
+"""Tokens for the tiny proxy of all tests, and a watch for whatever would make a device wait for the host."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxy_models.config import ProxyConfig
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def tiny() -> ProxyConfig:
-    return ProxyConfig("tiny", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=4, top_k=2, n_shared_experts=2, d_expert=16)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A tiny proxy, components that branched from one base, and weights of mixtures."""
+"""Weights of a base that tell experts apart, components that branched from it, and tokens."""
 
 from __future__ import annotations
 
@@ -13,16 +13,6 @@ from proxy_models.merging.components import HeldComponent
 from proxy_models.model import PackedProxy
 
 State = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def tiny() -> ProxyConfig:
-    return ProxyConfig("tiny", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=4, top_k=2, n_shared_experts=2, d_expert=16)
 
 
 @pytest.fixture
@@ -54,11 +44,3 @@ def branch(base_state: State) -> Callable[..., HeldComponent]:
 def tokens(tiny: ProxyConfig) -> Tensor:
     """16 windows of 32, int64 (16, 33)."""
     return torch.randint(tiny.vocab_size, (16, 33), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def tiny_dense() -> ProxyConfig:
-    """The dense control of `tiny`."""
-    return ProxyConfig(
-        "tiny-dense", vocab_size=96, d_model=32, n_layers=2, n_heads=2, n_experts=0, top_k=0, n_shared_experts=4, d_expert=16
-    )
