@@ -80,12 +80,15 @@ class Offer:
     Attributes:
         cost: of one trial, scoring included, in FLOPs; only ratios count.
         parameters: that a token meets, from which laws of scale go; 0 where there is one source only.
+        reach: mixtures that can be asked for there, where those are fewer than the search's: an average of components holds the general share of
+            each. None: all.
     """
 
     source: Source
     make: MakeTrial
     cost: float
     parameters: float = 0.0
+    reach: MixtureSpace | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Assignment:
             sources always, the surrogate says what was not measured.
         loss_unit: of the losses.
         negated: metrics of which more is better, stored as their negatives; only sentences need them.
+        before: FLOPs that count as spent before the first trial, as those of components; in the unit of the offers' costs.
     """
 
     space: MixtureSpace
@@ -127,6 +131,7 @@ class Assignment:
     earlier: Swarm | None = None
     loss_unit: str = BITS_PER_BYTE
     negated: frozenset[str] = frozenset()
+    before: float = 0.0
 
     @property
     def source(self) -> Source:

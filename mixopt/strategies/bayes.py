@@ -185,7 +185,7 @@ class Ledger:
     def of(cls, assignment: Assignment, completed: Swarm, pending: Sequence[Trial]) -> Ledger:
         sources = [*completed.points().sources, *(trial.source for trial in pending)]
         spent = tuple(offer.cost * sources.count(offer.source) for offer in assignment.offers)
-        return cls(assignment.offers, spent, assignment.trials * assignment.offers[-1].cost)
+        return cls(assignment.offers, spent, assignment.trials * assignment.offers[-1].cost - assignment.before)
 
     def affords(self, source: Source) -> bool:
         """Whether one more trial there keeps to the budget."""
