@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from mixopt.addresses import is_url, without_login
 from mixopt.answer.config import ObjectiveConfig
 from mixopt.answer.floors import resolve_floors
+from mixopt.components.config import EVALUATOR_STRATEGIES, ComponentsConfig, Evaluator
 from mixopt.config_model import Count, Model, Name, WholeCount, unknown_domains
 from mixopt.constraints.config import ConstraintsConfig
 from mixopt.corpus.config import DomainConfig, TargetConfig, TokenizerConfig
@@ -47,6 +48,12 @@ class SearchConfig(Model):
         (),
         description="Cheaper proxies that may be trained, too. The budget is then the cost of `trials` trials of `proxy`, where the answer is for.",
     )
+    evaluators: tuple[Evaluator, ...] = Field(
+        (),
+        description="Proxies of no training of their own that may be asked, too: merged (an average of components' weights), ensemble (one of their "
+        "tokens' probabilities). The budget is then the cost of `trials` trials of `proxy`, components and all. Default: merged, for the strategies "
+        f"{' and '.join(EVALUATOR_STRATEGIES)}.",
+    )
     trials: int = Field(48, ge=4, le=MOST_TRIALS, description="Trials of the search; raising it later continues the search.")
     batch: int | None = Field(None, ge=1, description="Trials asked for at once; default: as many as can run.")
     seed: int = Field(0, ge=0, lt=2**31)
@@ -61,6 +68,25 @@ class SearchConfig(Model):
         description="Earlier runs that count as evidence and not as trials: an output folder (its newest search), a search id, a table of runs; "
         "`mixopt reuse` writes such files.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluators_have_what_they_need(cls, value: Any) -> Any:
+        """Strategies of merged proxies have some, and several evaluators a surrogate that takes them, unless the file says otherwise."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("strategy") in EVALUATOR_STRATEGIES:
+            value = {"evaluators": ("merged",), **value}
+        if value.get("evaluators"):
+            value = {"surrogate": "multi_source_gp", **value}
+        return value
+
+    @field_validator("evaluators")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"one is named twice: {', '.join(value)}")
+        return value
 
 
 class VerificationConfig(Model):
@@ -103,6 +129,7 @@ class Experiment(Model):
     objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     proxy: ProxyConfig = ProxyConfig()
+    components: ComponentsConfig = Field(ComponentsConfig(), description="What merged and ensembled proxies are made of.")
     search: SearchConfig = SearchConfig()
     verification: VerificationConfig = VerificationConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -178,6 +205,12 @@ class Experiment(Model):
         return self
 
     @model_validator(mode="after")
+    def _components_have_a_base(self) -> Experiment:
+        if self.search.evaluators:
+            refuse_components(self, "`search.evaluators` are given")
+        return self
+
+    @model_validator(mode="after")
     def _verification_trains(self) -> Experiment:
         """Found here, not after the search has been paid for."""
         check, step = self.verification, self.proxy.tokens_per_step
@@ -192,6 +225,7 @@ class Experiment(Model):
         near = self.constraints.near
         for place, mixture in (
             ("proxy.beginning.base.mixture", self.proxy.beginning.base.mixture),
+            ("components.mixture", self.components.mixture),
             ("constraints.near.mixture", near.mixture if near is not None else None),
         ):
             unknown_domains(f"`{place}`", mixture, [domain.name for domain in self.domains])
@@ -226,6 +260,29 @@ class Experiment(Model):
         if self.tracking.uri is not None:
             resolved["tracking"]["uri"] = without_login(self.tracking.uri)
         return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+
+
+def refuse_components(experiment: Experiment, why: str) -> None:
+    """Whether an experiment can have components at all.
+
+    Args:
+        why: they are wanted, as the beginning of the message.
+
+    Raises:
+        ConfigError: its trials begin with no common base, components would train for too few steps, or beside a trainer of the user's own.
+    """
+    beginning, proxy, components = experiment.proxy.beginning, experiment.proxy, experiment.components
+    if experiment.trainer is not None:
+        raise ConfigError(f"{why}, and merged proxies are mixopt's own.", "Leave them out beside a `trainer`.")
+    if beginning.kind != "continued":
+        raise ConfigError(
+            f"{why}, and trials begin {beginning.kind if beginning.kind == 'upcycled' else 'from scratch'}: components branch from a common base.",
+            "Set `proxy.beginning: {kind: continued, base: {mixture: natural, tokens: ...}}`; the base is trained first.",
+        )
+    if components.tokens is not None and components.tokens < 8 * proxy.tokens_per_step:
+        raise ConfigError(
+            f"`components.tokens` is {components.tokens}, fewer than 8 steps of {proxy.tokens_per_step}.", "Raise it, or leave it out."
+        )
 
 
 def json_schema() -> dict[str, Any]:

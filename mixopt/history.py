@@ -24,12 +24,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from mixopt.errors import DataError
-from mixopt.record import CALIBRATION_PREFIX, contents, tables
+from mixopt.record import CALIBRATION_PREFIX, COMPONENTS_PREFIX, contents, tables
 from mixopt.swarm import Swarm, on_curve_rows
 from mixopt.trial import Failure, FailureKind, JsonValue, Outcome, Trial, TrialState, content_digest, trial_from_spec
 
 SearchState = Literal["running", "interrupted", "finished", "failed"]
-StageName = Literal["base", "search", "verification", "calibration"]
+StageName = Literal["base", "components", "search", "verification", "calibration", "ablation"]
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,15 @@ class History:
 
     def searches(self) -> list[SearchRecord]:
         """All searches, newest last."""
-        return [record for record in self._recorded() if not record.search_id.startswith(CALIBRATION_PREFIX)]
+        return [record for record in self._recorded() if not record.search_id.startswith((CALIBRATION_PREFIX, COMPONENTS_PREFIX))]
 
     def calibrations(self) -> list[SearchRecord]:
         """All calibrations, which are recorded as searches are, newest last."""
         return [record for record in self._recorded() if record.search_id.startswith(CALIBRATION_PREFIX)]
+
+    def components(self) -> list[SearchRecord]:
+        """All families of components, recorded in the same way, newest last."""
+        return [record for record in self._recorded() if record.search_id.startswith(COMPONENTS_PREFIX)]
 
     def _recorded(self) -> list[SearchRecord]:
         query = sa.select(tables.searches).order_by(tables.searches.c.created, tables.searches.c.search_id)
@@ -324,7 +328,7 @@ class History:
     # Documents and mirrors
 
     def save_document(self, search_id: str, kind: str, body: Mapping[str, JsonValue], outdates: Sequence[str] = ()) -> None:
-        """Stores a JSON document of a search ("context", "proposal", "verification", "calibration"), in place of an earlier one.
+        """Stores a JSON document of a search ("context", "proposal", "verification", "calibration", "components", "gate", "ablation"), in place of an earlier one.
 
         Numbers that are not finite are stored as null.
 

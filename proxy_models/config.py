@@ -123,6 +123,7 @@ class ProxyConfig:
         bias_update_rate: step of the balancing bias (arXiv 2408.15664, section 4.3, found 0.001 best); 0: no bias.
         auxiliary_loss: weight of the balancing loss of each layer (`balancing.BalanceLoss`), of which training knows only the gradient; 0: none.
         parametrization: how initial weights and rates follow the shape: "standard" or "mup" (`proxy_models.parametrization`).
+        frozen_router: routers keep their weights, and have no part in the clipped norm; set `bias_update_rate` to 0 to freeze the biases, too.
 
     Raises:
         ValueError: a dimension is out of range; the sentence names it.
@@ -142,6 +143,7 @@ class ProxyConfig:
     bias_update_rate: float = 1e-3
     auxiliary_loss: float = 0.0
     parametrization: str = "standard"
+    frozen_router: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layers", "n_heads", "n_shared_experts"):

@@ -24,6 +24,10 @@ UNDECAYED = ("norm", "embedding")
 """Last part of the names without weight decay: scales, and the embedding, whose rare rows would shrink between their occurrences."""
 
 
+ROUTER = ".router"
+"""What the names of routers end with; left as they are where the configuration freezes them."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Tensors that share a call of the kernel.
@@ -76,12 +80,14 @@ class PackedAdamW:
         # Counters are tensors because the fused kernel reads them; float32 counts steps exactly up to 2^24.
         self._steps_K = torch.zeros(model.members, dtype=torch.float32, device=model.embedding.device)
         self._steps = list(self._steps_K.unbind())
+        self._trained = [index for index, name in enumerate(self._names) if not (model.config.frozen_router and name.endswith(ROUTER))]
         self._groups = self._grouped()
 
     def _grouped(self) -> tuple[Group, ...]:
         """Tensors of one call of the kernel: of one multiplier, decayed or not."""
         indices: dict[tuple[bool, float], list[int]] = {}
-        for index, name in enumerate(self._names):
+        for index in self._trained:
+            name = self._names[index]
             plain = name.rsplit(".", 1)[-1] in UNDECAYED
             indices.setdefault((plain, rate_multiplier(self.model.config, name)), []).append(index)
         # Decay per step is the rate times the decay, without the multiplier (proxy_models/parametrization.py).
@@ -129,7 +135,8 @@ class PackedAdamW:
 
     def _norms(self, gradients: Sequence[Tensor]) -> list[float]:
         """Gradient norm of each member. Slice by slice, so that no reduction sees two members; one wait for the device."""
-        norms = [torch.stack(torch._foreach_norm([gradient[k] for gradient in gradients])).norm() for k in range(self.model.members)]
+        trained = [gradients[index] for index in self._trained]
+        norms = [torch.stack(torch._foreach_norm([gradient[k] for gradient in trained])).norm() for k in range(self.model.members)]
         values: list[float] = torch.stack(norms).tolist()
         return values
 

@@ -102,7 +102,7 @@ def base_trial(experiment: Experiment, manifest: Manifest, domains: DomainSet, s
     recipe = recipe_for(settings, size, manifest.vocab_size)
     stage = DomainSet(domains.domains, budget_tokens, domains.rules)
     factory = TrialFactory(stage, Source("trained", size, tokens), recipe, manifest.tokenizer_hash, ENGINE_VERSION)
-    return factory.make(Schedule.constant(_mixture(stage, base.mixture)), base.seed, BASE_LABEL)
+    return factory.make(Schedule.constant(base_mixture(stage, base.mixture)), base.seed, BASE_LABEL)
 
 
 def beginning_json(
@@ -239,7 +239,8 @@ def _named(experiment: Experiment, manifest: Manifest, source: Source, size: str
     return replace(trial, label=BASE_LABEL)
 
 
-def _mixture(domains: DomainSet, mixture: str | dict[str, float]) -> Mixture:
+def base_mixture(domains: DomainSet, mixture: str | dict[str, float]) -> Mixture:
+    """A mixture by its name, or by weights of domains (those left out: 0)."""
     if isinstance(mixture, str):
         mixtures = {"natural": domains.natural, "uniform": domains.uniform, "unimax": domains.unimax}
         return mixtures[mixture]()

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.answer.floors import Floor, resolve_floors
-from mixopt.config import Experiment
+from mixopt.components.config import EVALUATORS
+from mixopt.components.family import Family, MergedFactory
+from mixopt.config import Experiment, refuse_components
 from mixopt.corpus.manifest import Manifest
 from mixopt.domains import Domain, DomainSet, inventory_of
 from mixopt.errors import ConfigError, DataError
@@ -31,6 +33,7 @@ from mixopt.warm_start.earlier import Earlier, Wanted, refuse_unless_fitting
 from proxy_models import ENGINE_VERSION
 from proxy_models.config import SIZES, proxy_config
 from workers.beginnings import RECORD_NAME, base_trial, check_base, check_sizes
+from workers.components import Components, check_components, components_of
 from workers.convert import recipe_for
 from workers.evaluations import plan_evaluations, refuse_twin_evaluations
 from workers.offers import check_sources, foreseen_offers, held_out_sets, offers_of, search_sources, surrogate_for
@@ -51,6 +54,8 @@ class Search:
         evaluations: source key -> held-out sets its trials are scored on.
         factory: of the trials where the answer is wanted; `cheaper`: of those at the other sources of the search, the cheapest first.
         base, verification_base: the trials that those of search and verification begin with; None: they begin from scratch.
+        components, family: what merged proxies are made of, and the components that are in use; None: there are none.
+        averages: makes the merged and ensembled trials of the search, the cheapest first.
         wanted, earlier: what earlier runs have to fit, and those that do; None: the search begins without any.
     """
 
@@ -70,11 +75,14 @@ class Search:
     wanted: Wanted | None = None
     earlier: Earlier | None = None
     cheaper: tuple[TrialFactory, ...] = ()
+    components: Components | None = None
+    family: Family | None = None
+    averages: tuple[MergedFactory, ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """Those that trials of the search may be of, the cheapest first; the answer is for the last."""
-        return tuple(factory.source for factory in (*self.cheaper, self.factory))
+        return (*(one.source for one in self.averages), *(factory.source for factory in (*self.cheaper, self.factory)))
 
     @property
     def search_metrics(self) -> dict[str, str]:
@@ -207,6 +215,7 @@ def _check_proxies(experiment: Experiment) -> None:
             raise ConfigError(f"'{place}' is '{size}': {error}", f"Choose one of {', '.join(SIZES)}.") from error
     check_sizes(experiment)
     check_sources(experiment)
+    check_components(experiment)
     if check.enabled and (proxy.size, proxy.tokens) == (check.size, check.tokens):
         raise ConfigError(
             f"`verification` trains the same proxies as the search ({proxy.size}, {proxy.tokens:,} tokens).",
@@ -282,16 +291,21 @@ def strategy_identity(experiment: Experiment) -> dict[str, Any]:
     search = experiment.search
     given = read_options(search.strategy, search.options).model_dump(mode="json", exclude_defaults=True)
     sources = [[one.size, one.tokens] for one in search.sources]
+    averages = {"evaluators": sorted(search.evaluators), "components": experiment.components.model_dump(mode="json", exclude_defaults=True)}
     return {
         "surrogate": search.surrogate,
         "seeds": experiment.proxy.seeds,
         **({"options": given} if given else {}),
         **({"sources": sorted(sources)} if sources else {}),
+        **(averages if search.evaluators else {}),
     }
 
 
-def compose(experiment: Experiment, manifest: Manifest) -> Search:
+def compose(experiment: Experiment, manifest: Manifest, with_components: bool = False) -> Search:
     """Joins the pieces of a prepared experiment that `check_experiment` has passed.
+
+    Args:
+        with_components: whether components are wanted though the search asks for no evaluators.
 
     Raises:
         ConfigError: two domains, or two held-out sets, hold the same documents; the trial to begin with does not fit; or the calibrated rate is asked
@@ -322,6 +336,13 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     ]
     if proxy.learning_rate == "calibrated":
         factories = _at_calibrated_rates(experiment, factories)
+    components = None
+    if experiment.search.evaluators or with_components:
+        refuse_components(experiment, "components are asked for")
+        assert bases[0] is not None
+        components = components_of(experiment, domains, factories[0], bases[0])
+        bases[0] = components.base
+        factories[0] = replace(factories[0], inputs=(components.base.trial_id,))
     # Held-out sets of the verification are scored in full unless the file limits them; early points stay cheap.
     largest = max(
         [files.valid.tokens for files in manifest.domains.values()] + [target.file.tokens for target in manifest.targets.values()]
@@ -333,6 +354,12 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
     for base in bases:
         if base is not None and base.source.key not in evaluations:
             evaluations[base.source.key] = plan_evaluations(manifest, base.source.tokens, int(base.recipe["window"]), None)
+    if components is not None:
+        for tokens in components.horizons:
+            own = Source("trained", proxy.size, tokens).key
+            evaluations.setdefault(own, plan_evaluations(manifest, tokens, proxy.window, None))
+            # Averages are scored as the search's trained trials are, so that both are on the same rows.
+            evaluations |= {Source(name, proxy.size, tokens).key: evaluations[sources[0].key] for name in EVALUATORS}
     weights = objective_weights(experiment)
     fitting, earlier = _warm_start(experiment, manifest, [*factories[2:], factories[0]], evaluations, tuple(weights))
     search_id = search_identity(
@@ -342,12 +369,30 @@ def compose(experiment: Experiment, manifest: Manifest) -> Search:
         options={**strategy_identity(experiment), **(earlier.identity if earlier is not None else {})},
         seed=experiment.search.seed,
     )
-    assignment = assignment_of(experiment, domains, offers_of([*factories[2:], factories[0]], held_out_sets(experiment)), earlier)
+    family = None if components is None else components.family(components.variant)
+    offers = offers_of([*factories[2:], factories[0]], held_out_sets(experiment))
+    assignment = assignment_of(experiment, domains, offers, earlier)
+    averages: tuple[MergedFactory, ...] = ()
+    if components is not None and family is not None and experiment.search.evaluators:
+        averages = components.makers(family)
+        offers = (*components.offers(family, assignment.space), *offers)
+        assignment = replace(assignment, offers=offers, surrogate=surrogate_for(experiment.search.surrogate, offers))
+        assignment = replace(assignment, before=components.flops(components.variant))
     strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"
     parts = (experiment, manifest, domains, assignment.space, strategy, search_id, factories[0], factories[1], evaluations, store, folder)
-    return Search(*parts, base=bases[0], verification_base=bases[1], cheaper=tuple(factories[2:]), wanted=fitting, earlier=earlier)
+    return Search(
+        *parts,
+        base=bases[0],
+        verification_base=bases[1],
+        cheaper=tuple(factories[2:]),
+        wanted=fitting,
+        earlier=earlier,
+        components=components,
+        family=family,
+        averages=averages,
+    )
 
 
 def assignment_of(experiment: Experiment, domains: DomainSet, offers: tuple[Offer, ...], earlier: Earlier | None = None) -> Assignment:

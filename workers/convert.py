@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mixopt.balance import judged
 from mixopt.code_version import code_version
+from mixopt.components.config import EVALUATORS
 from mixopt.cost import Shape
 from mixopt.errors import ConfigError, DataError
 from mixopt.proxy_config import AUXILIARY_LOSS, BeginningConfig
@@ -84,19 +85,23 @@ def _beginning_recipe(beginning: BeginningConfig) -> dict[str, JsonValue]:
 
 
 def proxy_of(trial: Trial) -> ProxyConfig:
-    """The model that `trial` trains.
+    """The model that `trial` trains, or whose weights it averages.
 
     Raises:
-        ConfigError: the trial is not of a trained proxy.
+        ConfigError: the trial is not of a proxy.
     """
-    if trial.source.evaluator != "trained":
-        raise ConfigError(f"Trial {trial.trial_id} asks for the evaluator '{trial.source.evaluator}'.", "This runner trains proxies only.")
+    if trial.source.evaluator not in ("trained", *EVALUATORS):
+        raise ConfigError(
+            f"Trial {trial.trial_id} asks for the evaluator '{trial.source.evaluator}'.",
+            "This runner trains, merges and ensembles proxies only.",
+        )
     recipe = trial.recipe
     config = proxy_config(trial.source.size, int(recipe["vocab_size"]), str(recipe.get("parametrization", "standard")))
     return replace(
         config,
         bias_update_rate=float(recipe.get("bias_update_rate", config.bias_update_rate)),
         auxiliary_loss=float(recipe.get("auxiliary_loss", config.auxiliary_loss)),
+        frozen_router=recipe.get("router") == "frozen",
     )
 
 
@@ -244,7 +249,10 @@ class CostModel:
     flops_per_second: float
 
     def flops(self, trial: Trial) -> float:
-        """Training FLOPs: active experts, causal attention and logits, forward and backward; what the trial will report, exactly."""
+        """Training FLOPs: active experts, causal attention and logits, forward and backward; what the trial will report, exactly. None where components
+        are averaged."""
+        if trial.source.evaluator in EVALUATORS:
+            return 0.0
         return trained_tokens(trial) * proxy_of(trial).training_flops_per_token(int(trial.recipe["window"]))
 
     def seconds(self, trial: Trial) -> float:

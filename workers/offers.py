@@ -7,7 +7,9 @@ upcycled proxy begins with would have to be trained once for every size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from mixopt.components.config import EVALUATORS
 from mixopt.config import Experiment
 from mixopt.errors import ConfigError
 from mixopt.factory import MakeTrial, TrialFactory
@@ -25,6 +27,16 @@ def trial_flops(source: Source, vocab_size: int, window: int, sets: int) -> floa
     """FLOPs of training a trial and of measuring its losses on so many held-out sets, of which few tokens are a fixed part of any trial's cost."""
     scored = scored_tokens(source.tokens, sets, window)
     return proxy_config(source.size, vocab_size).training_flops_per_token(window) * (source.tokens + FORWARD_COST * scored)
+
+
+def average_flops(experiment: Experiment, evaluator: str, vocab_size: int) -> float:
+    """FLOPs of scoring one merged or ensembled trial: the forward passes of the search's held-out sets, or a few operations per token and component."""
+    proxy, components = experiment.proxy, len(experiment.domains)
+    scored = scored_tokens(proxy.tokens, held_out_sets(experiment), proxy.window)
+    if evaluator == "ensemble":
+        return 4.0 * scored * components
+    config = proxy_config(proxy.size, vocab_size)
+    return FORWARD_COST * scored * config.training_flops_per_token(proxy.window) + 2.0 * components * config.parameters().total
 
 
 def held_out_sets(experiment: Experiment) -> int:
@@ -47,6 +59,8 @@ def check_sources(experiment: Experiment) -> None:
             tokens, trials that do not begin from scratch, or a strategy or surrogate of one source.
     """
     proxy, check, given = experiment.proxy, experiment.verification, experiment.search.sources
+    if experiment.search.evaluators:
+        _check_takes(experiment, "search.evaluators", several_sizes=False)
     if not given:
         return
     for place, one in enumerate(given):
@@ -79,17 +93,22 @@ def check_sources(experiment: Experiment) -> None:
             f"`search.sources` are given, and trials are {proxy.beginning.kind}.",
             "Leave one out: trials of several sources begin from scratch.",
         )
-    surrogate, sizes = get_surrogate(experiment.search.surrogate), {source.size for source in sources}
-    if not takes_several_sources(surrogate) or (len(sizes) > 1 and not takes_several_sizes(surrogate)):
+    _check_takes(experiment, "search.sources", several_sizes=len({source.size for source in sources}) > 1)
+
+
+def _check_takes(experiment: Experiment, place: str, several_sizes: bool) -> None:
+    """Whether strategy and surrogate take trials of several sources. Raises ConfigError as `check_sources`."""
+    surrogate = get_surrogate(experiment.search.surrogate)
+    if not takes_several_sources(surrogate) or (several_sizes and not takes_several_sizes(surrogate)):
         what = "source" if not takes_several_sources(surrogate) else "size"
         raise ConfigError(
-            f"`search.sources` are given, but the surrogate '{experiment.search.surrogate}' takes runs of one {what} only.",
+            f"`{place}` are given, but the surrogate '{experiment.search.surrogate}' takes runs of one {what} only.",
             "Set `surrogate: auto` or `surrogate: multi_source_gp`.",
         )
     if not takes_sources(experiment.search.strategy):
         able = ", ".join(name for name in strategy_names() if takes_sources(name))
         raise ConfigError(
-            f"`search.sources` are given, and the strategy '{experiment.search.strategy}' runs trials of `proxy` only.",
+            f"`{place}` are given, and the strategy '{experiment.search.strategy}' runs trials of `proxy` only.",
             f"Leave them out, or take one of the strategies {able}.",
         )
 
@@ -99,8 +118,14 @@ def foreseen_offers(experiment: Experiment) -> tuple[Offer, ...]:
     vocab_size, trainer = experiment.tokenizer.vocab_size, experiment.trainer
     if trainer is not None:
         return (Offer(Source("command", trainer.name, trainer.tokens), _unmade, 1.0),)
-    window, sets = experiment.proxy.window, held_out_sets(experiment)
-    return tuple(_offer(source, _unmade, vocab_size, window, sets) for source in search_sources(experiment, vocab_size))
+    window, sets, proxy = experiment.proxy.window, held_out_sets(experiment), experiment.proxy
+    averages = [Source(name, proxy.size, experiment.components.tokens or proxy.tokens) for name in reversed(EVALUATORS)]
+    foreseen = tuple(
+        replace(_offer(one, _unmade, vocab_size, window, sets), cost=average_flops(experiment, one.evaluator, vocab_size))
+        for one in averages
+        if one.evaluator in experiment.search.evaluators
+    )
+    return foreseen + tuple(_offer(source, _unmade, vocab_size, window, sets) for source in search_sources(experiment, vocab_size))
 
 
 def _unmade(schedule: Schedule, seed: int, label: str) -> Trial:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mixopt.components.config import EVALUATORS
 from mixopt.cost import Shape
 from mixopt.trial import JsonValue, Trial
 from proxy_models.config import proxy_config
@@ -34,6 +35,10 @@ Device = Literal["cpu", "cuda"]
 PACK_BYTES: dict[Device, float] = {"cpu": 4e9, "cuda": 64e9}
 """Memory that a pack of default size may take: on a CPU what a core has on common machines, on a GPU what an H100 of 80 GB has to spare. Proxies
 that large gain nothing from a pack that needs more: it hides milliseconds of a step that takes a second."""
+
+
+AVERAGES_TOGETHER = 32
+"""Averages of components that one process scores at least, where there are so many: it reads and looks into the components once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ def plan_packs(
     packs: list[PlannedPack] = []
     for members in alike.values():
         limit = pack_size or pack_size_of(shape_of(members[0]), device)
+        if members[0].source.evaluator in EVALUATORS:
+            limit = max(limit, AVERAGES_TOGETHER)
         waiting = not busy and (slots == 1 or device == "cuda")
         count = min(len(members), slots) if waiting else _packs_without_waiting(len(members), slots, limit)
         packs.extend(PlannedPack(share, _places(len(share), limit, device)) for share in _split(members, count))
@@ -97,8 +104,10 @@ def plan_packs(
 
 
 def shared_recipe(recipe: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """What the members of a pack have in common: all of a recipe but the learning rate."""
-    return {name: value for name, value in recipe.items() if name != "learning_rate"}
+    """What the members of a pack have in common: all of a recipe but the learning rate, and but the weights of an average."""
+    shared = {name: value for name, value in recipe.items() if name not in ("learning_rate", "merge")}
+    merge = recipe.get("merge")
+    return shared if merge is None else {**shared, "merge": {name: value for name, value in merge.items() if name != "weights"}}
 
 
 def _packs_without_waiting(trials: int, slots: int, limit: int) -> int:

@@ -249,7 +249,7 @@ def _train_search(
 ) -> None:
     settings = search.experiment.search
     source = search.factory.source
-    beside = f", or what they cost, also of {', '.join(one.key for one in search.sources[:-1])}" if search.cheaper else ""
+    beside = f", or what they cost, also of {', '.join(one.key for one in search.sources[:-1])}" if len(search.sources) > 1 else ""
     reporter.note(f"Search {search.search_id[:8]}: {settings.trials} trials of {source.key}{beside}.")
     cost = evaluation_cost(search.evaluations[source.key], source.tokens)
     if cost > EVALUATION_SHARE:

@@ -74,7 +74,7 @@ def _context(search: Search) -> dict[str, Any]:
                 search.verification_factory.source.tokens,
             ],
         },
-        **({"cheaper_sources": [[one.evaluator, one.size, one.tokens] for one in search.sources[:-1]]} if search.cheaper else {}),
+        **({"cheaper_sources": [[one.evaluator, one.size, one.tokens] for one in search.sources[:-1]]} if len(search.sources) > 1 else {}),
         "recipe": dict(factory.recipe),
         **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}, search.metrics),
         "tokenizer": {

@@ -21,9 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixopt.components.config import EVALUATORS
 from mixopt.errors import DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
+from workers.averages import PLACES, score_averages
 from workers.beginnings import lost_parent
 from workers.control import LOOK_SECONDS, PackControl
 from workers.convert import (
@@ -192,8 +194,9 @@ class _Pack:
             outcome = self._scored(trial)
             if outcome is not None:
                 return TrialResult(trial.trial_id, outcome=outcome)
-            for stream in member_of(trial, self._job.files, self._parents(trial)).domains:
-                _check_tokens(stream.path, trial.tokenizer_hash, stream.key)
+            if trial.source.evaluator not in EVALUATORS:
+                for stream in member_of(trial, self._job.files, self._parents(trial)).domains:
+                    _check_tokens(stream.path, trial.tokenizer_hash, stream.key)
             for parent, path in self._parents(trial).items():
                 _check_parent(parent, path)
             for evaluation in self._job.evaluations:
@@ -273,6 +276,9 @@ class _Pack:
         from proxy_models.train import train_pack
 
         self._memory, self._begun = PeakMemory(self._job.device), set()
+        if trials[0].source.evaluator in EVALUATORS:
+            self._average(trials)
+            return
         train_pack(
             proxy_of(trials[0]),
             settings_of(trials[0], self._job.checkpoint_seconds),
@@ -286,6 +292,20 @@ class _Pack:
             admit=self._admit,
             on_outcome=self._hear,
         )
+
+    def _average(self, trials: Sequence[Trial]) -> None:
+        """Scores merged or ensembled trials, as many at a time as there are places; who is cancelled meanwhile is left to the next look."""
+        places = min(self._places, PLACES)
+        for first in range(0, len(trials), places):
+            if self._control.cancelled([trial.trial_id for trial in trials]):
+                return
+            admitted = [trial for trial in trials[first : first + places] if self._admit(trial.trial_id)]
+            for trial, outcome in zip(
+                admitted,
+                score_averages(admitted, self._job.store, self._job.evaluations, self._job.device) if admitted else (),
+                strict=True,
+            ):
+                self._end(self._written(trial, outcome))
 
     def _admit(self, trial_id: str) -> bool:
         """Whether a trial whose turn has come is to be trained: meanwhile another process may have done so, or its data may be gone."""
@@ -315,11 +335,16 @@ class _Pack:
 
     def _stored(self, trial: Trial, result: MemberResult) -> TrialResult:
         """Writes the outcome of a trained trial to its folder."""
-        from proxy_models.train import finish
-
-        folder, outcome = self._folders[trial.trial_id], outcome_of(result)
+        outcome = outcome_of(result)
         if self._memory is not None and trial.trial_id in self._begun:  # else an earlier process trained it, and did not come to store it
             outcome = replace(outcome, diagnostics={**outcome.diagnostics, "memory": self._memory.to_json()})
+        return self._written(trial, outcome)
+
+    def _written(self, trial: Trial, outcome: Outcome) -> TrialResult:
+        """With the outcome in the trial's folder."""
+        from proxy_models.train import finish
+
+        folder = self._folders[trial.trial_id]
         try:
             folder.write_outcome(trial.spec(), outcome)
             folder.log("finished", tokens=outcome.tokens)

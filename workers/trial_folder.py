@@ -4,6 +4,7 @@
         lock                     held while a process works on the trial; names that process
         checkpoint.safetensors   where training goes on; removed once the result is written
         weights.safetensors      the trained proxy; targets added later are scored on it
+    token_losses.safetensors of a component that was ensembled: its loss of every scored token, by held-out set
         result.json              the outcome; appears at once or not at all
         log.jsonl                what was done here, one line per event
         error.txt                traceback of the last failure
@@ -38,6 +39,7 @@ class TrialFolder:
         self.path = Path(store) / "trials" / trial_id
         self.lock_path = self.path / "lock"
         self.weights_path = self.path / "weights.safetensors"
+        self.token_losses_path = self.path / "token_losses.safetensors"
         self.result_path = self.path / "result.json"
 
     @contextmanager

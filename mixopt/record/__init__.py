@@ -2,3 +2,5 @@
 
 CALIBRATION_PREFIX = "calibration-"
 """Begins the id under which a calibration is recorded beside the searches; ids of searches are hexadecimal digits."""
+COMPONENTS_PREFIX = "components-"
+"""The same of a family of components."""

@@ -43,7 +43,7 @@ class DeviceAdamW(PackedAdamW):
         """
         gradients = [gradient.contiguous() for gradient in gradients]  # the kernel wants the strides of the weights
         # One reduction per parameter and member: none sees two members.
-        norm_K = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]).norm(dim=0)
+        norm_K = torch.stack([torch.linalg.vector_norm(gradients[index].flatten(1), dim=1) for index in self._trained]).norm(dim=0)
         stepped_K = active_K & norm_K.isfinite()
         divisor_K = torch.where(stepped_K, (norm_K / self.clip).clamp_min(1.0), torch.ones_like(norm_K))
         self._steps_K += stepped_K

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from mixopt.addresses import without_login
 from mixopt.answer.config import ObjectiveConfig
+from mixopt.components.config import ComponentsConfig
 from mixopt.config import Experiment, SearchConfig
 from mixopt.corpus.config import DomainConfig
 from mixopt.errors import ConfigError, MixoptError, RunError
@@ -46,7 +47,7 @@ RACES = 5
 LATER_OF_PROXY = ("parametrization", "beginning", "balancing", "auxiliary_loss")
 LATER_OF_DOMAIN = ("prompt_column", "completion_column", "revision")
 LATER_OF_OBJECTIVE = ("floors", "confidence")
-LATER_OF_SEARCH = ("options", "sources", "warm_start")
+LATER_OF_SEARCH = ("options", "sources", "evaluators", "warm_start")
 """What a file could not say once: at the default it stays out of the key, so that a file finds the job that an earlier version submitted."""
 
 SHARED = "A job reads the paths of its file on the cluster: put data and `output` on a file system that every node mounts."
@@ -81,6 +82,8 @@ def job_key(experiment: Experiment) -> str:
         del body["constraints"]
     if body["trainer"] is None:
         del body["trainer"]
+    if experiment.components == ComponentsConfig():
+        del body["components"]
     _leave_out_defaults(body["proxy"], ProxyConfig, LATER_OF_PROXY)
     _leave_out_defaults(body["objective"], ObjectiveConfig, LATER_OF_OBJECTIVE)
     _leave_out_defaults(body["search"], SearchConfig, LATER_OF_SEARCH)

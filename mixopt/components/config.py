@@ -1,0 +1,80 @@
+"""What an experiment file says of components, and of the proxies that are merged of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mixopt.config_model import Model, WholeCount, checked_mixture
+from mixopt.constraints.rules import NamedMixture
+
+EVALUATORS = ("merged", "ensemble")
+"""Evaluators that need no training of their own: an average of components' weights, and one of their tokens' probabilities."""
+EVALUATOR_STRATEGIES = ("demix", "mergemix")
+"""Strategies that are made of merged proxies."""
+Evaluator = Literal["merged", "ensemble"]
+Operator = Literal["linear", "task_arithmetic", "ties", "dare", "spherical", "breadcrumbs"]
+Remedy = Literal["shorter horizon", "larger general share", "frozen router"]
+
+
+class ComponentsConfig(Model):
+    """One component per domain: trained from the trials' own base, on that domain and a share of general data, at a constant rate."""
+
+    general: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of general data in every component (DeMix: half). It keeps components near each other; mixtures are un-mixed of it.",
+    )
+    mixture: NamedMixture | dict[str, float] = Field(
+        "natural", description="General data: natural, uniform, unimax, or a weight for every domain (those left out: 0), summing to 1."
+    )
+    tokens: WholeCount | None = Field(None, description="Training tokens of a component, the horizon; default: `proxy.tokens`.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the components' data order.")
+    router: Literal["trained", "frozen"] = Field("trained", description="Whether routers are trained in components, or stay the base's.")
+    operator: Operator = Field("linear", description="How weights are merged; linear needs no setting and ranks best (DeMix).")
+    operator_options: dict[str, float | int] = Field(
+        {}, description="Settings of the operator, as `density` of ties, dare and breadcrumbs."
+    )
+    extend: bool = Field(
+        True,
+        description="Where a domain was added since components were trained, keep their base and general data, and train one component.",
+    )
+    gate: int = Field(
+        12,
+        ge=8,
+        description="Trials of the search that are trained first and merged, too: whether merged proxies are trusted is judged on them.",
+    )
+    remedies: tuple[Remedy, ...] = Field(
+        ("shorter horizon", "larger general share", "frozen router"),
+        description="What may be tried, by retraining the components, where merged proxies are not trusted; after that proxies are trained.",
+    )
+    most_share: float = Field(
+        0.5, gt=0, le=1, description="Largest share of the search's budget that components, retrained ones included, may cost."
+    )
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _mixture(cls, value: Any) -> Any:
+        """Said in one sentence, instead of one per kind that it could be."""
+        return checked_mixture(value)
+
+    @model_validator(mode="after")
+    def _options_have_an_operator(self) -> ComponentsConfig:
+        known = OPERATOR_OPTIONS[self.operator]
+        unknown = sorted(set(self.operator_options) - set(known))
+        if unknown:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"operator_options.{unknown[0]} is no setting of the operator '{self.operator}'; {takes}")
+        return self
+
+
+OPERATOR_OPTIONS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "task_arithmetic": ("scale",),
+    "ties": ("density", "scale"),
+    "dare": ("density", "scale", "seed"),
+    "spherical": (),
+    "breadcrumbs": ("density", "outliers", "scale"),
+}
