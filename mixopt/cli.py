@@ -16,7 +16,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from mixopt import __version__
-from mixopt.commands import calibration, doctor, domains, fit, jobs, main_job, names, own_trainer, planning, proxies, reuse, review
+from mixopt.commands import (
+    calibration,
+    components,
+    doctor,
+    domains,
+    fit,
+    jobs,
+    main_job,
+    names,
+    own_trainer,
+    planning,
+    proxies,
+    reuse,
+    review,
+)
 from mixopt.errors import MixoptError
 
 app = typer.Typer(
@@ -38,6 +52,7 @@ for command in (
     main_job.prepare,
     planning.plan,
     calibration.calibrate,
+    components.components,
     main_job.search,
     own_trainer.ask,
     own_trainer.tell,
