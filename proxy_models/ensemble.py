@@ -112,6 +112,11 @@ class Ensemble:
         self._least_T = losses.losses_KT.min(axis=0).astype(np.float64)
         self._shares_KT = np.exp(self._least_T - losses.losses_KT)
 
+    @property
+    def key(self) -> str:
+        """Of the held-out set."""
+        return self._losses.key
+
     def nats(self, weights_MK: ArrayLike) -> FloatArray:
         """Mean loss per scored token of every mixture, nats, shape (M,): -mean_t log sum_k w_k P_k(x_t).
 
@@ -123,6 +128,25 @@ class Ensemble:
         for tokens in self._blocks(len(weights)):
             total_M += (self._least_T[tokens] - np.log(weights @ self._shares_KT[:, tokens])).sum(axis=1)
         return np.asarray(total_M / self._losses.losses_KT.shape[1])
+
+    def fold_nats(self, weights_MK: ArrayLike, fold_T: NDArray[np.int64], folds: int) -> FloatArray:
+        """Losses in nats, summed over the tokens of each fold, shape (M, F).
+
+        Args:
+            fold_T: fold of each token, in the order of the losses.
+
+        Raises:
+            ValueError: as `nats`, or there is not one fold for each token.
+        """
+        weights = self._checked(weights_MK)
+        if fold_T.shape != self._least_T.shape:
+            raise ValueError(f"{len(fold_T)} folds were given for {len(self._least_T)} tokens; each token needs one.")
+        nats_MF = np.zeros((len(weights), folds))
+        for tokens in self._blocks(len(weights)):
+            losses_MT = self._least_T[tokens] - np.log(weights @ self._shares_KT[:, tokens])
+            for mixture, losses_T in enumerate(losses_MT):
+                nats_MF[mixture] += np.bincount(fold_T[tokens], weights=losses_T, minlength=folds)
+        return nats_MF
 
     def slopes(self, weights_MK: ArrayLike) -> FloatArray:
         """Derivatives of `nats` by the weights, shape (M, K): -mean_t P_k(x_t) / sum_l w_l P_l(x_t). Raises as `nats`."""

@@ -155,15 +155,17 @@ class EvaluationSet:
         fitting = int(np.searchsorted(np.cumsum(self._rows.lengths), limit, side="right"))
         return self._rows.take(np.arange(max(1, fitting)))
 
+    def batch_order(self, which: Which) -> Int64Array:
+        """Which row of `rows` comes when in `batches`."""
+        return _longest_first(self.rows(which))
+
     def on_curve(self, which: Which) -> NDArray[np.bool_]:
         """Which rows are scored at points before the end too, in the order of `batches`."""
-        rows = self.rows(which)
-        return np.asarray(_longest_first(rows) < len(self.rows("curve")))
+        return np.asarray(self.batch_order(which) < len(self.rows("curve")))
 
     def batches(self, which: Which) -> Iterator[tuple[Int64Array, NDArray[np.bool_]]]:
         """Padded tokens (B, S) and which predicted tokens count (B, S - 1), longest rows first."""
-        rows = self.rows(which)
-        rows = rows.take(_longest_first(rows))
+        rows = self.rows(which).take(self.batch_order(which))
         lengths = rows.lengths
         start = 0
         while start < len(rows):
