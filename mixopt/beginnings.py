@@ -69,5 +69,8 @@ def trial_beginning(trial: Trial) -> str:
     """What one trial begins with, in few words: `scratch`, `continued from 1a2b3c4d`."""
     if not trial.inputs:
         return "scratch"
+    if trial.recipe.get("merge"):
+        how = "merged from" if trial.source.evaluator == "merged" else "ensemble of"
+        return f"{how} {len(trial.recipe['merge']['weights'])} components of {str(trial.recipe['merge']['base'])[:8]}"
     kind = (trial.recipe.get("beginning") or {}).get("kind", "begun")
     return f"{kind} from {', '.join(parent[:8] for parent in trial.inputs)}"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mixopt.domains import TokenCountSource
 
 Origin = Literal["record", "probe", "scaled", "assumed"]
-StageName = Literal["base", "search", "verification base", "verification"]
+StageName = Literal["base", "components", "search", "verification base", "verification"]
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,34 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class AveragesCost:
+    """What proxies that average components cost.
+
+    Attributes:
+        evaluator: merged or ensemble.
+        components: how many there are; `components_flops`: of training and scoring them, retrained ones included.
+        mixture_flops: of scoring one average; `trained_flops`: of one trained trial, scored.
+        break_even: mixtures from which on averages, with their components, cost no more than trained trials; None: they never do.
+    """
+
+    evaluator: str
+    components: int
+    components_flops: float
+    mixture_flops: float
+    trained_flops: float
+    break_even: int | None
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        share, trials = self.mixture_flops / self.trained_flops, self.components_flops / self.trained_flops
+        once = f"{self.components} components cost as much as {trials:.3g} trained trials"
+        if self.break_even is None:
+            return f"{self.evaluator}: {once}, and scoring a mixture costs {share:.2g} of training one, so that they are never cheaper"
+        return f"{self.evaluator}: {once}, each mixture then {share:.2g} of one: cheaper than training from {self.break_even} mixtures on"
+
+
+@dataclass(frozen=True)
 class Problem:
     """What would not fit or work, and the remedy."""
 
@@ -269,6 +297,7 @@ class Plan:
     Attributes:
         search_id: None before `mixopt prepare`, because identity needs the documents' hashes.
         problems: what does not fit, worst first; `warnings`: what will make the answer weaker; `notes`: what the numbers rest on.
+        averages: what merged and ensembled proxies cost, where the search asks for them.
         calibration: what one has found, or that there is none; empty before `mixopt prepare`.
     """
 
@@ -289,6 +318,7 @@ class Plan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     calibration: str = ""
+    averages: tuple[AveragesCost, ...] = ()
 
     @property
     def search(self) -> Stage:

@@ -35,6 +35,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     for warning in plan.warnings:
         _say(console, f"Note well: {warning}")
     _show_noise(plan.noise, console)
+    for one in plan.averages:
+        _say(console, f"{one.sentence[0].upper()}{one.sentence[1:]}.")
     if plan.calibration:
         _say(console, f"Calibration: {plan.calibration}")
     _show_advice(plan.advice, plan, console)

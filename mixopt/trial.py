@@ -19,6 +19,8 @@ from mixopt.errors import ConfigError
 from mixopt.mixture import Schedule
 
 JsonValue = Any
+AVERAGED = "merge"
+"""Among the diagnostics of an outcome: it is of an average of components; what is known of the merge."""
 
 # Weights that differ by less cannot change which windows a run draws; rounding keeps identities stable under float noise.
 WEIGHT_DECIMALS = 9
@@ -209,6 +211,11 @@ class Outcome:
     flops: float
     seconds: float
     diagnostics: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that were trained for it: none, where components were averaged."""
+        return 0 if AVERAGED in self.diagnostics else self.tokens
 
     def to_json(self) -> dict[str, JsonValue]:
         return {

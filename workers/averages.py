@@ -20,7 +20,7 @@ import numpy as np
 
 from mixopt.code_version import code_version
 from mixopt.runner import Evaluation
-from mixopt.trial import JsonValue, Measurement, Outcome, Trial, content_digest
+from mixopt.trial import AVERAGED, JsonValue, Measurement, Outcome, Trial, content_digest
 from workers.convert import evaluation_of, proxy_of, trained_tokens, used_domains
 from workers.evaluations import FORWARD_COST
 from workers.packing import Device
@@ -236,5 +236,5 @@ def _outcome(trial: Trial, scores: Sequence[Score], merge: Mapping[str, JsonValu
         tokens=tokens,
         flops=flops,
         seconds=seconds,
-        diagnostics={**({"merge": dict(merge)} if merge else {}), "code_version": code_version()},
+        diagnostics={AVERAGED: dict(merge), "code_version": code_version()},
     )

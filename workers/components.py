@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.beginnings import BASE_LABEL
-from mixopt.components.config import EVALUATORS, Remedy
+from mixopt.components.config import EVALUATORS
 from mixopt.components.family import Family, MergedFactory, component_factory, family_of
 from mixopt.config import Experiment
 from mixopt.domains import DomainSet
 from mixopt.errors import ConfigError, RunError
 from mixopt.factory import TrialFactory
 from mixopt.history import History
+from mixopt.merging.remedies import Making
 from mixopt.mixture import Mixture
 from mixopt.progress import Reporter
 from mixopt.record import COMPONENTS_PREFIX
@@ -32,37 +33,15 @@ from mixopt.trial import JsonValue, Source, Trial, content_digest, trial_from_sp
 from proxy_models.config import proxy_config
 from workers.averages import operator_of
 from workers.beginnings import RECORD_NAME, base_mixture, forget_results_without_weights
-from workers.offers import average_flops, held_out_sets, trial_flops
+from workers.offers import average_flops, components_flops
 
 KIND = "components"
 FEWEST_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Variant:
-    """How components are trained: as the file says, or after a remedy."""
-
-    general: float
-    tokens: int
-    frozen: bool
-
-    def remedied(self, remedy: Remedy, tokens_per_step: int) -> Variant | None:
-        """With one remedy applied; None where it has nothing left to change."""
-        if remedy == "shorter horizon":
-            steps = self.tokens // tokens_per_step // 2
-            return replace(self, tokens=steps * tokens_per_step) if steps >= FEWEST_STEPS else None
-        if remedy == "larger general share":
-            return replace(self, general=(1 + self.general) / 2) if self.general < LARGEST_GENERAL else None
-        return None if self.frozen else replace(self, frozen=True)
-
-
-LARGEST_GENERAL = 0.75
-"""A larger share of general data leaves too little of the domain to tell components apart."""
-
-
-@dataclass(frozen=True)
 class Components:
-    """What components of an experiment are made of; `family` makes those of a variant.
+    """What components of an experiment are made of; `family` makes them.
 
     Attributes:
         trained: makes the trials of the search, whose recipe the components have, at a constant rate.
@@ -79,28 +58,31 @@ class Components:
     extends: tuple[str, ...] = ()
 
     @property
-    def variant(self) -> Variant:
-        """As the file says."""
+    def making(self) -> Making:
+        """How the file wants them."""
         given = self.experiment.components
-        return Variant(given.general, given.tokens or self.experiment.proxy.tokens, given.router == "frozen")
+        return Making(given.tokens or self.experiment.proxy.tokens, given.general, given.router == "frozen")
+
+    @property
+    def least_tokens(self) -> int:
+        """Of a component: fewer are no training."""
+        return FEWEST_STEPS * self.experiment.proxy.tokens_per_step
 
     @property
     def horizons(self) -> tuple[int, ...]:
         """Tokens that components may be trained for, remedies included."""
-        variant: Variant | None = self.variant
-        found: list[int] = []
-        while variant is not None and len(found) < 1 + len(self.experiment.components.remedies):
-            found.append(variant.tokens)
-            variant = variant.remedied("shorter horizon", self.experiment.proxy.tokens_per_step)
+        found = [self.making.tokens]
+        while "shorter horizon" in self.experiment.components.remedies and found[-1] // 2 >= self.least_tokens:
+            found.append(found[-1] // 2)
         return tuple(found)
 
-    def family(self, variant: Variant) -> Family:
-        """The components of a variant."""
+    def family(self, making: Making) -> Family:
+        """The components that are made so."""
         given, proxy = self.experiment.components, self.experiment.proxy
-        recipe = component_recipe(self.trained.recipe, variant.frozen)
-        factory = component_factory(self.domains, Source("trained", proxy.size, variant.tokens), recipe, self.base)
+        recipe = component_recipe(self.trained.recipe, making.frozen_router)
+        factory = component_factory(self.domains, Source("trained", proxy.size, making.tokens), recipe, self.base)
         operator = {"kind": given.operator, **given.operator_options}
-        return family_of(self.domains, self.base, factory.make, self.general, variant.general, given.seed, operator)
+        return family_of(self.domains, self.base, factory.make, self.general, making.general, given.seed, operator)
 
     def makers(self, family: Family) -> tuple[MergedFactory, ...]:
         """Of the evaluators that the search asks for, the cheapest first."""
@@ -124,11 +106,9 @@ class Components:
     def _vocab_size(self) -> int:
         return int(self.trained.recipe["vocab_size"])
 
-    def flops(self, variant: Variant) -> float:
-        """FLOPs of training all components of a variant, scored as every trial is. The base is not in it: trials of the search begin with it, too."""
-        proxy, sets = self.experiment.proxy, held_out_sets(self.experiment)
-        one = trial_flops(Source("trained", proxy.size, variant.tokens), self._vocab_size, proxy.window, sets)
-        return one * len(self.domains.domains)
+    def flops(self, making: Making) -> float:
+        """FLOPs of training all components, scored as every trial is. The base is not in it: trials of the search begin with it, too."""
+        return components_flops(self.experiment, making.tokens, self._vocab_size)
 
 
 def component_recipe(recipe: Mapping[str, JsonValue], frozen: bool) -> dict[str, JsonValue]:

@@ -369,7 +369,7 @@ def compose(experiment: Experiment, manifest: Manifest, with_components: bool = 
         options={**strategy_identity(experiment), **(earlier.identity if earlier is not None else {})},
         seed=experiment.search.seed,
     )
-    family = None if components is None else components.family(components.variant)
+    family = None if components is None else components.family(components.making)
     offers = offers_of([*factories[2:], factories[0]], held_out_sets(experiment))
     assignment = assignment_of(experiment, domains, offers, earlier)
     averages: tuple[MergedFactory, ...] = ()
@@ -377,7 +377,7 @@ def compose(experiment: Experiment, manifest: Manifest, with_components: bool = 
         averages = components.makers(family)
         offers = (*components.offers(family, assignment.space), *offers)
         assignment = replace(assignment, offers=offers, surrogate=surrogate_for(experiment.search.surrogate, offers))
-        assignment = replace(assignment, before=components.flops(components.variant))
+        assignment = replace(assignment, before=components.flops(components.making))
     strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"

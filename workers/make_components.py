@@ -88,7 +88,7 @@ def make_components(
             share=family.share,
             general=family.general.as_dict(),
             extends=components.extends,
-            flops=components.flops(components.variant),
+            flops=components.flops(components.making),
             trained=trained,
             reused=len(family.trials) - trained,
             rows=rows,

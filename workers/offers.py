@@ -6,6 +6,7 @@ upcycled proxy begins with would have to be trained once for every size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,6 +40,13 @@ def average_flops(experiment: Experiment, evaluator: str, vocab_size: int) -> fl
     return FORWARD_COST * scored * config.training_flops_per_token(proxy.window) + 2.0 * components * config.parameters().total
 
 
+def components_flops(experiment: Experiment, tokens: int, vocab_size: int) -> float:
+    """FLOPs of training one component per domain for so many tokens, and of scoring it as every trial is."""
+    proxy = experiment.proxy
+    one = trial_flops(Source("trained", proxy.size, tokens), vocab_size, proxy.window, held_out_sets(experiment))
+    return one * len(experiment.domains)
+
+
 def held_out_sets(experiment: Experiment) -> int:
     """How many sets trials are scored on: one per domain, and the targets."""
     return len(experiment.domains) + len(experiment.targets)
@@ -61,6 +69,7 @@ def check_sources(experiment: Experiment) -> None:
     proxy, check, given = experiment.proxy, experiment.verification, experiment.search.sources
     if experiment.search.evaluators:
         _check_takes(experiment, "search.evaluators", several_sizes=False)
+        _check_affords(experiment)
     if not given:
         return
     for place, one in enumerate(given):
@@ -94,6 +103,23 @@ def check_sources(experiment: Experiment) -> None:
             "Leave one out: trials of several sources begin from scratch.",
         )
     _check_takes(experiment, "search.sources", several_sizes=len({source.size for source in sources}) > 1)
+
+
+def _check_affords(experiment: Experiment) -> None:
+    """Whether the budget leaves something beside components and the trials of the gate.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    proxy, vocab_size = experiment.proxy, experiment.tokenizer.vocab_size
+    one = trial_flops(Source("trained", proxy.size, proxy.tokens), vocab_size, proxy.window, held_out_sets(experiment))
+    components = components_flops(experiment, experiment.components.tokens or proxy.tokens, vocab_size) / one
+    trials, gate = experiment.search.trials, experiment.components.gate
+    if components + gate > trials:
+        raise ConfigError(
+            f"`search.trials` is {trials}, and {len(experiment.domains)} components cost as much as {components:.3g} trials, beside {gate} of the gate.",
+            f"Set `search.trials` to {math.ceil(components) + gate} or more, lower `components.tokens`, or leave `search.evaluators` out.",
+        )
 
 
 def _check_takes(experiment: Experiment, place: str, several_sizes: bool) -> None:

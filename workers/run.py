@@ -32,6 +32,7 @@ from workers.beginnings import train_base
 from workers.calibrate import calibrated_by_search, sentence_of
 from workers.compose import Search, check_experiment, compose, record_location, tracking_uri
 from workers.evaluations import EVALUATION_SHARE, evaluation_cost
+from workers.merged_gate import judged, known_verdict
 from workers.own_trainer.exchange import refuse_untold
 from workers.own_trainer.pieces import own_manifest
 from workers.search_context import context
@@ -140,6 +141,7 @@ def _walk(
         history.retry_abandoned(search.search_id)
     before, work = history.completed_trials(), _TakenUp()
     observers = (*observers, work)
+    search = known_verdict(search, history)
     informed = _knowing_calibration(warm_start.informed(search), history)
     # What is measured after a search has ended early is no reason to begin anew.
     answer = _recorded_answer(informed, history) or _recorded_answer(search, history)
@@ -149,6 +151,8 @@ def _walk(
         try:
             train_base(search, search.base, search.search_id, history, runner, reporter, observers, stop)
             search = warm_start.score_earlier(search, history, runner, reporter, stop)
+            search = judged(search, history, runner, reporter, observers, stop)
+            history.save_document(search.search_id, "context", context(search))  # a remedy has sources of its own
             _train_search(search, history, runner, reporter, observers, stop)
             calibration = calibrated_by_search(search, history)
             if calibration is not None:

@@ -77,6 +77,7 @@ def _context(search: Search) -> dict[str, Any]:
         **({"cheaper_sources": [[one.evaluator, one.size, one.tokens] for one in search.sources[:-1]]} if len(search.sources) > 1 else {}),
         "recipe": dict(factory.recipe),
         **beginning_json(experiment, {"search": search.base, "verification": search.verification_base}, search.metrics),
+        **components_json(search),
         "tokenizer": {
             "hash": search.manifest.tokenizer_hash,
             "path": str(search.manifest.root / search.manifest.tokenizer_path),
@@ -100,6 +101,24 @@ def _context(search: Search) -> dict[str, Any]:
             "weights": objective_weights(experiment),
         },
         "unique": {name: [entry.tokens, entry.note] for name, entry in unique.items()},
+    }
+
+
+def components_json(search: Search) -> dict[str, Any]:
+    """What merged and ensembled proxies are made of; empty where the search asks for none."""
+    family = search.family
+    if family is None or not search.experiment.search.evaluators:
+        return {}
+    return {
+        "components": {
+            "evaluators": [one.evaluator for one in search.averages],
+            "general": family.share,
+            "general_mixture": {name: round(weight, 6) for name, weight in family.general.as_dict().items() if weight > 0},
+            "tokens": family.source.tokens,
+            "operator": dict(family.operator),
+            "trials": {name: trial.trial_id for name, trial in family.components.items()},
+        },
+        "metrics_components": search.metrics(family.source),
     }
 
 

@@ -38,6 +38,7 @@ def provenance(request: ExportInput) -> dict[str, Any]:
         "objective": dict(context.get("objective") or {}),
         "budget_tokens": float(context["budget_tokens"]),
         **({"beginning": context["beginning"]} if context.get("beginning") else {}),
+        **({"averages": averages} if (averages := _averages(context)) else {}),
         **({"groups": groups} if groups else {}),
         "tokenizer": {key: tokenizer[key] for key in ("hash", "vocab_size") if key in tokenizer},
         "domains": {
@@ -67,6 +68,14 @@ def provenance_comment(request: ExportInput) -> str:
         else:
             lines.append(f"{key}: {json.dumps(value)}")
     return "".join(f"# {line}\n" for line in lines)
+
+
+def _averages(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Which proxies of no training of their own the search asked, and that the exported weights are of data, the components' general share included."""
+    found = context.get("components")
+    if not found:
+        return {}
+    return {**found, "weights": "data mixture; the general share of components is in it"}
 
 
 def _groups(request: ExportInput, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -96,13 +96,21 @@ class Attempt:
         return cls(body["remedy"], making, float(body["cost"]), tuple(body["reasons"]))
 
 
-def next_attempt(verdict: Verdict, making: Making, tried: Sequence[Remedy], cost: Callable[[Making], float], limits: Limits) -> Attempt:
+def next_attempt(
+    verdict: Verdict,
+    making: Making,
+    tried: Sequence[str],
+    cost: Callable[[Making], float],
+    limits: Limits,
+    allowed: Sequence[str] | None = None,
+) -> Attempt:
     """What to try after a verdict that does not trust, by its cause.
 
     Args:
         making: of the components that were judged.
         tried: remedies so far; none is taken twice, except a shorter horizon where displacement is still the cause.
         cost: of training all components so, FLOPs.
+        allowed: remedies that may be taken; None: all.
 
     Raises:
         ValueError: the verdict trusts; there is nothing to mend.
@@ -111,6 +119,8 @@ def next_attempt(verdict: Verdict, making: Making, tried: Sequence[Remedy], cost
         raise ValueError("The verdict trusts the evaluator; there is nothing to try.")
     skipped = []
     for remedy in _order(verdict):
+        if allowed is not None and remedy not in allowed:
+            continue
         if remedy in tried and not (remedy == "shorter horizon" and verdict.cause == "displacement"):
             skipped.append(f"A {remedy} was tried.")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 from mixopt.balance import Balance
 from mixopt.calibration.result import Calibration
 from mixopt.calibration.stored import load
+from mixopt.components.config import EVALUATORS
 from mixopt.effects import DomainEffects
 from mixopt.errors import DataError
 from mixopt.history import History, SearchRecord, TrialRecord
@@ -39,6 +41,7 @@ class Findings:
         swarm: finished trials of the search itself, without verification.
         proposal, verification: None until there is one.
         calibration: the one that the search keeps a copy of; None: it has none.
+        gate: the document on whether merged and ensembled proxies are trusted; None: the search asked for none, or has not come to it.
     """
 
     search: SearchRecord
@@ -48,6 +51,7 @@ class Findings:
     proposal: Proposal | None
     verification: Verification | None
     calibration: Calibration | None = None
+    gate: Mapping[str, Any] | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -94,6 +98,12 @@ class Findings:
         """The trials of the search at the source that its answer is for; runs of cheaper sources compare with none of them."""
         return self.swarm.at_source(Source(*self.context["sources"]["search"]))
 
+    @cached_property
+    def averaged(self) -> Mapping[str, int]:
+        """Evaluator -> finished trials that are averages of components; empty where there are none."""
+        done = (record.trial.source.evaluator for record in self.trials if record.outcome is not None)
+        return {name: count for name, count in sorted(Counter(done).items()) if name in EVALUATORS}
+
     @property
     def shown_metrics(self) -> tuple[str, ...]:
         """The metrics that a reader asks about first, in a stable order: the targets, or the held-out text of the domains if there are none."""
@@ -127,4 +137,5 @@ def read_findings(history: History, search_id: str) -> Findings:
         proposal=None if proposal is None else Proposal.from_json(proposal),
         verification=None if verification is None else Verification.from_json(verification),
         calibration=load(history, search_id),
+        gate=history.document(search_id, "gate"),
     )

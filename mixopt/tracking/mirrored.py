@@ -19,11 +19,12 @@ from mixopt import __version__
 from mixopt.balance import Balance
 from mixopt.beginnings import BASE_LABEL, beginning_sentence, trial_beginning
 from mixopt.code_version import joined
+from mixopt.components.config import EVALUATORS
 from mixopt.history import TrialRecord
 from mixopt.tracking.findings import Findings
 from mixopt.tracking.inputs import Input, search_inputs, trial_inputs
-from mixopt.tracking.note import answer_markdown
-from mixopt.trial import FailureKind, Outcome, Trial, TrialState, content_digest
+from mixopt.tracking.note import answer_markdown, gate_sentence
+from mixopt.trial import AVERAGED, FailureKind, Outcome, Trial, TrialState, content_digest
 from mixopt.verification import LABEL_PREFIX, OBJECTIVE
 
 # MLflow refuses or cuts tags of more than 8,000 characters (mlflow/utils/validation.py).
@@ -49,6 +50,9 @@ PARTS = {
     "summaries": ("summaries",),
     "inputs": ("inputs",),
 }
+
+MERGE_METRICS = ("displacement", "largest_displacement", "agreement", "agreement_with_base", "load_variation")
+"""Of a merge's diagnosis, those that are numbers to sort by."""
 
 # Metric, value, step.
 Point = tuple[str, float, int]
@@ -103,6 +107,7 @@ def search_run(findings: Findings) -> MirroredRun:
         if findings.balances
         else "not measured",
         **({"mixopt.beginning": beginning_sentence(context)} if beginning_sentence(context) else {}),
+        **({"mixopt.gate": gate_sentence(findings)[:NOTE_CHARACTERS]} if findings.gate is not None else {}),
         **_code_tags(findings),
     }
     if findings.verification is not None:
@@ -203,9 +208,12 @@ def objective_values(findings: Findings) -> dict[tuple[str, str], float]:
 
 
 def trial_name(record: TrialRecord) -> str:
-    """Sorts as text in the order of asking, verification last: "007 design nano s6", "b001 base nano s0", "v001 proposal micro s0"."""
-    prefix = {"base": "b", "verification": "v"}.get(record.stage, "")
-    return f"{prefix}{record.ordinal + 1:03d} {_mixture_name(record.trial)} {record.trial.source.size} s{record.trial.seed}"
+    """Sorts as text in the order of asking, verification last: "007 design nano s6", "b001 base nano s0", "v001 proposal micro s0", "012 bayes merged nano"."""
+    prefix = {"base": "b", "components": "c", "verification": "v"}.get(record.stage, "")
+    source = record.trial.source
+    if source.evaluator in EVALUATORS:  # which has no seed
+        return f"{prefix}{record.ordinal + 1:03d} {_mixture_name(record.trial)} {source.evaluator} {source.size}"
+    return f"{prefix}{record.ordinal + 1:03d} {_mixture_name(record.trial)} {source.size} s{record.trial.seed}"
 
 
 def _mixture_name(trial: Trial) -> str:
@@ -227,6 +235,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
     measured += [(f"weight/{name}", round(weight, 6), 0) for name, weight in weights.items()]
     balance = Balance.of(outcome.diagnostics) if outcome is not None else None
     measured += _router_points(balance, trial.source.tokens) if balance is not None else []
+    measured += _merge_points(outcome) if outcome is not None else []
     ended = _milliseconds(record.updated)
     code = _code_tags(findings)
     # The code that trained it, which is not always the code that goes on with the search.
@@ -242,6 +251,7 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
             "mixopt.kind": "trial",
             "mixopt.trial_id": trial.trial_id,
             "mixopt.stage": record.stage,
+            "mixopt.evaluator": trial.source.evaluator,
             "mixopt.mixture": _mixture_name(trial),
             "mixopt.state": record.state.value,
             "mixopt.cost": spoken_cost([outcome] if outcome else []),
@@ -263,6 +273,14 @@ def _trial_run(findings: Findings, record: TrialRecord, parent_run_id: str, obje
         started_ms=ended - (int(1000 * outcome.seconds) if outcome else 0),
         ended_ms=None if record.state is TrialState.RUNNING else ended,
     )
+
+
+def _merge_points(outcome: Outcome) -> list[Point]:
+    """How far components have moved from their base, how much of the routing they share, and which experts no token reached."""
+    merge = outcome.diagnostics.get(AVERAGED) or {}
+    points = [(f"merge/{name}", _shown(float(merge[name])), outcome.tokens) for name in MERGE_METRICS if merge.get(name) is not None]
+    dead = merge.get("dead_experts")
+    return points if dead is None else [*points, ("merge/dead_experts", float(len(dead)), outcome.tokens)]
 
 
 def _router_points(balance: Balance, tokens: int) -> list[Point]:
@@ -288,7 +306,10 @@ def _trial_note(trial: Trial, weights: Mapping[str, float], balance: Balance | N
     shares = sorted(((name, weight) for name, weight in weights.items() if weight > 0), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{weight:.1%} {name}" for name, weight in shares)
     collapsed = f"**Collapsed router** ({balance.collapse}). " if balance is not None and balance.collapse else ""
-    what = f"{_mixture_name(trial)}, seed {trial.seed}, {trial.source.size} proxy of {trial.source.tokens:,} tokens"
+    source = trial.source
+    what = f"{_mixture_name(trial)}, seed {trial.seed}, {source.size} proxy of {source.tokens:,} tokens"
+    if source.evaluator in EVALUATORS:
+        what = f"{_mixture_name(trial)}, {source.evaluator} {source.size} proxy of {len(trial.inputs) - 1} components of {source.tokens:,} tokens"
     return f"{collapsed}{what}: {listed}"[:NOTE_CHARACTERS]
 
 
@@ -324,7 +345,8 @@ def trials_table(findings: Findings) -> dict[str, list[Any]]:
         ends = _end_points(outcome, _metric_names(findings.context))
         values = [objectives.get((record.stage, trial.trial_id)), _mean_bits(findings, trial, outcome), *average, *map(ends.get, names)]
         numbers = [round(float(value), 6) if value is not None and math.isfinite(value) else None for value in values]
-        what = [_mixture_name(trial), trial.source.size, trial.seed]
+        evaluator = trial.source.evaluator
+        what = [_mixture_name(trial), f"{evaluator} {trial.source.size}" if evaluator in EVALUATORS else trial.source.size, trial.seed]
         rows.append([trial_name(record), *numbers[:2], *what, *numbers[2:], record.stage, trial.trial_id])
     return {"columns": columns, "data": rows}
 
@@ -372,13 +394,14 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {
         "cost/flops": math.fsum(outcome.flops for outcome in outcomes),
         "cost/seconds": math.fsum(outcome.seconds for outcome in outcomes),
-        "cost/tokens": math.fsum(outcome.tokens for outcome in outcomes),
+        "cost/tokens": math.fsum(outcome.trained_tokens for outcome in outcomes),
     }
 
 
 def _metric_names(context: Mapping[str, Any]) -> dict[str, str]:
     """Evaluation key -> metric, for the trials of all stages."""
-    return {**(context.get("metrics_base") or {}), **(context.get("metrics_verification") or {}), **context["metrics"]}
+    beside = ("metrics_base", "metrics_components", "metrics_verification")
+    return {key: name for part in beside for key, name in (context.get(part) or {}).items()} | dict(context["metrics"])
 
 
 def _end_points(outcome: Outcome, names: Mapping[str, str]) -> dict[str, float]:
@@ -394,7 +417,10 @@ def _mean_bits(findings: Findings, trial: Trial, outcome: Outcome | None) -> flo
     sources = {"/".join(map(str, source)): stage for stage, source in findings.context["sources"].items()}
     sources |= {"/".join(map(str, source)): "search" for source in findings.context.get("cheaper_sources", ())}
     stages = {"search": "metrics", "verification": "metrics_verification"}
-    stage = stages.get(sources.get(trial.source.key, ""), "metrics_base" if trial.label == BASE_LABEL else "metrics_verification")
+    stage = stages.get(
+        sources.get(trial.source.key, "search" if trial.source.evaluator in EVALUATORS else ""),
+        "metrics_base" if trial.label == BASE_LABEL else "metrics_verification",
+    )
     ends = _end_points(outcome, findings.context.get(stage) or findings.context["metrics"]) if outcome else {}
     if not weights or not weights.keys() <= ends.keys():
         return None
@@ -423,7 +449,7 @@ def _mean_curve(findings: Findings, outcome: Outcome) -> list[Point]:
 def _outcome_points(outcome: Outcome, names: Mapping[str, str]) -> list[Point]:
     points = [(name, value, outcome.tokens) for name, value in _cost([outcome]).items()]
     scored = sum(outcome.diagnostics.get("scored_tokens", {}).values())
-    if 0 < scored < outcome.tokens:  # some were prompts; else it says nothing
+    if 0 < scored < outcome.trained_tokens:  # some were prompts; else it says nothing
         points.append(("scored_tokens", float(scored), outcome.tokens))
     for measurement in outcome.measurements:
         name = names.get(measurement.evaluation_key)

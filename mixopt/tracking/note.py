@@ -278,8 +278,25 @@ def _earlier_words(earlier: Mapping[str, Any]) -> str:
     return f"runs of the warm start: {', and '.join(parts) or 'none fit'}{listed}"
 
 
+def gate_sentence(findings: Findings) -> str:
+    """Whether merged and ensembled proxies were trusted, and how many there are of each; empty where the search asked for none."""
+    if findings.gate is None:
+        return ""
+    gate, last = findings.gate, findings.gate["attempts"][-1]
+    heads = [sentences[0] for sentences in last["sentences"].values()]
+    remedies = [attempt["remedy"] for attempt in gate["attempts"] if attempt["remedy"]]
+    tried = f" Tried before that verdict: {', '.join(remedies)}." if remedies else ""
+    instead = "" if gate["trusted"] else " The search has trained its proxies instead."
+    counts = ", ".join(f"{count} {evaluator}" for evaluator, count in findings.averaged.items())
+    scored = f" Scored without training: {counts}." if counts else ""
+    refused = " ".join(f"{evaluator.capitalize()} proxies could not be judged: {why}" for evaluator, why in last["refused"].items())
+    return " ".join(part for part in (*heads, refused) if part) + f"{tried}{instead}{scored}"
+
+
 def _evidence(findings: Findings) -> str:
     lines = [f"- {progress_sentence(findings)}"]
+    if findings.gate is not None:
+        lines.append(f"- {_cell(gate_sentence(findings))}")
     if beginning_sentence(findings.context):
         lines.append(f"- {_cell(beginning_sentence(findings.context))}")
     if findings.proposal is not None:
@@ -345,7 +362,7 @@ def _next_steps(findings: Findings) -> str:
 def progress_sentence(findings: Findings) -> str:
     counts = Counter((record.stage, record.state.value) for record in findings.trials)
     stages = []
-    for stage in ("base", "search", "verification"):
+    for stage in ("base", "components", "search", "verification"):
         states = ", ".join(f"{count} {state}" for (of, state), count in sorted(counts.items()) if of == stage)
         if states:
             stages.append(f"{stage} trials: {states}")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixopt.beginnings import base_json, base_sentence
+from mixopt.components.config import EVALUATORS
 from mixopt.config import Experiment
 from mixopt.cost import DomainEpochs, Machine, NoiseKnown, Plan, Preparation, Shape, Speed, Stage, StageName
 from mixopt.errors import RunError
@@ -30,9 +31,11 @@ from workers.convert import CostModel, proxy_of, shape_of, trained_tokens
 from workers.evaluations import EVALUATION_SHARE, evaluation_cost, evaluation_tokens
 from workers.machine import look_at, this_machine
 from workers.memory import host_memory_bytes, pack_memory_bytes
+from workers.merged_gate import with_verdict
 from workers.packing import pack_size_of
 from workers.planning import fits, footprint, known_noise
 from workers.planning.advice import advise
+from workers.planning.averages import averages_cost
 from workers.planning.expected_corpus import UNKNOWN_TOKENS, Corpus, corpus_of, tokens_of
 from workers.planning.known import Known, read_known
 from workers.planning.makespan import Schedule as PackSchedule
@@ -76,6 +79,8 @@ class Planner:
         self._search: Search = compose(experiment, self._corpus.manifest)
         self._machine = self._look_at_machine()
         self._known = read_known(self._search, self._corpus.prepared, anywhere=self._machine.where != "this machine")
+        if self._known.gate is not None and self._search.averages:
+            self._search = with_verdict(self._search, self._known.gate)
         self._search_trials = self._planned_search()
         self._verification_trials, self._at_most = self._planned_verification()
 
@@ -131,6 +136,7 @@ class Planner:
             warnings=warnings,
             notes=tuple(self._notes),
             calibration=self._calibration(),
+            averages=averages_cost(self._search),
         )
 
     # What is known
@@ -150,10 +156,11 @@ class Planner:
         pending = [trial for trial in known.trials if trial.trial_id not in finished]
         plain, offers = self._search.strategy, self._search.strategy.assignment.offers
         costs = {offer.source: offer.cost / offers[-1].cost for offer in offers}
-        budget = self._experiment.search.trials
-        count = math.ceil(budget / costs[offers[0].source])  # so many of the cheapest source
+        budget = self._experiment.search.trials - plain.assignment.before / offers[-1].cost
+        # So many of the cheapest source that is trained: of averages there may be any number.
+        count = math.ceil(budget / min(costs[offer.source] for offer in offers if offer.source.evaluator not in EVALUATORS))
         informed = plain if known.calibration_runs is None else knowing(plain, known.calibration_runs)
-        asked = informed.ask(count, swarm, pending, known.abandoned)
+        asked = informed.ask(max(count, 1), swarm, pending, known.abandoned)
         if known.proposal is not None and asked and not plain.ask(count, swarm, pending, known.abandoned):
             return list(known.trials)  # it has ended without the calibration, and stays so
         found = [*known.trials, *asked]
@@ -196,7 +203,8 @@ class Planner:
         search = self._search
         trials: dict[StageName, Sequence[Trial]] = {
             "base": [search.base] if search.base is not None else [],
-            "search": self._search_trials,
+            "components": self._search.family.trials if self._search.family is not None and self._search.averages else [],
+            "search": [trial for trial in self._search_trials if trial.source.evaluator not in EVALUATORS],
             "verification base": [trial for trial in search.bases if trial != search.base],
             "verification": self._verification_trials,
         }
@@ -260,6 +268,13 @@ class Planner:
             mixture = experiment.proxy.beginning.base.mixture if experiment.proxy.beginning.base.trial is None else None
             base = base_sentence(base_json(trials[0], mixture if isinstance(mixture, str) else None))
             return f"what {begun} begin with ({experiment.proxy.beginning.kind}), trial {base}"
+        if name == "components":
+            share = self._experiment.components.general
+            return f"one component per domain, on that domain and {share:.0%} of general data, from the trials' own base"
+        if name == "search" and self._search.averages:
+            averages = " and ".join(one.evaluator for one in self._search.averages)
+            gate = f"the first {self._experiment.components.gate} of them are compared with {averages} proxies"
+            return f"what is left of the cost of {self._experiment.search.trials} trials, by the strategy {self._experiment.search.strategy}; {gate}"
         if name == "search":
             seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"
             if experiment.search.sources:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mixopt.calibration.design import calibration_identity
 from mixopt.calibration.result import Calibration
@@ -31,6 +33,7 @@ class Known:
         noise: what other searches found; None: nothing that fits.
         calibration: of the search's source; None: never calibrated.
         calibration_runs: finished runs of its calibration at the rate of the search; what its stopping rule knows beside.
+        gate: the verdict on merged and ensembled proxies; None: there is none yet.
         repeats: the finished trials of the search and, after them, those of its calibration; what noise is known from.
     """
 
@@ -44,6 +47,7 @@ class Known:
     calibration: Calibration | None = None
     calibration_runs: Swarm | None = None
     repeats: Swarm | None = None
+    gate: Mapping[str, Any] | None = None
 
 
 def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
@@ -88,4 +92,5 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
             calibration=calibration,
             calibration_runs=runs,
             repeats=with_repeats(history, swarm, search.factory, scored, calibration_id),
+            gate=history.document(search.search_id, "gate"),
         )

@@ -17,6 +17,7 @@ from mixopt.tracking.canvas import (
     INK,
     LEGEND_ROW_INCHES,
     MUTED,
+    ORANGE,
     WIDE,
     Layout,
     add_axes,
@@ -220,7 +221,7 @@ def cost_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
         "FLOPs": [stage.flops for stage in stages],
         "seconds": [stage.seconds for stage in stages],
     }
-    colours = {"base": MUTED, "search": BLUE, "verification": GREEN}
+    colours = {"base": MUTED, "components": ORANGE, "search": BLUE, "verification": GREEN}
     axes.set_ylim(3.5, -0.5)
     axes.set_yticks(range(4), list(quantities))
     axes.tick_params(axis="y", length=0)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixopt.components.config import EVALUATORS
 from mixopt.errors import DataError
 from mixopt.history import TrialRecord
 from mixopt.objective import measure_noise
 from mixopt.surrogates.observations import mixture_groups
 from mixopt.swarm import Swarm
 from mixopt.tracking.findings import ARM_TITLES, Findings
-from mixopt.trial import Outcome, TrialState
+from mixopt.trial import Outcome, Source, TrialState
 from mixopt.verification import LABEL_PREFIX, MEAN_BITS_PER_BYTE
 
 STAGES = ("search", "verification")
@@ -188,10 +189,14 @@ def arms_of(record: TrialRecord) -> tuple[str, ...]:
     return (label,) if label in ("natural", "uniform", "unimax") else ()
 
 
+def _sized(source: Source) -> str:
+    return f"{source.evaluator} {source.size}" if source.evaluator in EVALUATORS else source.size
+
+
 def cost_by_stage(findings: Findings) -> list[StageCost]:
     """One row per stage that has trials; what others begin with comes first."""
     rows = []
-    for stage in ("base", *STAGES):
+    for stage in ("base", "components", *STAGES):
         records = [record for record in findings.trials if record.stage == stage]
         outcomes = [record.outcome for record in records if record.outcome is not None]
         if records:
@@ -199,10 +204,10 @@ def cost_by_stage(findings: Findings) -> list[StageCost]:
             rows.append(
                 StageCost(
                     stage,
-                    tuple(dict.fromkeys((record.trial.source.size, record.trial.source.tokens) for record in records)),
+                    tuple(dict.fromkeys((_sized(record.trial.source), record.trial.source.tokens) for record in records)),
                     len(records),
                     {state.value: states[state.value] for state in TrialState if states[state.value]},
-                    sum(outcome.tokens for outcome in outcomes),
+                    sum(outcome.trained_tokens for outcome in outcomes),
                     math.fsum(outcome.flops for outcome in outcomes),
                     math.fsum(outcome.seconds for outcome in outcomes),
                 )

@@ -17,6 +17,7 @@ from mixopt.tracking.report.blocks import Section
 from mixopt.tracking.report.calibration import calibration_sections
 from mixopt.tracking.report.experts import experts_section
 from mixopt.tracking.report.front import front_sections
+from mixopt.tracking.report.merging import merging_sections
 from mixopt.tracking.report.refit import with_effects
 from mixopt.tracking.report.render import Head, render, write_whole
 from mixopt.tracking.report.runs import cost_section, curves_section, epochs_section, export_section, made_section, noise_section
@@ -64,6 +65,7 @@ def report_sections(findings: Findings, folder: Path | None = None) -> list[Sect
         answer_section(findings),
         mixture_section(findings),
         *front_sections(findings),
+        *merging_sections(findings),
         verification_section(findings),
         predicted_section(findings),
         objective_section(findings),

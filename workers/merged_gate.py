@@ -1,0 +1,321 @@
+"""Before a search believes merged or ensembled proxies: components are trained, some mixtures are trained for real, and both rankings are compared.
+
+The mixtures are the search's own baselines and draws that it could propose, so that what is trained for the gate is the search's first trials and costs nothing extra. Where
+the evaluators are not trusted, the remedies of the file are tried, by training other components, as long as these cost no more than they may; after that the
+search trains its proxies. Everything tried is in the document "gate". The main trade-off: the gate decides once, before the search; what the search trains
+later corrects an evaluator (the surrogate learns its bias), but does not depose it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+
+from mixopt.components.family import Family, MergedFactory
+from mixopt.errors import ConfigError, DataError, RunError
+from mixopt.history import History, TrialRecord
+from mixopt.merging.gate import judge
+from mixopt.merging.paired import pair
+from mixopt.merging.remedies import Limits, Making, next_attempt
+from mixopt.merging.verdict import Verdict
+from mixopt.mixture import FloatArray, Mixture
+from mixopt.objective import Objective, fit_objective
+from mixopt.progress import Reporter
+from mixopt.runner import Runner
+from mixopt.search import SearchObserver, run_trials
+from mixopt.space import MixtureSpace
+from mixopt.strategies.base import START, Offer
+from mixopt.strategies.design import draws
+from mixopt.trial import Trial
+from workers.components import Components, displacements, train_components
+from workers.compose import Search
+from workers.convert import proxy_of
+from workers.offers import surrogate_for
+
+KIND = "gate"
+LABEL = "gate"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One set of components and what the gate said of it.
+
+    Attributes:
+        remedy: what was changed against the attempt before; None: the file's own settings.
+        flops: of its components.
+        verdicts: one per evaluator; `refused`: evaluator -> why it could not be judged.
+    """
+
+    making: Making
+    remedy: str | None
+    flops: float
+    verdicts: tuple[Verdict, ...]
+    refused: Mapping[str, str]
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        return tuple(verdict.evaluator for verdict in self.verdicts if verdict.trusted)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "making": asdict(self.making),
+            "remedy": self.remedy,
+            "flops": self.flops,
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "sentences": {verdict.evaluator: list(verdict.reasons) for verdict in self.verdicts},
+            "refused": dict(self.refused),
+        }
+
+
+def judged(
+    search: Search,
+    history: History,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> Search:
+    """The search, with those of its evaluators that are trusted; components are trained for them, and judged where they have not been.
+
+    Raises:
+        RunError: a component failed, or too many of the trials that the gate compares with.
+    """
+    components = search.components
+    if components is None or not search.averages:
+        return search
+    known = history.document(search.search_id, KIND)
+    if known is None:
+        known = _decide(search, components, history, runner, reporter, observers, stop)
+        history.save_document(search.search_id, KIND, known)
+    search = with_verdict(search, known)
+    if search.averages and search.family is not None:
+        _train(search, search.family, history, runner, reporter, observers, stop)
+    return search
+
+
+def known_verdict(search: Search, history: History) -> Search:
+    """The search as its recorded verdict leaves it; as it is, where there is none yet."""
+    body = history.document(search.search_id, KIND) if search.averages else None
+    return search if body is None else with_verdict(search, body)
+
+
+def with_verdict(search: Search, body: Mapping[str, Any]) -> Search:
+    """The search whose strategy is offered the evaluators that a verdict trusts, and counts what the components of all attempts cost."""
+    components = search.components
+    assert components is not None
+    assignment = search.strategy.assignment
+    trained = assignment.offers[-1]
+    averages: tuple[MergedFactory, ...] = ()
+    family = search.family
+    offers: tuple[Offer, ...] = (trained,)
+    if body["trusted"]:
+        family = components.family(Making(**body["making"]))
+        averages = tuple(one for one in components.makers(family) if one.evaluator in body["trusted"])
+        own = {one.source for one in averages}
+        offers = (*(offer for offer in components.offers(family, assignment.space) if offer.source in own), trained)
+    surrogate = surrogate_for(search.experiment.search.surrogate, offers)
+    changed = replace(assignment, offers=offers, surrogate=surrogate, before=float(body["flops"]))
+    strategy = cast("Any", search.strategy)
+    return replace(search, strategy=replace(strategy, assignment=changed), family=family, averages=averages)
+
+
+def gate_mixtures(search: Search) -> list[tuple[Mixture, str]]:
+    """What is trained and merged beside the first points of the design: draws of the design where all evaluators and the target run can have them."""
+    assert search.components is not None
+    assert search.family is not None
+    wanted = search.experiment.components.gate - START
+    space: MixtureSpace = search.space
+    if not all(one.extrapolates for one in search.averages):
+        space = search.family.reach(space)
+    drawn = (
+        space.project(point.mixture.array(space.domains)[None, :])[0] for point in draws(search.domains, search.experiment.search.seed)
+    )
+    return [(Mixture.from_array(space.domains, weights), LABEL) for weights in islice(drawn, max(wanted, 0))]
+
+
+def _decide(
+    search: Search,
+    components: Components,
+    history: History,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> dict[str, Any]:
+    """Judges the file's own components, then those of one remedy after the other."""
+    trained = _trained(search, history, runner, observers, stop)
+    making: Making | None = components.making
+    remedy: str | None = None
+    attempts: list[Attempt] = []
+    why: tuple[str, ...] = ()
+    while making is not None:
+        family = components.family(making)
+        _train(search, family, history, runner, reporter, observers, stop)
+        attempt = _attempt(search, components, family, making, remedy, trained, history, runner, observers, stop)
+        attempts.append(attempt)
+        for verdict in attempt.verdicts:
+            reporter.note(verdict.headline)
+        for evaluator, reason in attempt.refused.items():
+            reporter.note(f"{evaluator.capitalize()} proxies are not trusted: {reason}")
+        if attempt.trusted or not attempt.verdicts:
+            break
+        making, remedy, why = _next(search, components, attempts)
+        reporter.note(why[0])
+    last = attempts[-1]
+    return {
+        "attempts": [one.to_json() for one in attempts],
+        "trusted": list(last.trusted),
+        "making": asdict(last.making),
+        "ended": [] if last.trusted else list(why),
+        "flops": sum(one.flops for one in attempts),
+        "trials": [trial.trial_id for trial in trained],
+    }
+
+
+def _next(search: Search, components: Components, attempts: Sequence[Attempt]) -> tuple[Making | None, str, tuple[str, ...]]:
+    """What to try after the last attempt, and why; None: trained proxies alone."""
+    assignment, given = search.strategy.assignment, search.experiment.components
+    best = max(attempts[-1].verdicts, key=lambda verdict: verdict.score)
+    limits = Limits(
+        least_tokens=components.least_tokens,
+        search_cost=assignment.trials * assignment.offers[-1].cost,
+        spent=sum(one.flops for one in attempts),
+        has_router=bool(proxy_of(components.base).n_experts),
+        share=given.most_share,
+    )
+    tried = [one.remedy for one in attempts if one.remedy is not None]
+    found = next_attempt(best, attempts[-1].making, tried, components.flops, limits, allowed=given.remedies)
+    return found.making, found.remedy, found.reasons
+
+
+def _train(
+    search: Search,
+    family: Family,
+    history: History,
+    runner: Runner,
+    reporter: Reporter,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> None:
+    assert search.components is not None
+    metrics = search.metrics(family.source)
+    train_components(search.components, family, search.search_id, metrics, history, runner, reporter, observers, stop)
+
+
+def _trained(
+    search: Search, history: History, runner: Runner, observers: Sequence[SearchObserver], stop: threading.Event | None
+) -> list[Trial]:
+    """Trains the mixtures that the gate compares with: the search's first trials. Those that were abandoned are left out."""
+    assignment = search.strategy.assignment
+    trials = assignment.planned(START)
+    for number, (mixture, label) in enumerate(gate_mixtures(search)):
+        trials.append(assignment.learned(mixture, number, label))
+    records = _run(search, trials, history, runner, observers, stop)
+    done = [record.trial for record in records if record.outcome is not None]
+    if len(done) < len(records) / 2:
+        raise RunError(
+            f"{len(records) - len(done)} of the {len(records)} trials that merged proxies are compared with were abandoned.",
+            "`mixopt show` has the reasons; mend them and run the same command again.",
+        )
+    return done
+
+
+def _run(
+    search: Search,
+    trials: Sequence[Trial],
+    history: History,
+    runner: Runner,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> list[TrialRecord]:
+    return run_trials(
+        history,
+        search.search_id,
+        "search",
+        runner,
+        trials,
+        metrics=search.metrics(trials[0].source),
+        max_attempts=search.experiment.search.max_attempts,
+        observers=observers,
+        stop=stop,
+    )
+
+
+def _attempt(
+    search: Search,
+    components: Components,
+    family: Family,
+    making: Making,
+    remedy: str | None,
+    trained: Sequence[Trial],
+    history: History,
+    runner: Runner,
+    observers: Sequence[SearchObserver],
+    stop: threading.Event | None,
+) -> Attempt:
+    """What the gate says of a trained family: its averages at the mixtures that were trained, scored and compared."""
+    moved = {name: row["total"] for name, row in displacements(family, search.store).items()}
+    objective, losses = _trained_losses(search, trained, history)
+    verdicts: list[Verdict] = []
+    refused: dict[str, str] = {}
+    for maker in components.makers(family):
+        by_mixture: dict[str, Trial] = {}
+        for trial in trained:
+            try:
+                by_mixture[_name(trial)] = maker.make(trial.schedule, 0, LABEL)
+            except ConfigError:
+                continue  # beyond the reach of these averages
+        averages = list({one.trial_id: one for one in by_mixture.values()}.values())
+        records = {record.trial.trial_id: record for record in _run(search, averages, history, runner, observers, stop)} if averages else {}
+        found = _losses_of(search, list(records.values()), objective.metrics)
+        proxies = {name: found[one.trial_id] for name, one in by_mixture.items() if one.trial_id in found}
+        try:
+            paired = pair(objective, losses, proxies)
+        except DataError as error:
+            refused[maker.evaluator] = error.message
+            continue
+        merged = maker.evaluator == "merged"
+        verdicts.append(judge(paired, maker.evaluator, moved if merged else None, _agreement(list(records.values())) if merged else None))
+    return Attempt(making, remedy, components.flops(making), tuple(verdicts), refused)
+
+
+def _name(trial: Trial) -> str:
+    """Names a mixture, whatever its seed."""
+    return ",".join(f"{weight:.6f}" for weight in trial.schedule.average().array().tolist())
+
+
+def _trained_losses(search: Search, trained: Sequence[Trial], history: History) -> tuple[Objective, list[tuple[str, FloatArray]]]:
+    """The objective in the scale of the trained runs, and their losses by the names of their mixtures."""
+    assignment = search.strategy.assignment
+    source = assignment.source
+    swarm = history.swarm(search.search_id, search.domains.names, search.metrics(source)).at_source(source)
+    own = swarm.select([trial.trial_id for trial in trained])
+    objective = fit_objective(assignment.objective_kind, assignment.metrics, own, search.domains.natural(), assignment.loss_unit)
+    values = dict(zip(own.trial_ids, own.values(objective.metrics), strict=True))
+    return objective, [(_name(trial), values[trial.trial_id]) for trial in trained]
+
+
+def _losses_of(search: Search, records: Sequence[TrialRecord], metrics: Sequence[str]) -> dict[str, FloatArray]:
+    """Trial id -> losses in the order of `metrics`, of finished trials, bits per byte."""
+    found = {}
+    for record in records:
+        if record.outcome is not None:
+            names = search.metrics(record.trial.source)
+            losses = {names[m.evaluation_key]: m.bits_per_byte for m in record.outcome.measurements if m.evaluation_key in names}
+            found[record.trial.trial_id] = np.array([losses[metric] for metric in metrics])
+    return found
+
+
+def _agreement(records: Sequence[TrialRecord]) -> float | None:
+    """Mean over merges of the share of choices of experts that they have in common with the base."""
+    shares = [
+        share
+        for record in records
+        if record.outcome is not None and (share := record.outcome.diagnostics.get("merge", {}).get("agreement_with_base")) is not None
+    ]
+    return float(np.mean(shares)) if shares else None
