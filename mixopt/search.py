@@ -17,9 +17,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Protocol, TypeVar
 
 from mixopt.ask_ahead import AskAhead, Question
+from mixopt.components.config import EVALUATORS
 from mixopt.errors import DataError, MixoptError, RunError
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.runner import Completed, Failed, Runner, Started, TrialEvent
@@ -30,8 +32,15 @@ from mixopt.trial import Failure, FailureKind, Outcome, Trial, TrialState
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+AVERAGES_PER_SLOT = 32
+"""Trials that only average components are asked for so many at a time: they take moments, and a process reads the components once for all of them."""
+
 # A few failures are bad luck; from this many on, more than half of all means that the experiment is at fault.
 FEWEST_ABANDONED_TO_STOP = 4
+
+
+def _is_average(trial: Trial) -> bool:
+    return trial.source.evaluator in EVALUATORS
 
 
 class SearchInterrupted(MixoptError):
@@ -122,7 +131,15 @@ def run_search(
     def question(count: int) -> Question:
         """What is asked for, with what is known now: the record is read here, in the loop's own thread."""
         known = (completed(), loop.pending(), loop.abandoned())
-        return lambda: strategy.ask(count, *known)
+        many = AVERAGES_PER_SLOT * runner.capacity().slots
+
+        def ask() -> Sequence[Trial]:
+            asked = strategy.ask(count, *known)
+            if batch is not None or trials is not None or many <= count or not (len(asked) == count and all(map(_is_average, asked))):
+                return asked
+            return list(takewhile(_is_average, strategy.ask(many, *known)))
+
+        return ask
 
     ahead = AskAhead()
 
