@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mixopt.components.config import EVALUATORS
 from mixopt.errors import ConfigError
 from mixopt.factory import TrialFactory
 from mixopt.history import History
@@ -140,7 +141,8 @@ def read_search(history: History, search_id: str, wanted: Wanted, can_score: Cal
         elif is_like and can_score(trial.trial_id):
             unscored.append(trial)
         elif set(wanted.counted) <= {metric for metric, what in wanted.held_out.items() if what in _contents(measured, scored_on)}:
-            source = replace(record.trial.source, evaluator=f"{LABEL}-{search_id[:8]}")
+            averaged = f"-{record.trial.source.evaluator}" if record.trial.source.evaluator in EVALUATORS else ""
+            source = replace(record.trial.source, evaluator=f"{LABEL}-{search_id[:8]}{averaged}")
             others.append((replace(trial, trial_id=record.trial.trial_id, source=source), record.outcome))
         else:
             incomparable += 1
