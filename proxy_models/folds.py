@@ -89,13 +89,15 @@ class FoldLosses:
         totals = self.nats_KF.sum(axis=1).tolist()
         return [Score(self.key, nats / tokens, nats / math.log(2) / text_bytes) for nats in totals]
 
-    def bits_KF(self) -> FloatArray:  # noqa: N802 - a shape suffix
-        """Bits of every fold; over `text_bytes_F` they are its bits per byte."""
+    def bits(self) -> FloatArray:
+        """Bits of every fold, shape (K, F); over `text_bytes_F` they are its bits per byte."""
         return np.asarray(self.nats_KF / math.log(2))
 
 
 def fold_losses(model: PackedProxy, evaluation: EvaluationSet, folds: Folds) -> FoldLosses:
-    """Losses of every member of a pack on every fold, in one pass that costs what `evaluate` does. As there, products are those of the caller (`fast_products`).
+    """Losses of every member of a pack on every fold, in one pass that costs what `evaluate` does.
+
+    As there, products are computed as the caller has it (`fast_products`).
 
     Raises:
         ValueError: the folds are of another set.

@@ -19,7 +19,7 @@ from torch import Tensor
 from proxy_models.config import ProxyConfig
 from proxy_models.evaluate import EvaluationSet, EvaluationSpec, Score, evaluate
 from proxy_models.merging.components import Component, HeldComponent, check_alike, check_shapes
-from proxy_models.merging.merge import simplex_rows
+from proxy_models.merging.merge import affine_rows
 from proxy_models.merging.pieces import LARGEST_BLOCK, Piece, pieces_of, weighted_sum
 from proxy_models.model import PackedProxy
 from proxy_models.products import fast_products
@@ -34,10 +34,10 @@ def merged_pack(
     """The linear merges of all these mixtures as one pack, to score or to look into.
 
     Args:
-        weights_MK: one mixture per row; columns in the order of `components`.
+        weights_MK: one mixture per row; columns in the order of `components`. Negative weights extrapolate (`merge.affine_weights`).
 
     Raises:
-        ValueError: a row is not in the simplex, the shape is not (M, K), or components are not of this configuration.
+        ValueError: a row does not sum to one, the shape is not (M, K), or components are not of this configuration.
     """
     weights = checked_weights(components, weights_MK)
     pack = PackedProxy(config, [0] * len(weights), device, draw=False)
@@ -90,7 +90,7 @@ def score_mixtures(
 def checked_weights(components: Sequence[Component], weights_MK: ArrayLike) -> NDArray[np.float64]:
     """The mixtures as rows that sum to one; errors as `merged_pack`."""
     check_alike(components)
-    return simplex_rows(weights_MK, [component.name for component in components])
+    return affine_rows(weights_MK, [component.name for component in components])
 
 
 def _contract(piece: Piece, weights_M_of_K: Sequence[Tensor], merged_MX: Tensor) -> None:

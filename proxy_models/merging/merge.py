@@ -41,11 +41,27 @@ def simplex_weights(weights: Sequence[float], names: Sequence[str]) -> list[floa
     Raises:
         ValueError: one is negative or not finite, or their sum is not one.
     """
+    for name, weight in zip(names, weights, strict=False):
+        if weight < 0:
+            raise ValueError(f"The weight of component '{name}' is {weight}; it must be finite and not negative, but in a linear merge.")
+    return affine_weights(weights, names)
+
+
+def affine_weights(weights: Sequence[float], names: Sequence[str]) -> list[float]:
+    """Weights that sum to one exactly as they can, of either sign: a linear merge beyond a component.
+
+    A linear merge is theta_0 + sum w_k (theta_k - theta_0) whatever the signs. Training is to first order linear in the mixture (MergeMix's error term
+    has no first order), along the line through two components no less than between them, so that a mixture with less of a domain than the general
+    share gives to every component has w_k < 0. What is left out is of second order and grows with the weights' size.
+
+    Raises:
+        ValueError: one is not finite, or their sum is not one.
+    """
     if len(weights) != len(names):
         raise ValueError(f"There are {len(weights)} weights for {len(names)} components; each component needs one.")
     for name, weight in zip(names, weights, strict=True):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"The weight of component '{name}' is {weight}; it must be finite and not negative.")
+        if not math.isfinite(weight):
+            raise ValueError(f"The weight of component '{name}' is {weight}; it must be finite.")
     total = math.fsum(weights)
     if abs(total - 1) > SUM_TOLERANCE:
         raise ValueError(f"The weights of {', '.join(names)} sum to {total:.9g}; they must sum to 1.")
@@ -58,10 +74,24 @@ def simplex_rows(weights_MK: ArrayLike, names: Sequence[str]) -> NDArray[np.floa
     Raises:
         ValueError: a row is not in the simplex, or the shape is not (M, K).
     """
+    return np.array([simplex_weights(row, names) for row in _rows(weights_MK, names)])
+
+
+def affine_rows(weights_MK: ArrayLike, names: Sequence[str]) -> NDArray[np.float64]:
+    """Mixtures, one per row, each as `affine_weights`, shape (M, K).
+
+    Raises:
+        ValueError: a row does not sum to one or is not finite, or the shape is not (M, K).
+    """
+    return np.array([affine_weights(row, names) for row in _rows(weights_MK, names)])
+
+
+def _rows(weights_MK: ArrayLike, names: Sequence[str]) -> list[list[float]]:
     weights = np.asarray(weights_MK, dtype=np.float64)
     if weights.ndim != 2 or weights.shape[1] != len(names) or not len(weights):
         raise ValueError(f"Weights have shape {weights.shape}; they must be (mixtures, {len(names)}), a column for each component.")
-    return np.array([simplex_weights(row, names) for row in weights.tolist()])
+    rows: list[list[float]] = weights.tolist()
+    return rows
 
 
 def merged_tensors(
@@ -70,12 +100,13 @@ def merged_tensors(
     """The tensors of the merged model, one after the other: name and float32 value on the CPU. Checks all but numbers before the first.
 
     Args:
-        weights: name of every component -> its share of the mixture. A component of weight zero is not read.
+        weights: name of every component -> its share of the mixture; a linear merge takes negative ones too (`affine_weights`). A component of
+            weight zero is not read.
         operator: None: linear.
         base: what the components began with.
 
     Raises:
-        ValueError: weights are not in the simplex or not those of the components; components or base differ in shape; the operator needs a
+        ValueError: weights are not in the simplex (linear: do not sum to one) or not those of the components; components or base differ in shape; the operator needs a
             base and there is none, or misses something else; a number is not finite.
     """
     operator = Linear() if operator is None else operator
@@ -91,8 +122,9 @@ def merged_tensors(
     if weights.keys() != set(names):
         differing = ", ".join(sorted(weights.keys() ^ set(names)))
         raise ValueError(f"Weights and components must have the same names; only one of the two has {differing}.")
-    shares = simplex_weights([weights[name] for name in names], names)
-    weighed = [(component, share) for component, share in zip(components, shares, strict=True) if share > 0]
+    checked = affine_weights if isinstance(operator, Linear) else simplex_weights
+    shares = checked([weights[name] for name in names], names)
+    weighed = [(component, share) for component, share in zip(components, shares, strict=True) if share != 0]
     return _stream([component for component, _ in weighed], [share for _, share in weighed], operator, base)
 
 

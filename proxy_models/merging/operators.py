@@ -54,7 +54,8 @@ class MergeOperator(Protocol):
 class Linear:
     """theta = sum w_k theta_k (DeMix, arXiv 2602.00747; MergeMix, arXiv 2601.17858, which averages experts and routers just so).
 
-    As weights sum to one it is theta_0 + sum w_k tau_k, whatever the base, which is not looked at.
+    As weights sum to one it is theta_0 + sum w_k tau_k, whatever the base, which is not looked at. It alone takes negative weights: to first order a
+    mixture beyond a component is as good a merge as one between two (`merge.affine_weights`); what others do to displacements has no such line.
     """
 
     needs_base = False

@@ -65,8 +65,8 @@ class Piece:
     """One vector of every component, with the weights of the merge.
 
     Attributes:
-        components: those of positive weight.
-        weights_K: of the components; positive, summing to one.
+        components: those of weight other than zero.
+        weights_K: of the components, summing to one; positive, but in a linear merge.
         tensor: its name.
         moe: what that is to routed experts.
         expert: whose matrix it is; None: the whole tensor.

@@ -23,7 +23,7 @@ from proxy_models.token_store import TokenWriter
 
 Branch = Callable[..., HeldComponent]
 NAMES = ["a", "b", "c"]
-WEIGHTS = np.array([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3], [0.05, 0.9, 0.05]])
+WEIGHTS = np.array([[0.2, 0.3, 0.5], [-0.3, 0.5, 0.8], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3], [0.05, 0.9, 0.05]])
 
 
 def mixture(weights: np.ndarray) -> Mapping[str, float]:
@@ -38,6 +38,16 @@ def parts(branch: Branch) -> list[HeldComponent]:
 @given(raw=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda row: sum(row) > 1e-3), min_size=1, max_size=6))
 def test_equal_to_the_slow_loop(tiny: ProxyConfig, branch: Branch, raw: list[list[float]]) -> None:
     weights = np.array(raw) / np.sum(raw, axis=1, keepdims=True)
+    pack = merged_pack(tiny, parts(branch), weights)
+    for m, row in enumerate(weights):
+        expected = merge(parts(branch), mixture(row))
+        assert all(torch.equal(pack.member_state(m)[name], value) for name, value in expected.items())
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.lists(st.lists(st.floats(-2, 2), min_size=2, max_size=2), min_size=1, max_size=6))
+def test_equal_to_the_slow_loop_beyond_the_components(tiny: ProxyConfig, branch: Branch, raw: list[list[float]]) -> None:
+    weights = np.array([[*row, 1 - sum(row)] for row in raw])
     pack = merged_pack(tiny, parts(branch), weights)
     for m, row in enumerate(weights):
         expected = merge(parts(branch), mixture(row))
@@ -106,7 +116,7 @@ def test_a_corner_scores_as_the_component(tmp_path: Path, tiny: ProxyConfig, bra
         ([[0.5, 0.5]], r"shape \(1, 2\); they must be \(mixtures, 3\)"),
         ([0.2, 0.3, 0.5], r"shape \(3,\)"),
         ([[0.2, 0.3, 0.6]], "sum to 1.1"),
-        ([[0.2, 0.3, 0.5], [-0.1, 0.6, 0.5]], "component 'a' is -0.1"),
+        ([[0.2, 0.3, 0.5], [-0.1, 0.6, float("nan")]], "component 'c' is nan"),
     ],
 )
 def test_weights_that_do_not_fit(tiny: ProxyConfig, branch: Branch, weights: list[list[float]], words: str) -> None:

@@ -168,15 +168,24 @@ def test_the_count_of_bytes_sees_a_merge_that_holds_everything(tmp_path: Path) -
     ("weights", "words"),
     [
         ({"a": 0.5, "b": 0.6}, r"weights of a, b sum to 1\.1; they must sum to 1"),
-        ({"a": 1.5, "b": -0.5}, "weight of component 'b' is -0.5"),
         ({"a": math.nan, "b": 0.5}, "weight of component 'a' is nan"),
+        ({"a": math.inf, "b": -math.inf}, "weight of component 'a' is inf"),
         ({"a": 1.0}, "only one of the two has b"),
         ({"a": 0.5, "b": 0.25, "c": 0.25}, "only one of the two has c"),
     ],
 )
-def test_weights_outside_the_simplex(branch: Branch, weights: dict[str, float], words: str) -> None:
+def test_weights_that_do_not_sum_to_one(branch: Branch, weights: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         merge([branch("a", 1), branch("b", 2)], weights)
+
+
+@pytest.mark.parametrize("make", OPERATORS[1:], ids=["task", "spherical", "fisher", "routing", "ties", "dare", "breadcrumbs"])
+def test_only_linear_merges_extrapolate(make: Callable[..., MergeOperator], tmp_path: Path, tiny: ProxyConfig) -> None:
+    parts, base, _ = stored(tmp_path, tiny, 2)
+    weights = {"part0": 1.5, "part1": -0.5}
+    assert merge(parts, weights, Linear(), base)
+    with pytest.raises(ValueError, match=r"weight of component 'part1' is -0\.5"):
+        merge(parts, weights, make(parts, tiny), base)
 
 
 def test_weights_that_were_rounded_are_taken() -> None:
