@@ -18,7 +18,7 @@ Legend: K pack members, B rows of a batch, S = T + 1 tokens of a row with its co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -189,16 +189,20 @@ class EvaluationSet:
         return tokens_BS, counts_BT
 
 
-def evaluate(model: PackedProxy, evaluations: Sequence[EvaluationSet], which: Which) -> list[list[Score]]:
+Listener = Callable[["EvaluationSet", NDArray[np.float64]], None]
+"""Told of the losses of every batch of a set, as `scored_losses` gives them."""
+
+
+def evaluate(model: PackedProxy, evaluations: Sequence[EvaluationSet], which: Which, listener: Listener | None = None) -> list[list[Score]]:
     """Scores every member on every set; one list per member, in the order of `evaluations`. Losses of a diverged member are not finite."""
     per_set = []
     for evaluation in evaluations:
         if which == "end" and model.moe_layers:
             with RouterWatch(model) as watch:
-                scores = _evaluate_set(model, evaluation, which, watch)
+                scores = _evaluate_set(model, evaluation, which, watch, listener)
             scores = [replace(score, routed=routed) for score, routed in zip(scores, watch.routed(), strict=True)]
         else:
-            scores = _evaluate_set(model, evaluation, which)
+            scores = _evaluate_set(model, evaluation, which, None, listener)
         per_set.append(scores)
     return [[scores[k] for scores in per_set] for k in range(model.members)]
 
@@ -238,12 +242,16 @@ def _batch_losses(
         yield model.token_losses(tokens_KBS).double().cpu().numpy()[:, :rows], counts_BT
 
 
-def _evaluate_set(model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None = None) -> list[Score]:
+def _evaluate_set(
+    model: PackedProxy, evaluation: EvaluationSet, which: Which, watch: RouterWatch | None, listener: Listener | None
+) -> list[Score]:
     curve_key = evaluation.spec.curve_key if which == "end" else None
     on_curve_R = evaluation.on_curve(which)
     total, on_curve = _Total(model.members), _Total(model.members)
     for losses_KBT, counts_BT in _batch_losses(model, evaluation, which, watch):
         total.add(losses_KBT, counts_BT)
+        if listener is not None:
+            listener(evaluation, losses_KBT[:, counts_BT])
         if curve_key is not None:
             on_curve_B, on_curve_R = on_curve_R[: len(counts_BT)], on_curve_R[len(counts_BT) :]
             on_curve.add(losses_KBT, counts_BT & on_curve_B[:, None])

@@ -103,14 +103,28 @@ def fold_losses(model: PackedProxy, evaluation: EvaluationSet, folds: Folds) -> 
         ValueError: the folds are of another set.
     """
     _check(folds, evaluation.spec.key)
-    nats_KF = np.zeros((model.members, len(folds)))
-    start = 0
+    sums = FoldSums(folds, model.members)
     for losses_KT in scored_losses(model, evaluation, "end"):
-        fold_T = folds.token_T[start : start + losses_KT.shape[1]]
-        start += losses_KT.shape[1]
+        sums.add(losses_KT)
+    return sums.losses()
+
+
+class FoldSums:
+    """Adds losses up by fold, batch after batch in the order of `scored_losses`, for who has them in passing, as `evaluate` tells its listener."""
+
+    def __init__(self, folds: Folds, members: int) -> None:
+        self._folds, self._nats_KF, self._seen = folds, np.zeros((members, len(folds))), 0
+
+    def add(self, losses_KT: FloatArray) -> None:
+        """Losses of the next tokens, of every member."""
+        fold_T = self._folds.token_T[self._seen : self._seen + losses_KT.shape[1]]
+        self._seen += losses_KT.shape[1]
         for member, losses_T in enumerate(losses_KT):
-            nats_KF[member] += np.bincount(fold_T, weights=losses_T, minlength=len(folds))
-    return FoldLosses(folds.key, nats_KF, folds.tokens_F, folds.text_bytes_F)
+            self._nats_KF[member] += np.bincount(fold_T, weights=losses_T, minlength=len(self._folds))
+
+    def losses(self) -> FoldLosses:
+        """What has been added up."""
+        return FoldLosses(self._folds.key, self._nats_KF, self._folds.tokens_F, self._folds.text_bytes_F)
 
 
 def ensemble_fold_losses(ensemble: Ensemble, weights_MK: ArrayLike, folds: Folds) -> FoldLosses:

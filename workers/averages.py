@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from proxy_models.ensemble import TokenLosses
     from proxy_models.evaluate import EvaluationSet, Score
+    from proxy_models.folds import FoldLosses, Folds, FoldSums
     from proxy_models.merging.components import StoredComponent
     from proxy_models.merging.diagnosis import Diagnosis
     from proxy_models.merging.operators import MergeOperator
@@ -44,8 +46,8 @@ INSPECTED_ROWS = 2
 
 def score_averages(
     trials: Sequence[Trial], store: Path, evaluations: Sequence[Evaluation], device: Device, places: int = PLACES
-) -> Iterator[Outcome]:
-    """Outcomes of trials of one evaluator, recipe and source, `places` at a time, in their order.
+) -> Iterator[tuple[Outcome, FoldJson]]:
+    """Outcomes of trials of one evaluator, recipe and source, `places` at a time, in their order, with their losses on parts of the held-out sets.
 
     Raises:
         DamagedCheckpoint, FileNotFoundError, DamagedTokenFile: a component or held-out set cannot be read.
@@ -65,15 +67,34 @@ def score_averages(
     batches = [slice(first, first + places) for first in range(0, len(trials), places)]
     started = time.perf_counter()
     found = scored(trials[0], store, names, weights_MK, sets, batches, device)
-    for batch, (scores, diagnoses) in zip(batches, found, strict=True):
+    for batch, (scores, diagnoses, losses) in zip(batches, found, strict=True):
         members = trials[batch]
         seconds = (time.perf_counter() - started) / len(members)
-        for trial, of_sets, merge in zip(members, scores, diagnoses, strict=True):
-            yield _outcome(trial, of_sets, merge, flops, seconds)
+        for place, (trial, of_sets, merge) in enumerate(zip(members, scores, diagnoses, strict=True)):
+            yield _outcome(trial, of_sets, merge, flops, seconds), _fold_json(losses, place)
         started = time.perf_counter()
 
 
-Found = Iterator[tuple[list[list["Score"]], list[dict[str, JsonValue]]]]
+FoldJson = dict[str, JsonValue]
+"""Held-out set -> bits on every fold of its rows ("bits") and the bytes that each stands for ("text_bytes")."""
+
+
+def folds_of(one: EvaluationSet) -> Folds | None:
+    """How the rows of a held-out set are dealt for the errors of differences; None where there are too few."""
+    from proxy_models.folds import FOLDS, Folds
+
+    try:
+        return Folds.of(one, min(FOLDS, len(one.rows("end"))))
+    except ValueError:
+        return None
+
+
+def _fold_json(losses: Mapping[str, FoldLosses], place: int) -> FoldJson:
+    """Bits on every fold and the bytes that it stands for, by held-out set, of one of the averages."""
+    return {key: {"bits": one.bits()[place].tolist(), "text_bytes": one.text_bytes_F.tolist()} for key, one in losses.items()}
+
+
+Found = Iterator[tuple[list[list["Score"]], list[dict[str, JsonValue]], Mapping[str, "FoldLosses"]]]
 
 
 def _merged(
@@ -86,6 +107,7 @@ def _merged(
     device: Device,
 ) -> Found:
     from proxy_models.evaluate import evaluate
+    from proxy_models.folds import FoldSums
     from proxy_models.merging.components import StoredComponent
     from proxy_models.merging.diagnosis import Inspector
     from proxy_models.products import fast_products
@@ -97,10 +119,20 @@ def _merged(
     operator = operator_of(merge["operator"])
     with fast_products():
         inspector = Inspector(config, components, base, _inspected(sets), device)
+        dealt = {one.spec.key: folds for one in sets if (folds := folds_of(one)) is not None}
         for batch in batches:
             pack = _pack(first, components, weights_MK[batch], operator, base, device)
-            scores = evaluate(pack, sets, "end")
-            yield scores, [summary(one) for one in inspector.of_pack(pack)]
+            sums = {key: FoldSums(folds, pack.members) for key, folds in dealt.items()}
+            scores = evaluate(pack, sets, "end", _adder(sums))
+            yield scores, [summary(one) for one in inspector.of_pack(pack)], {key: one.losses() for key, one in sums.items()}
+
+
+def _adder(sums: Mapping[str, FoldSums]) -> Callable[[EvaluationSet, NDArray[np.float64]], None]:
+    def add(one: EvaluationSet, losses_KT: NDArray[np.float64]) -> None:
+        if one.spec.key in sums:
+            sums[one.spec.key].add(losses_KT)
+
+    return add
 
 
 def _pack(
@@ -187,13 +219,16 @@ def _ensembled(
     device: Device,
 ) -> Found:
     from proxy_models.ensemble import Ensemble, side_by_side
+    from proxy_models.folds import ensemble_fold_losses
 
     losses = [component_token_losses(first, TrialFolder(store, name), sets, device) for name in names]
-    ensembles = [Ensemble(side_by_side([one[evaluation.spec.key] for one in losses])) for evaluation in sets]
+    ensembles = {one.spec.key: Ensemble(side_by_side([part[one.spec.key] for part in losses])) for one in sets}
+    dealt = {one.spec.key: folds for one in sets if (folds := folds_of(one)) is not None}
     for batch in batches:
-        by_set = [ensemble.scores(weights_MK[batch]) for ensemble in ensembles]
+        by_set = [ensemble.scores(weights_MK[batch]) for ensemble in ensembles.values()]
         members = len(weights_MK[batch])
-        yield [[scores[m] for scores in by_set] for m in range(members)], [{} for _ in range(members)]
+        parts = {key: ensemble_fold_losses(ensembles[key], weights_MK[batch], folds) for key, folds in dealt.items()}
+        yield [[scores[m] for scores in by_set] for m in range(members)], [{} for _ in range(members)], parts
 
 
 def component_token_losses(
@@ -223,6 +258,14 @@ def component_token_losses(
             found = {**found, **{one.spec.key: token_losses(model, one) for one in missing}}
         save_token_losses(component.token_losses_path, list(found.values()), spec)
     return found
+
+
+def with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
+    """An outcome with what the same average was scored on before: the first value recorded stands."""
+    if before is None:
+        return outcome
+    kept = tuple(m for m in before.measurements if m.evaluation_key not in {new.evaluation_key for new in outcome.measurements})
+    return replace(outcome, measurements=kept + outcome.measurements)
 
 
 def _outcome(trial: Trial, scores: Sequence[Score], merge: Mapping[str, JsonValue], flops: float, seconds: float) -> Outcome:

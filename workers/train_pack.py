@@ -25,7 +25,7 @@ from mixopt.components.config import EVALUATORS
 from mixopt.errors import DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import Failure, FailureKind, Measurement, Outcome, Trial
-from workers.averages import PLACES, score_averages
+from workers.averages import PLACES, score_averages, with_earlier
 from workers.beginnings import lost_parent
 from workers.control import LOOK_SECONDS, PackControl
 from workers.convert import (
@@ -300,12 +300,13 @@ class _Pack:
             if self._control.cancelled([trial.trial_id for trial in trials]):
                 return
             admitted = [trial for trial in trials[first : first + places] if self._admit(trial.trial_id)]
-            for trial, outcome in zip(
-                admitted,
-                score_averages(admitted, self._job.store, self._job.evaluations, self._job.device) if admitted else (),
-                strict=True,
-            ):
-                self._end(self._written(trial, outcome))
+            if not admitted:
+                continue
+            scored = score_averages(admitted, self._job.store, self._job.evaluations, self._job.device)
+            for trial, (outcome, folds) in zip(admitted, scored, strict=True):
+                folder = self._folders[trial.trial_id]
+                folder.add_folds(folds)
+                self._end(self._written(trial, with_earlier(outcome, folder.read_outcome())))
 
     def _admit(self, trial_id: str) -> bool:
         """Whether a trial whose turn has come is to be trained: meanwhile another process may have done so, or its data may be gone."""

@@ -5,7 +5,8 @@
         checkpoint.safetensors   where training goes on; removed once the result is written
         weights.safetensors      the trained proxy; targets added later are scored on it
     token_losses.safetensors of a component that was ensembled: its loss of every scored token, by held-out set
-        result.json              the outcome; appears at once or not at all
+        folds.json               of an average of components: its bits on parts of every held-out set, for the errors of differences
+    result.json              the outcome; appears at once or not at all
         log.jsonl                what was done here, one line per event
         error.txt                traceback of the last failure
 
@@ -40,6 +41,7 @@ class TrialFolder:
         self.lock_path = self.path / "lock"
         self.weights_path = self.path / "weights.safetensors"
         self.token_losses_path = self.path / "token_losses.safetensors"
+        self.folds_path = self.path / "folds.json"
         self.result_path = self.path / "result.json"
 
     @contextmanager
@@ -94,6 +96,21 @@ class TrialFolder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.result_path)
+
+    def read_folds(self) -> dict[str, Any]:
+        """Held-out set -> bits and bytes by fold, of an average of components; empty where there are none."""
+        try:
+            body: dict[str, Any] = json.loads(self.folds_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return body
+
+    def add_folds(self, folds: dict[str, Any]) -> None:
+        """Keeps these beside those of other held-out sets, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.folds_path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**self.read_folds(), **folds}, sort_keys=True), encoding="utf-8")
+        os.replace(temporary, self.folds_path)
 
     def log(self, event: str, **facts: Any) -> None:
         """Appends one line to `log.jsonl`."""

@@ -66,7 +66,14 @@ def test_it_trains_a_base_and_a_component_per_domain_and_says_how_far_they_went(
 
 @pytest.mark.parametrize(
     "point",
-    ["driver-after-ask:2", "driver-after-record:2", "worker-after-checkpoint:1", "worker-before-result:2", "driver-before-outcome:2", "driver-before-proposal:1"],
+    [
+        "driver-after-ask:2",
+        "driver-after-record:2",
+        "worker-after-checkpoint:1",
+        "worker-before-result:2",
+        "driver-before-outcome:2",
+        "driver-before-proposal:1",
+    ],
 )
 def test_killed_it_goes_on_and_trains_nothing_finished_again(
     point: str, whole: tuple[Any, dict[str, Any], str], make_place: Callable[..., Any], tmp_path: Path
@@ -85,7 +92,7 @@ def test_killed_it_goes_on_and_trains_nothing_finished_again(
 def test_a_domain_that_is_added_costs_one_component(
     whole: tuple[Any, dict[str, Any], str], small_experiment: dict[str, Any], tmp_path: Path
 ) -> None:
-    place, found, _ = whole
+    place = whole[0]
     before = weights(place)
     wide = yaml.safe_load(place.file.read_text())
     more = tmp_path / "numbers.jsonl"
