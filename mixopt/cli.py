@@ -53,6 +53,7 @@ for command in (
     planning.plan,
     calibration.calibrate,
     components.components,
+    components.ablate,
     main_job.search,
     own_trainer.ask,
     own_trainer.tell,

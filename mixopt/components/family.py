@@ -140,19 +140,26 @@ class MergedFactory:
             for name, weight in zip(names, weights, strict=True)
             if round(float(weight), WEIGHT_DECIMALS) != 0
         }
+        return self._made(mixture, by_trial, seed, label)
+
+    def of_base(self, label: str) -> Trial:
+        """The base as an average of itself, so that it is scored as the averages are."""
+        base = self.family.base
+        own = {domain.content_hash: weight for domain, weight in zip(base.domains, base.schedule.average().weights, strict=True)}
+        mixture = Mixture.of({d.name: own.get(d.content_hash, 0.0) for d in self.family.domains.domains})
+        return self._made(mixture, {base.trial_id: 1.0}, 0, label)
+
+    def _made(self, mixture: Mixture, by_trial: Mapping[str, float], seed: int, label: str) -> Trial:
+        """The trial with these weights of trials, that stands for a mixture."""
+        family = self.family
         one = next(iter(family.components.values()))
-        merge = {
-            "weights": by_trial,
-            "base": family.base.trial_id,
-            **({"operator": dict(family.operator)} if self.evaluator == "merged" else {}),
-        }
-        recipe: dict[str, Any] = {**one.recipe, "merge": merge}
+        operator = {"operator": dict(family.operator)} if self.evaluator == "merged" else {}
+        recipe: dict[str, Any] = {**one.recipe, "merge": {"weights": dict(by_trial), "base": family.base.trial_id, **operator}}
         domains = tuple(
             TrialDomain(d.name, d.content_hash, _unique(family.components[d.name], d.content_hash)) for d in family.domains.domains
         )
-        inputs = (*by_trial, family.base.trial_id)
-        schedule = Schedule.constant(mixture)
-        shared = (one.tokenizer_hash, one.engine_version)
+        inputs = tuple(dict.fromkeys((*by_trial, family.base.trial_id)))
+        schedule, shared = Schedule.constant(mixture), (one.tokenizer_hash, one.engine_version)
         # The general share is in the weights: two families that average to one model are one trial. Zero: the seed of everything that is not random.
         identity = trial_identity(schedule, self.source, 0, recipe, domains, *shared, inputs)
         return Trial(identity, schedule, self.source, seed, recipe, domains, *shared, label, inputs)

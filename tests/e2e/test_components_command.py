@@ -116,6 +116,48 @@ def test_a_domain_that_is_added_costs_one_component(
     assert kept.items() >= before.items()
 
 
+def averages(place: Any) -> dict[str, str]:
+    """Trial id -> result, of what was averaged."""
+    found = {}
+    for path in (place.output / "trials").glob("*/folds.json"):
+        found[path.parent.name] = (path.parent / "result.json").read_text()
+    return found
+
+
+@pytest.mark.parametrize("evaluator", ["merged", "ensemble"])
+def test_an_ablation_says_what_each_domain_brings(
+    evaluator: str, whole: tuple[Any, dict[str, Any], str], make_place: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Code helps code: alone, left out, and by its Shapley value; and a killed ablation scores nothing twice."""
+    place = make_place(proxy=CONTINUED)
+    command = ("ablate", str(place.file), "--evaluator", evaluator, "--json", str(tmp_path / "found.json"))
+    place.run(*command, kill_at="driver-before-outcome:5", code=-signal.SIGKILL)
+    before = averages(place)
+    ended = place.run(*command)
+    assert {key: averages(place)[key] for key in before} == before
+    found = json.loads((tmp_path / "found.json").read_text())
+    ablation = found["ablation"]
+    assert ablation["metrics"] == ["mean", "target/more-code"]
+    assert ablation["subsets"] == 4
+    code, prose = (ablation["domains"].index(name) for name in ("code", "prose"))
+    for kind in ("leave_one_out", "add_one_in", "shapley"):
+        values = ablation[kind]["value"]
+        assert values[code][0] > values[prose][0], kind
+        assert ablation[kind]["low"][code][0] <= values[code][0] <= ablation[kind]["high"][code][0]
+    gain = ablation["base"][0] - ablation["everything"][0]
+    assert sum(row[0] for row in ablation["shapley"]["value"]) == pytest.approx(gain), "the shares add up to what all bring"
+    assert "Shapley" in ended.output
+    assert f"No gate has judged {evaluator} proxies" in ended.output
+    with History.open(record_location(place.output)) as history:
+        (family,) = history.components()
+        asked = [record for record in history.trials(family.search_id) if record.stage == "ablation"]
+    assert {record.trial.source.evaluator for record in asked} == {evaluator}
+    assert len(asked) == 4
+    again = place.run("ablate", str(place.file), "--evaluator", evaluator)
+    assert "0 scored now, 4 already there" in again.output
+    assert "mixopt" not in place.run("ablate", str(place.file), "--evaluator", "merging", code=2).output
+
+
 def test_without_a_base_in_the_file_it_says_what_to_write(make_place: Callable[..., Any]) -> None:
     place = make_place()
     ended = place.run("components", str(place.file), code=2)
