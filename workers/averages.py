@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixopt.code_version import code_version
+from mixopt.errors import DataError
 from mixopt.runner import Evaluation
 from mixopt.trial import AVERAGED, JsonValue, Measurement, Outcome, Trial, content_digest
 from workers.convert import evaluation_of, proxy_of, trained_tokens, used_domains
@@ -155,6 +156,28 @@ def _pack(
     for m, row in enumerate(weights_MK.tolist()):
         pack.load_member_state(m, merge(components, dict(zip([one.name for one in components], row, strict=True)), operator, base))
     return pack
+
+
+def write_merge(trial: Trial, store: Path) -> None:
+    """Writes the weights of a merged trial into its folder, for who wants to have them; scoring needs no copy.
+
+    Raises:
+        DataError: a component's weights are missing or damaged.
+    """
+    from proxy_models.checkpoint import DamagedCheckpoint
+    from proxy_models.merging.components import StoredComponent
+    from proxy_models.merging.merge import save_merge
+
+    merge = trial.recipe["merge"]
+    try:
+        components = [StoredComponent(name, TrialFolder(store, name).weights_path, merge["base"]) for name in merge["weights"]]
+        base = StoredComponent(merge["base"], TrialFolder(store, merge["base"]).weights_path)
+    except (FileNotFoundError, DamagedCheckpoint) as error:
+        raise DataError(
+            f"The weights of a component of trial {trial.trial_id[:8]} are missing or damaged: {error}",
+            "`mixopt components FILE` trains it anew.",
+        ) from error
+    save_merge(TrialFolder(store, trial.trial_id).weights_path, components, merge["weights"], operator_of(merge["operator"]), base)
 
 
 def operator_of(described: Mapping[str, Any]) -> MergeOperator:

@@ -21,7 +21,7 @@ tags: [mixopt, proxy]
 
 # {title}
 
-A proxy of {total} parameters ({active} active), trained by mixopt on {tokens} tokens{beginning} to rank mixtures of training domains. It is small and
+A proxy of {total} parameters ({active} active), {made} to rank mixtures of training domains. It is small and
 briefly trained: good for comparing mixtures, not for writing text.
 
 ```python
@@ -78,8 +78,7 @@ def model_card(
         title=f"{mixture}: a {trial.source.size} proxy",
         total=quantity(parameters.total),
         active=quantity(parameters.active),
-        tokens=quantity(record.outcome.tokens if record.outcome else trial.source.tokens),
-        beginning=_beginning(trial),
+        made=_made(record),
         loading=loading,
         architecture="Ernie4_5_MoeForCausalLM" if config.n_experts else "LlamaForCausalLM",
         comparison=comparison,
@@ -103,12 +102,24 @@ def _facts(record: TrialRecord, mixture: str) -> dict[str, str]:
         "seed": str(trial.seed),
         "tokenizer": f"`{trial.tokenizer_hash}`",
         "engine": trial.engine_version,
-        **{name.replace("_", " "): _value(value) for name, value in sorted(trial.recipe.items()) if name != "beginning"},
+        **{name.replace("_", " "): _value(value) for name, value in sorted(trial.recipe.items()) if name not in ("beginning", "merge")},
     }
-    if outcome is not None:
+    if outcome is not None and not trial.recipe.get("merge"):
         facts |= {"training tokens": f"{outcome.tokens:,}", "training FLOPs": f"{outcome.flops:.3g}"}
+    if outcome is not None:
         facts |= {"code": str(outcome.diagnostics["code_version"])} if "code_version" in outcome.diagnostics else {}
     return facts
+
+
+def _made(record: TrialRecord) -> str:
+    """How it came about, as part of the first sentence."""
+    trial = record.trial
+    tokens = quantity(record.outcome.tokens if record.outcome else trial.source.tokens)
+    merge = trial.recipe.get("merge")
+    if merge:
+        parts = ", ".join(f"{weight:.3g} of `{name}`" for name, weight in merge["weights"].items())
+        return f"averaged by mixopt from {len(merge['weights'])} proxies of {tokens} tokens each ({parts}; operator {merge['operator']['kind']})"
+    return f"trained by mixopt on {tokens} tokens{_beginning(trial)}"
 
 
 def _beginning(trial: Trial) -> str:

@@ -23,6 +23,8 @@ from mixopt.corpus.manifest import Manifest
 from mixopt.corpus.tokenizer import CorpusTokenizer, load_tokenizer
 from mixopt.errors import ConfigError, DataError, RunError
 from mixopt.history import TrialRecord
+from mixopt.trial import Trial
+from workers.averages import write_merge
 from workers.convert import proxy_of
 from workers.proxy_card import model_card
 from workers.trial_folder import TrialFolder
@@ -89,7 +91,7 @@ def export_proxy(
         raise ConfigError("--verify needs the transformers library.", f"{INSTALL} Or leave the option out.")
     trial = record.trial
     config, window = proxy_of(trial), int(trial.recipe["window"])
-    weights_path = _weights_path(store, trial.trial_id)
+    weights_path = _weights_path(store, trial)
     tokenizer = _tokenizer(store, trial.tokenizer_hash) if with_tokenizer else None
     facts = {
         "layout": LAYOUT_VERSION,
@@ -149,8 +151,16 @@ def _holds(target: Path, facts: Mapping[str, Any]) -> bool:
     raise ConfigError(f"{target} {what}.", "Name another folder with --out, or remove that one.")
 
 
-def _weights_path(store: Path, trial_id: str) -> Path:
+def _weights_path(store: Path, trial: Trial) -> Path:
+    trial_id = trial.trial_id
     path = TrialFolder(store, trial_id).weights_path
+    if trial.source.evaluator == "ensemble":
+        raise ConfigError(
+            f"Trial {trial_id[:8]} is an ensemble: it averages the probabilities of its components and has no weights of its own.",
+            "Export its components one by one, or the merged trial of the same mixture.",
+        )
+    if trial.source.evaluator == "merged" and not path.exists():
+        write_merge(trial, store)
     if not path.exists():
         raise DataError(
             f"The weights of trial {trial_id} are gone: {path} does not exist.",

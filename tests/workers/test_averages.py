@@ -23,7 +23,7 @@ from proxy_models.merging.components import StoredComponent
 from proxy_models.merging.merge import merge
 from proxy_models.model import PackedProxy
 from proxy_models.token_store import TokenWriter
-from workers.averages import operator_of
+from workers.averages import operator_of, write_merge
 from workers.components import component_recipe
 from workers.control import DriverControl
 from workers.convert import evaluation_of, proxy_of, recipe_for
@@ -226,3 +226,33 @@ def test_a_frozen_router_stays_the_bases(scene: Scene) -> None:
     frozen = {name for name in base if name.endswith((".router", ".router_bias"))}
     assert frozen
     assert {name for name in base if torch.equal(base[name], state[name])} == frozen
+
+
+def test_a_merge_is_written_where_somebody_wants_its_weights(scene: Scene) -> None:
+    """And is what was scored; scoring itself leaves no copy."""
+    trial = scene.trial(-0.05, 0.45, 0.6)
+    (outcome,) = scene.outcomes(trial)
+    folder = TrialFolder(scene.job.store, trial.trial_id)
+    assert not folder.weights_path.exists()
+    write_merge(trial, scene.job.store)
+    model = PackedProxy(proxy_of(trial), [0])
+    model.load_member_state(0, load_checkpoint(folder.weights_path).part("model"))
+    wanted = {score.key: score.loss_nats for score in evaluate(model, scene.sets(), "end")[0]}
+    found = losses(outcome)
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted, rel=2e-6)
+
+
+def test_what_an_average_was_scored_on_before_is_kept(scene: Scene) -> None:
+    """Another search's held-out sets come on top, losses and folds alike."""
+    trial = scene.trial(0.15, 0.15, 0.7)
+    first = dataclasses.replace(scene, job=dataclasses.replace(scene.job, evaluations=scene.job.evaluations[:1]))
+    second = dataclasses.replace(scene, job=dataclasses.replace(scene.job, evaluations=scene.job.evaluations[1:]))
+    (before,) = first.outcomes(trial)
+    (after,) = second.outcomes(trial)
+    assert losses(after).items() > losses(before).items()
+    folds = TrialFolder(scene.job.store, trial.trial_id).read_folds()
+    assert folds.keys() == {"key-1", "key-2"}
+    for key, parts in folds.items():
+        bits = sum(parts["bits"]) / sum(parts["text_bytes"])
+        recorded = next(m.bits_per_byte for m in after.measurements if m.evaluation_key == key)
+        assert bits == pytest.approx(recorded, rel=1e-9)
