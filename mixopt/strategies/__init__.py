@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "bayes": ("mixopt.strategies.bayes", "BayesStrategy"),
     "climb": ("mixopt.strategies.climb", "ClimbStrategy"),
+    "demix": ("mixopt.strategies.demix", "DemixStrategy"),
     "doe": ("mixopt.strategies.doe", "DoeStrategy"),
     "grid": ("mixopt.strategies.grid", "GridStrategy"),
     "optuna": ("mixopt.strategies.optuna", "OptunaStrategy"),
