@@ -25,6 +25,7 @@ _MODULES = {
     "demix": ("mixopt.strategies.demix", "DemixStrategy"),
     "doe": ("mixopt.strategies.doe", "DoeStrategy"),
     "grid": ("mixopt.strategies.grid", "GridStrategy"),
+    "mergemix": ("mixopt.strategies.mergemix", "MergemixStrategy"),
     "optuna": ("mixopt.strategies.optuna", "OptunaStrategy"),
     "pareto": ("mixopt.strategies.pareto", "ParetoStrategy"),
     "random": ("mixopt.strategies.random", "RandomStrategy"),

@@ -34,7 +34,7 @@ from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
 
 # They propose what they measured and predict nothing, so they may miss the optimum and its bounds.
-CONTROLS = frozenset({"grid", "random"})
+CONTROLS = frozenset({"grid", "mergemix", "random"})
 # What they ask depends neither on results nor on the budget: a raised budget begins with the same trials.
 FIXED = frozenset({"random", "regression", "scaling", "sft"})
 # What they ask depends on the order in which results come; all others end with the same trials, whatever the order.

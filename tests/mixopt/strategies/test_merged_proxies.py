@@ -84,7 +84,7 @@ def at(trials: Sequence[Trial], source: Source) -> list[Trial]:
     return [trial for trial in trials if trial.source == source]
 
 
-strategies = pytest.mark.parametrize("name", ["demix"])
+strategies = pytest.mark.parametrize("name", ["demix", "mergemix"])
 
 
 @strategies
