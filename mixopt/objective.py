@@ -236,6 +236,27 @@ def fit_objective(
     )
 
 
+def objective_at(objective: Objective, runs: Swarm, natural: Mixture, estimates: Estimates | None = None) -> Objective:
+    """An objective whose noise was measured elsewhere, relative to the natural mixture's losses, and to the spread, in runs of one source.
+
+    Args:
+        estimates: as for `fit_objective`; taken where the natural mixture is not among the runs.
+
+    Raises:
+        DataError: it is not, and there are no estimates; or a run lacks a metric.
+    """
+    losses = complete_values(runs, objective.metrics)
+    if estimates is not None and not _is_natural(runs, natural).any():
+        columns = [estimates.metrics.index(metric) for metric in objective.metrics]
+        moved = replace(objective.with_natural(estimates.natural_losses[columns]), natural_from="surrogate")
+    else:
+        moved = replace(objective.with_natural(losses[_natural_rows(runs, natural)].mean(axis=0)), natural_from="runs")
+    if objective.kind != "z_scored":
+        return moved
+    spread = np.maximum(_mixture_means(losses, mixture_groups(runs)).std(axis=0), least_noise(losses))
+    return replace(moved, spread_std=tuple(spread.tolist()))
+
+
 def lacking(swarm: Swarm, natural: Mixture | None = None) -> tuple[bool, bool]:
     """Whether a swarm of one source has too few repeats to measure noise by them, and whether it lacks the natural mixture."""
     repeats = len(swarm) - len(np.unique(mixture_groups(swarm)))

@@ -8,7 +8,7 @@ and verification decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from mixopt.domains import DomainSet
 from mixopt.effects import domain_effects
 from mixopt.errors import DataError, InfeasibleError
 from mixopt.mixture import FloatArray, Mixture, Schedule
-from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective, lacking
+from mixopt.objective import BITS_PER_BYTE, Estimates, Objective, ObjectiveKind, fit_objective, lacking, objective_at
 from mixopt.optimum import Optimum
 from mixopt.prediction import Fits, Prediction, estimated, predict
 from mixopt.proposal import Alternative, Proposal
@@ -70,6 +70,8 @@ class Settings:
         measured_only: refuse a swarm without the natural mixture or without repeats, instead of letting the surrogate say what they are.
         sizes: name of a size -> parameters, for names that are no numbers; only the order of sources needs them.
         negated: metrics of which more is better, stored as their negatives; only sentences need them.
+        noise_source: whose repeats say what the noise and so the objective's scale are, where runs of `source` have none, as averages of components.
+            None: `source` itself.
     """
 
     metrics: Mapping[str, float]
@@ -84,6 +86,7 @@ class Settings:
     measured_only: bool = False
     sizes: Mapping[str, float] | None = None
     negated: frozenset[str] = frozenset()
+    noise_source: Source | None = None
 
 
 def nothing_to_gain(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> bool:
@@ -172,6 +175,26 @@ def recommend_measured(swarm: Swarm, space: MixtureSpace, domains: DomainSet, su
     return replace(proposal, evidence={**proposal.evidence, **_pull_evidence(choice), "optimizer": told})
 
 
+def recommend_chosen(
+    swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings, choose: Choose
+) -> Proposal:
+    """The feasible mixture that `choose` takes, told as `recommend` tells its optimum: for searches that optimize something of their own.
+
+    The surrogate gives predictions, intervals and the near-optimal range; `choose` gets it, too, so that it can look at the floors.
+
+    Raises:
+        DataError, InfeasibleError: as `recommend`, or as `choose` does.
+    """
+    study = _study(swarm, space, domains, surrogate, settings)
+    best = best_measured(study.measured, space)
+    choice = PullChoice(0.0, "none: the strategy chooses by an objective of its own")
+    problem = pose(study, space, domains, best, settings, choice.pull)
+    weights, told = choose(study, problem)
+    proposal = _describe(study, problem, weights, best, domains, surrogate, settings)
+    told = {"residuals": {}, "first_order_meaning": "no slope was followed", **told}
+    return replace(proposal, evidence={**proposal.evidence, **_pull_evidence(choice), "optimizer": told})
+
+
 def _study(swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Study:
     if len(swarm) < MINIMUM_TRIALS:
         raise DataError(f"A proposal needs at least {MINIMUM_TRIALS} finished trials, got {len(swarm)}.", "Run more trials.")
@@ -230,11 +253,12 @@ def _describe(
 
 @dataclass(frozen=True)
 class Study:
-    """What a swarm says: the objective, the runs in its units, and the surrogate fitted to all of them."""
+    """What a swarm says: the objective, the runs in its units, the surrogate fitted to all of them, and the source whose repeats tell the noise."""
 
     objective: Objective
     measured: Measured
     prediction: Prediction
+    noise_source: Source
 
     @classmethod
     def of(cls, swarm: Swarm, space: MixtureSpace, domains: DomainSet, surrogate: Surrogate, settings: Settings) -> Study:
@@ -246,19 +270,23 @@ class Study:
         source = answer_source(swarm, settings.source)
         _refuse_elsewhere(swarm, source)
         runs = measured_at(swarm, source, settings.sizes)
+        repeats = runs if settings.noise_source is None else measured_at(swarm, settings.noise_source, settings.sizes)
         natural = domains.natural().array(space.domains)
-        fits = estimates = None
-        if not settings.measured_only and any(lacking(runs, domains.natural())):
-            measured_source = runs.points().sources[0]
+        fits = None
+        if not settings.measured_only and (any(lacking(repeats, domains.natural())) or lacking(runs, domains.natural())[1]):
             fits = Fits.of(surrogate, swarm, tuple(settings.metrics), settings.seed)
-            estimates = estimated(fits.fitted, Points(space.domains, natural[None, None, :], (measured_source,)))
-        objective = fit_objective(settings.objective_kind, settings.metrics, runs, domains.natural(), settings.loss_unit, estimates)
+        estimates = _natural_estimates(fits, repeats, space.domains, natural)
+        objective = fit_objective(settings.objective_kind, settings.metrics, repeats, domains.natural(), settings.loss_unit, estimates)
         prediction = predict(surrogate, swarm, objective, space.domains, natural, settings.seed, source, fits)
         noise_std = None
         if objective.noise_from == "surrogate":
             losses, stds = np.array([objective.natural_losses]), np.array([objective.noise_std])
             noise_std = float(prediction.measurement_std(losses, stds)[0])
-        return cls(objective, Measured.of(runs, objective, noise_std), prediction)
+        elif repeats is not runs:
+            noise_std = Measured.of(repeats, objective).noise_std
+        if repeats is not runs:
+            objective = objective_at(objective, runs, domains.natural(), _natural_estimates(fits, runs, space.domains, natural))
+        return cls(objective, Measured.of(runs, objective, noise_std), prediction, repeats.points().sources[0])
 
     @property
     def spread(self) -> float:
@@ -277,6 +305,15 @@ class Study:
         found = out_of_fold_evidence(self.prediction, self.objective, self.measured)["spearman"]
         value = found.get("objective")
         return None if value is None else float(value)
+
+
+Choose = Callable[[Study, Problem], tuple[FloatArray, dict[str, Any]]]
+"""Of what is known and what is feasible: a feasible mixture (domains,), and how it was found: JSON values `method` and `status`."""
+
+
+def _natural_estimates(fits: Fits | None, runs: Swarm, names: tuple[str, ...], natural: FloatArray) -> Estimates | None:
+    """What the fits say of the natural mixture at the source of `runs`; None without fits."""
+    return None if fits is None else estimated(fits.fitted, Points(names, natural[None, None, :], (runs.points().sources[0],)))
 
 
 def _refuse_elsewhere(swarm: Swarm, source: Source) -> None:
@@ -362,6 +399,7 @@ def _objective_evidence(study: Study) -> dict[str, Any]:
         "noise_degrees_of_freedom": objective.degrees_of_freedom,
         "source": study.prediction.source.key,
         "measured_source": measured.swarm.points().sources[0].key,
+        "noise_source": study.noise_source.key,
     }
 
 

@@ -197,7 +197,7 @@ def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
     Raises:
         DataError: too few trials, or they do not say what the objective is.
     """
-    completed = _rounded(assignment.fitted(completed))
+    completed = rounded(assignment.fitted(completed))
     coordinates, natural = UnitSpace.of(assignment.domains), assignment.domains.natural()
     metrics = tuple(assignment.metrics)
     if len(assignment.offers) == 1:
@@ -227,7 +227,7 @@ def beliefs_of(assignment: Assignment, completed: Swarm) -> Beliefs:
     return Beliefs(coordinates, objective, tuple(process for process, _ in pairs), tuple(numbers for _, numbers in pairs))
 
 
-def _rounded(swarm: Swarm) -> Swarm:
+def rounded(swarm: Swarm) -> Swarm:
     """Without the last bits, which depend on the order in which domains are listed and which a fit would amplify."""
     each = pl.element().list.eval(pl.element().round(DECIMALS))
     runs = swarm.runs.with_columns(pl.col("requested", "realized").list.eval(each))

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "bayes": ("mixopt.strategies.bayes", "BayesStrategy"),
     "climb": ("mixopt.strategies.climb", "ClimbStrategy"),
+    "demix": ("mixopt.strategies.demix", "DemixStrategy"),
     "doe": ("mixopt.strategies.doe", "DoeStrategy"),
     "grid": ("mixopt.strategies.grid", "GridStrategy"),
+    "mergemix": ("mixopt.strategies.mergemix", "MergemixStrategy"),
     "optuna": ("mixopt.strategies.optuna", "OptunaStrategy"),
     "pareto": ("mixopt.strategies.pareto", "ParetoStrategy"),
     "random": ("mixopt.strategies.random", "RandomStrategy"),

@@ -20,7 +20,7 @@ from mixopt.factory import MakeTrial
 from mixopt.mixture import Mixture, Schedule
 from mixopt.objective import BITS_PER_BYTE, Objective, ObjectiveKind, fit_objective
 from mixopt.proposal import Proposal
-from mixopt.recommendation import Settings, Study, recommend, recommend_measured
+from mixopt.recommendation import Choose, Settings, Study, recommend, recommend_chosen, recommend_measured
 from mixopt.space import MixtureSpace
 from mixopt.strategies.design import SEEDS_PER_SEARCH, design_sequence
 from mixopt.surrogates.base import Surrogate
@@ -217,15 +217,37 @@ class Assignment:
             return fit_objective(self.objective_kind, self.metrics, own, self.domains.natural(), self.loss_unit)
         return Study.of(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings).objective
 
-    def recommend_measured(self, completed: Swarm) -> Proposal:
+    def recommend_measured(self, completed: Swarm, offer: Offer | None = None) -> Proposal:
         """The best measured feasible mixture as the proposal: the answer of a search that does not predict.
+
+        Args:
+            offer: where mixtures are compared; default: where the answer is wanted, whose repeats tell the noise in any case.
 
         Raises:
             DataError: as `recommend`, or no feasible mixture was measured.
             InfeasibleError: no mixture that was measured keeps the floors.
         """
-        proposal = recommend_measured(self.fitted(completed), self.space, self.domains, self.surrogate, self.settings)
+        proposal = recommend_measured(self.fitted(completed), self.space, self.domains, self.surrogate, self._settings_at(offer))
         return self._with_earlier_counted(proposal, completed)
+
+    def recommend_chosen(self, completed: Swarm, choose: Choose, offer: Offer | None = None) -> Proposal:
+        """The mixture that `choose` takes as the proposal: the answer of a search that optimizes something of its own.
+
+        Args:
+            offer: as for `recommend_measured`.
+
+        Raises:
+            DataError, InfeasibleError: as `recommend`, or as `choose` does.
+        """
+        settings = self._settings_at(offer)
+        proposal = recommend_chosen(self.fitted(completed), self.space, self.domains, self.surrogate, settings, choose)
+        return self._with_earlier_counted(proposal, completed)
+
+    def _settings_at(self, offer: Offer | None) -> Settings:
+        """Those of answers in terms of an offer's runs."""
+        if offer is None or offer.source == self.source:
+            return self.settings
+        return replace(self.settings, source=offer.source, noise_source=self.source)
 
     def _with_earlier_counted(self, proposal: Proposal, completed: Swarm) -> Proposal:
         """With how many earlier runs of what source are in its evidence; what this search has itself is its own, at whatever source."""

@@ -21,17 +21,17 @@ from mixopt.acquisition.beliefs import Beliefs, beliefs_of
 from mixopt.acquisition.choose import Chooser, Improving, Informing
 from mixopt.errors import ConfigError, DataError
 from mixopt.proposal import Proposal
-from mixopt.strategies.base import Assignment, Offer, Options
+from mixopt.strategies.base import Assignment, Options
 from mixopt.strategies.known import first_count, measured_feasible, not_near, random_state
+from mixopt.strategies.ledger import Ledger
 from mixopt.strategies.standing import Standing, mixtures_of
 from mixopt.strategies.stopping import is_enough
 from mixopt.surrogates.threads import one_blas_thread
 from mixopt.swarm import Swarm
-from mixopt.trial import Source, Trial
+from mixopt.trial import Trial
 
 FIRST_AT_ANSWER = 5
 """Of several sources: natural, uniform, UniMax and the first two again, where the answer is wanted; the first design is run at the cheapest."""
-SPENT_WITHIN = 1e-9
 
 
 class BayesOptions(Options):
@@ -171,36 +171,3 @@ class BayesStrategy:
             ledger = ledger.after(one.offers[source].source)
             asked.append(trial)
         return asked
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What was spent at each source, completed and under way, and what there is."""
-
-    offers: tuple[Offer, ...]
-    spent: tuple[float, ...]
-    budget: float
-
-    @classmethod
-    def of(cls, assignment: Assignment, completed: Swarm, pending: Sequence[Trial]) -> Ledger:
-        sources = [*completed.points().sources, *(trial.source for trial in pending)]
-        spent = tuple(offer.cost * sources.count(offer.source) for offer in assignment.offers)
-        return cls(assignment.offers, spent, assignment.trials * assignment.offers[-1].cost - assignment.before)
-
-    def affords(self, source: Source) -> bool:
-        """Whether one more trial there keeps to the budget."""
-        return any(offer.source == source and sum(self.spent) + offer.cost <= self.budget * (1 + SPENT_WITHIN) for offer in self.offers)
-
-    def affordable(self) -> list[int]:
-        """Numbers of the sources that the rest of the budget affords."""
-        return [number for number, offer in enumerate(self.offers) if self.affords(offer.source)]
-
-    def choices(self, least_share: float) -> list[int]:
-        """Those among which to choose: the one of the answer alone while it has less than its share."""
-        found, last = self.affordable(), len(self.offers) - 1
-        return [last] if last in found and self.spent[last] < least_share * sum(self.spent) else found
-
-    def after(self, source: Source) -> Ledger:
-        """With one more trial there."""
-        spent = tuple(value + offer.cost * (offer.source == source) for value, offer in zip(self.spent, self.offers, strict=True))
-        return Ledger(self.offers, spent, self.budget)

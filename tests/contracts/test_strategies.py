@@ -34,14 +34,17 @@ from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
 
 # They propose what they measured and predict nothing, so they may miss the optimum and its bounds.
-CONTROLS = frozenset({"grid", "random"})
+CONTROLS = frozenset({"grid", "mergemix", "random"})
 # What they ask depends neither on results nor on the budget: a raised budget begins with the same trials.
 FIXED = frozenset({"random", "regression", "scaling", "sft"})
 # What they ask depends on the order in which results come; all others end with the same trials, whatever the order.
 REPLAYED = frozenset({"bayes", "optuna", "pareto"})
 # Strategy -> part of what could be gained that its proposal may miss in the median of three searches, if more than a quarter in a single one: Optuna's
 # samplers heap their trials in one place, and the surrogate knows little of all others. Over 8 seeds and the 3 spaces the median was .1, the largest .78.
-MISSES = {"optuna": 0.5}
+# Demix averages mixtures of good ranks: over 4 seeds and 2 spaces .03 to .46.
+MISSES = {"demix": 0.6, "optuna": 0.5}
+# Their answers are means of mixtures, which a bound holds only nearly.
+MEANS = frozenset({"demix"})
 # Strategy -> how much the order of results may move a weight of its proposal, if more than .001: the range of each objective over pareto's front is
 # taken from sampled points, and rounding decides between some.
 MOVES = {"pareto": 0.02}
@@ -351,7 +354,9 @@ def test_a_proposal_keeps_the_rules_on_groups(name: str) -> None:
     weights = proposal.mixture.as_dict()
     assert weights["books"] == pytest.approx(4 * weights["law"], abs=1e-9)
     assert weights["code"] + weights["math"] <= 0.4 + 1e-6
-    if name not in CONTROLS:
+    if name in MEANS:
+        assert weights["code"] + weights["math"] > 0.3
+    elif name not in CONTROLS:
         assert weights["code"] + weights["math"] == pytest.approx(0.4, abs=1e-6)
         assert "stem: bounds allow the group at most 0.4" in proposal.binding
     (low, high), (law_low, law_high) = proposal.near_optimal["books"], proposal.near_optimal["law"]

@@ -17,7 +17,7 @@ from mixopt.mixture import FloatArray
 from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import Assignment, Offer, asks_ahead, learns, objective_of
-from mixopt.strategies.bayes import Ledger
+from mixopt.strategies.ledger import Ledger
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
