@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mixopt.calibration.design import calibration_identity
 from mixopt.calibration.stored import calibration_runs, with_repeats
+from mixopt.components.config import EVALUATORS
 from mixopt.config import Experiment
 from mixopt.history import History, StageName, TrialRecord
 from mixopt.objective import Objective
@@ -45,7 +46,7 @@ class Finished:
 
     Attributes:
         verification: None when switched off.
-        trained: trials of both stages that this process trained.
+        trained: trials of all stages that this process trained; `averaged`: merged and ensembled ones that it scored.
         reused: those found trained: by an earlier run, by another search with this output, or meanwhile by another process.
     """
 
@@ -54,6 +55,7 @@ class Finished:
     verification: Verification | None
     trained: int
     reused: int
+    averaged: int = 0
 
 
 def make_runner(search: Search) -> Runner:
@@ -172,8 +174,9 @@ def _walk(
     history.set_search_state(search.search_id, "finished")
     write_results(search.folder, history, search.search_id, reporter)  # after the state, which it shows
     finished = {record.trial.trial_id for record in history.trials(search.search_id) if record.outcome is not None}
-    trained = len(finished & work.trial_ids - before)
-    return Finished(search, proposal, verification, trained, len(finished) - trained)
+    averages = {record.trial.trial_id for record in history.trials(search.search_id) if record.trial.source.evaluator in EVALUATORS}
+    new = finished & work.trial_ids - before
+    return Finished(search, proposal, verification, len(new - averages), len(finished) - len(new), len(new & averages))
 
 
 def _knowing_calibration(search: Search, history: History) -> Search:

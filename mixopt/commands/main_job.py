@@ -156,7 +156,8 @@ def print_answer(finished: Finished, reporter: Any) -> None:
         print_line(output, f"Binding: {sentence}")
     if finished.verification is not None:
         output.print(finished.verification.conclusion, highlight=False, markup=False, soft_wrap=not output.is_terminal)
-    print_line(output, f"Trials: {finished.trained} trained now, {finished.reused} already in the record.")
+    averaged = f" {finished.averaged} averaged," if finished.averaged else ""
+    print_line(output, f"Trials: {finished.trained} trained now,{averaged} {finished.reused} already in the record.")
     print_line(output, f"Figures: {finished.search.folder / 'figures'}")
     print_line(output, f"Answer: {finished.search.folder / 'answer.md'}")
     print_line(output, f"Report: {finished.search.folder / 'report.html'}")

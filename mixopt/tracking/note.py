@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.beginnings import beginning_sentence
+from mixopt.components.config import EVALUATORS
 from mixopt.domains import unique_tokens_of
 from mixopt.groups.rules import weights_per_level
 from mixopt.history import History
@@ -182,10 +183,16 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
     extra = [metric for metric in proposal.screened if metric not in proposal.effects]
     lines = "".join(f"\n- {_cell(metric)} is screened out: {_cell(proposal.screened[metric])}" for metric in sorted(extra))
     return (
-        f"## Predicted effects\n\nProposal minus natural, {findings.loss_unit}, in proxies of {_source(findings, 'search')}; negative is better.\n\n{table}"
+        f"## Predicted effects\n\nProposal minus natural, {findings.loss_unit}, in {_predicted_in(findings)}; negative is better.\n\n{table}"
         + (f"\n{lines}" if lines else "")
         + _negated(findings)
     )
+
+
+def _predicted_in(findings: Findings) -> str:
+    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal is not None else {}
+    evaluator = str(evidence.get("source", "")).partition("/")[0]
+    return f"{evaluator + ' ' if evaluator in EVALUATORS else ''}proxies of {_source(findings, 'search')}"
 
 
 def _negated(findings: Findings) -> str:
@@ -278,6 +285,18 @@ def _earlier_words(earlier: Mapping[str, Any]) -> str:
     return f"runs of the warm start: {', and '.join(parts) or 'none fit'}{listed}"
 
 
+def averaged_sentence(findings: Findings) -> str:
+    """What predictions are worth that are of averages of components; empty where they are of trained proxies."""
+    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal is not None else {}
+    evaluator = str(evidence.get("source", "")).partition("/")[0]
+    if evaluator not in EVALUATORS:
+        return ""
+    return (
+        f"Predictions are of {evaluator} proxies, which rank mixtures and do not predict the losses of trained ones: intervals hold what the surrogate does not know of "
+        "the averages, not how far these are from training; verification tells."
+    )
+
+
 def gate_sentence(findings: Findings) -> str:
     """Whether merged and ensembled proxies were trusted, and how many there are of each; empty where the search asked for none."""
     if findings.gate is None:
@@ -295,6 +314,8 @@ def gate_sentence(findings: Findings) -> str:
 
 def _evidence(findings: Findings) -> str:
     lines = [f"- {progress_sentence(findings)}"]
+    if averaged_sentence(findings):
+        lines.append(f"- {averaged_sentence(findings)}")
     if findings.gate is not None:
         lines.append(f"- {_cell(gate_sentence(findings))}")
     if beginning_sentence(findings.context):
@@ -322,7 +343,7 @@ def _evidence(findings: Findings) -> str:
         gain, resolvable = evidence.get("expected_gain"), evidence.get("resolvable") or {}
         if gain is not None and resolvable.get("objective") is not None:
             lines.append(
-                f"- what more trials of this size can bring: {gain:.2g} {findings.objective_unit} at most, as far as the surrogate knows; "
+                f"- what more trials of this size can bring: {max(gain, 0.0):.2g} {findings.objective_unit} at most, as far as the surrogate knows; "
                 f"{resolvable['seeds']} seeds of each mixture tell apart {resolvable['objective']:.2g}"
             )
         guard = evidence.get("guard") or {}

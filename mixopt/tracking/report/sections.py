@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixopt.beginnings import beginning_sentence
+from mixopt.components.config import EVALUATORS
 from mixopt.groups.rules import weights_per_level
 from mixopt.proposal import Proposal
 from mixopt.terminal import quantity
@@ -13,7 +14,7 @@ from mixopt.tracking.drawings.effects import effect_cells
 from mixopt.tracking.drawings.evidence import compared_rows, objective_trials
 from mixopt.tracking.drawings.mixture import compared_arms
 from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
-from mixopt.tracking.note import answer_sentence, group_rule, progress_sentence, recommended_mixture, signed
+from mixopt.tracking.note import answer_sentence, averaged_sentence, group_rule, progress_sentence, recommended_mixture, signed
 from mixopt.tracking.report.blocks import Drawing, Fact, Facts, Heading, Notes, Prose, Section, Table, missing, percent, waiting
 from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, Comparison, Verification, spoken
 
@@ -42,6 +43,8 @@ def answer_section(findings: Findings) -> Section:
     ]
     if kind in OBJECTIVES:
         blocks.append(Prose(OBJECTIVES[kind].format(unit=findings.loss_unit)))
+    if averaged_sentence(findings):
+        blocks.append(Prose(averaged_sentence(findings)))
     if beginning_sentence(findings.context):
         blocks.append(Prose(beginning_sentence(findings.context)))
     if findings.search.state != "finished":
@@ -67,8 +70,12 @@ def _facts(findings: Findings) -> list[Fact]:
             facts.append(Fact("Proposal against natural, verified", signed(bits.mean), f"{findings.loss_unit}; {interval}"))
     else:
         facts.append(Fact("Verification", "none", "no larger proxies were trained"))
-    done = sum(record.outcome is not None for record in findings.trials)
-    facts.append(Fact("Proxies trained", f"{done:,}", f"of {len(findings.trials):,} asked for"))
+    trained = [record for record in findings.trials if record.trial.source.evaluator not in EVALUATORS]
+    done = sum(record.outcome is not None for record in trained)
+    facts.append(Fact("Proxies trained", f"{done:,}", f"of {len(trained):,} asked for"))
+    if findings.averaged:
+        named = " and ".join(f"{count:,} {evaluator}" for evaluator, count in findings.averaged.items())
+        facts.append(Fact("Scored without training", f"{sum(findings.averaged.values()):,}", named))
     return facts
 
 
