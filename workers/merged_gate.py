@@ -39,6 +39,8 @@ from workers.offers import surrogate_for
 
 KIND = "gate"
 LABEL = "gate"
+MOST_DRAWS = 500
+"""Of the design, in search of mixtures that differ: a small feasible set holds few."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +126,23 @@ def with_verdict(search: Search, body: Mapping[str, Any]) -> Search:
     return replace(search, strategy=replace(strategy, assignment=changed), family=family, averages=averages)
 
 
-def gate_mixtures(search: Search) -> list[tuple[Mixture, str]]:
-    """What is trained and merged beside the first points of the design: draws of the design where all evaluators and the target run can have them."""
-    assert search.components is not None
+def gate_mixtures(search: Search) -> list[Mixture]:
+    """What is trained and averaged beside the first points of the design: draws of it where all evaluators and the target run can have them."""
     assert search.family is not None
-    wanted = search.experiment.components.gate - START
     space: MixtureSpace = search.space
     if not all(one.extrapolates for one in search.averages):
         space = search.family.reach(space)
-    drawn = (
-        space.project(point.mixture.array(space.domains)[None, :])[0] for point in draws(search.domains, search.experiment.search.seed)
-    )
-    return [(Mixture.from_array(space.domains, weights), LABEL) for weights in islice(drawn, max(wanted, 0))]
+    names = space.domains
+    known = {_name(trial.schedule.average().array(names)) for trial in search.strategy.assignment.planned(START)}
+    baselines, found = len(known), list[Mixture]()
+    for point in islice(draws(search.domains, search.experiment.search.seed), MOST_DRAWS):
+        if baselines + len(found) >= search.experiment.components.gate:
+            break
+        weights = space.project(point.mixture.array(names)[None, :])[0]
+        if _name(weights) not in known:  # several draws may have one nearest feasible mixture
+            known.add(_name(weights))
+            found.append(Mixture.from_array(names, weights))
+    return found
 
 
 def _decide(
@@ -213,8 +220,7 @@ def _trained(
     """Trains the mixtures that the gate compares with: the search's first trials. Those that were abandoned are left out."""
     assignment = search.strategy.assignment
     trials = assignment.planned(START)
-    for number, (mixture, label) in enumerate(gate_mixtures(search)):
-        trials.append(assignment.learned(mixture, number, label))
+    trials += [assignment.learned(mixture, number, LABEL) for number, mixture in enumerate(gate_mixtures(search))]
     records = _run(search, trials, history, runner, observers, stop)
     done = [record.trial for record in records if record.outcome is not None]
     if len(done) < len(records) / 2:
@@ -267,7 +273,7 @@ def _attempt(
         by_mixture: dict[str, Trial] = {}
         for trial in trained:
             try:
-                by_mixture[_name(trial)] = maker.make(trial.schedule, 0, LABEL)
+                by_mixture[_name(trial.schedule.average().array())] = maker.make(trial.schedule, 0, LABEL)
             except ConfigError:
                 continue  # beyond the reach of these averages
         averages = list({one.trial_id: one for one in by_mixture.values()}.values())
@@ -284,9 +290,9 @@ def _attempt(
     return Attempt(making, remedy, components.flops(making), tuple(verdicts), refused)
 
 
-def _name(trial: Trial) -> str:
+def _name(weights: FloatArray) -> str:
     """Names a mixture, whatever its seed."""
-    return ",".join(f"{weight:.6f}" for weight in trial.schedule.average().array().tolist())
+    return ",".join(f"{weight:.6f}" for weight in weights.tolist())
 
 
 def _trained_losses(search: Search, trained: Sequence[Trial], history: History) -> tuple[Objective, list[tuple[str, FloatArray]]]:
@@ -297,7 +303,7 @@ def _trained_losses(search: Search, trained: Sequence[Trial], history: History) 
     own = swarm.select([trial.trial_id for trial in trained])
     objective = fit_objective(assignment.objective_kind, assignment.metrics, own, search.domains.natural(), assignment.loss_unit)
     values = dict(zip(own.trial_ids, own.values(objective.metrics), strict=True))
-    return objective, [(_name(trial), values[trial.trial_id]) for trial in trained]
+    return objective, [(_name(trial.schedule.average().array()), values[trial.trial_id]) for trial in trained]
 
 
 def _losses_of(search: Search, records: Sequence[TrialRecord], metrics: Sequence[str]) -> dict[str, FloatArray]:

@@ -23,6 +23,9 @@ from mixopt.trial import Source, Trial
 from proxy_models.config import SIZES, proxy_config
 from workers.evaluations import FORWARD_COST, scored_tokens
 
+GATE_REPEATS = 2
+"""Seeds of natural and uniform that the trials of a gate hold beyond its mixtures: the search's usual beginning, from which noise is known."""
+
 
 def trial_flops(source: Source, vocab_size: int, window: int, sets: int) -> float:
     """FLOPs of training a trial and of measuring its losses on so many held-out sets, of which few tokens are a fixed part of any trial's cost."""
@@ -114,7 +117,7 @@ def _check_affords(experiment: Experiment) -> None:
     proxy, vocab_size = experiment.proxy, experiment.tokenizer.vocab_size
     one = trial_flops(Source("trained", proxy.size, proxy.tokens), vocab_size, proxy.window, held_out_sets(experiment))
     components = components_flops(experiment, experiment.components.tokens or proxy.tokens, vocab_size) / one
-    trials, gate = experiment.search.trials, experiment.components.gate
+    trials, gate = experiment.search.trials, experiment.components.gate + GATE_REPEATS
     if components + gate > trials:
         raise ConfigError(
             f"`search.trials` is {trials}, and {len(experiment.domains)} components cost as much as {components:.3g} trials, beside {gate} of the gate.",

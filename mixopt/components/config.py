@@ -42,9 +42,9 @@ class ComponentsConfig(Model):
         description="Where a domain was added since components were trained, keep their base and general data, and train one component.",
     )
     gate: int = Field(
-        12,
-        ge=8,
-        description="Trials of the search that are trained first and merged, too: whether merged proxies are trusted is judged on them.",
+        10,
+        ge=6,
+        description="Mixtures, baselines among them, that are trained first and averaged, too: whether averages are trusted is judged on them.",
     )
     remedies: tuple[Remedy, ...] = Field(
         ("shorter horizon", "larger general share", "frozen router"),

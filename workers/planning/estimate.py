@@ -32,6 +32,7 @@ from workers.evaluations import EVALUATION_SHARE, evaluation_cost, evaluation_to
 from workers.machine import look_at, this_machine
 from workers.memory import host_memory_bytes, pack_memory_bytes
 from workers.merged_gate import with_verdict
+from workers.offers import GATE_REPEATS
 from workers.packing import pack_size_of
 from workers.planning import fits, footprint, known_noise
 from workers.planning.advice import advise
@@ -273,7 +274,7 @@ class Planner:
             return f"one component per domain, on that domain and {share:.0%} of general data, from the trials' own base"
         if name == "search" and self._search.averages:
             averages = " and ".join(one.evaluator for one in self._search.averages)
-            gate = f"the first {self._experiment.components.gate} of them are compared with {averages} proxies"
+            gate = f"the first {self._experiment.components.gate + GATE_REPEATS} of them are compared with {averages} proxies"
             return f"what is left of the cost of {self._experiment.search.trials} trials, by the strategy {self._experiment.search.strategy}; {gate}"
         if name == "search":
             seeds = f"{experiment.proxy.seeds} seeds at the natural and the uniform mixture"

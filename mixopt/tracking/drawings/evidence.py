@@ -144,7 +144,7 @@ def objective_figure(findings: Findings, layout: Layout = WIDE) -> Any | None:
     levels = _levels(trials, values)
     figure, axes = new_axes(
         "Objective over the trials",
-        f"Difference to the natural mixture in {findings.objective_unit}, lower is better. Each dot is one trained proxy; arrows: far above.",
+        f"Difference to the natural mixture in {findings.objective_unit}, lower is better. Each dot is one proxy; arrows: far above.",
         layout,
         2.8 if layout.narrow else 3.0,
         {"left": 0.72 if layout.narrow else 0.85, "right": 0.15 if layout.narrow else 1.75, "top": 0.3, "bottom": 0.65},
