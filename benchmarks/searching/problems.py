@@ -34,6 +34,10 @@ NOISE_SHARE = 0.2
 CHEAP_COST = 0.125
 MOVED = 0.3
 ANSWER, CHEAP = Source("trained", "large", 1_000_000), Source("trained", "small", 1_000_000)
+MERGED, ENSEMBLE = Source("merged", "large", 500_000), Source("ensemble", "large", 500_000)
+COSTS = {CHEAP: CHEAP_COST, MERGED: 0.1, ENSEMBLE: 1e-4}
+SCALES = {2.0: 0.1, 4.0: 0.6}
+"""Level of averages -> their scale, bits per byte: a merge keeps the components' scale about, an ensemble does not."""
 STARTS = 12
 
 
@@ -83,10 +87,15 @@ class Law:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A law over so many domains; everything about it is drawn from `seed`."""
+    """A law over so many domains; everything about it is drawn from `seed`.
+
+    Attributes:
+        agreement: of averages of components with the law: about the Spearman correlation per target over feasible mixtures.
+    """
 
     dimension: int
     seed: int
+    agreement: float = 0.9
 
     @property
     def name(self) -> str:
@@ -100,6 +109,22 @@ class Synthetic:
         domains = tuple(Domain(f"d{index:02d}", f"content-{index}", 10**9, float(count)) for index, count in enumerate(tokens))
         law = Law.drawn(self.dimension, rng)
         return DomainSet(domains, budget), law, law.moved(rng)
+
+    @cached_property
+    def _average(self) -> tuple[Law, FloatArray, FloatArray]:
+        """Of averages: the law of their bias, and means and standard deviations of law and bias (2, targets) over feasible mixtures."""
+        domains, law, _ = self._drawn
+        bias = Law.drawn(self.dimension, np.random.default_rng([0xA7E4, self.dimension, self.seed]))
+        spread = MixtureSpace.from_domains(domains).sample(2000, np.random.default_rng([3, self.seed]))
+        losses = np.stack([law.losses(spread), bias.losses(spread)])
+        return bias, losses.mean(axis=1), losses.std(axis=1)
+
+    def averaged(self, weights: FloatArray, level: float) -> FloatArray:
+        """Losses of averages of components: the law plus a smooth bias, bent, on another level and scale; without noise."""
+        bias, means, stds = self._average
+        own, other = (((one.losses(weights) - mean) / std) for one, mean, std in zip((self._drawn[1], bias), means, stds, strict=True))
+        share = np.sqrt(1 / self.agreement**2 - 1)
+        return np.asarray(level + SCALES[level] * np.exp(0.4 * (own + share * other) / np.hypot(1.0, share)))
 
     @property
     def domains(self) -> DomainSet:
@@ -137,7 +162,14 @@ class Synthetic:
         return float(self.objective(weights[None])[0] - self.best)
 
     def cost(self, source: Source) -> float:
-        return CHEAP_COST if source == CHEAP else 1.0
+        return COSTS.get(source, 1.0)
+
+    def reach(self, source: Source) -> MixtureSpace | None:
+        """Of an ensemble of components, half of which is natural data; None: everything."""
+        if source != ENSEMBLE:
+            return None
+        space, half = self.space, 0.5 * self.domains.natural().array(self.space.domains)
+        return replace(space, lower=half, unit_lower=half)
 
     def run(self, trials: Sequence[Trial], noise_seed: int) -> Swarm:
         """Outcomes of trials; the same trial has the same outcome."""
@@ -145,6 +177,9 @@ class Synthetic:
         losses = np.zeros((len(trials), TARGETS))
         for row, trial in enumerate(trials):
             weights = trial.schedule.average().array(self.domains.names)
+            if trial.source in (MERGED, ENSEMBLE):
+                losses[row] = self.averaged(weights[None], 2.0 if trial.source == MERGED else 4.0)[0]
+                continue
             luck = np.random.default_rng([noise_seed, int(trial.trial_id[:15], 16)]).normal(0.0, self.noise_std)
             losses[row] = (cheap if trial.source == CHEAP else law).losses(weights[None])[0] + luck
         return Swarm.of_trials(self.domains.names, trials, self.metrics, losses, [self.cost(trial.source) for trial in trials])

@@ -12,15 +12,18 @@ order in which trials end, and a search that trains all its trials at once gains
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import Field
 
 from mixopt.acquisition.beliefs import Beliefs, beliefs_of
 from mixopt.acquisition.choose import Chooser, Improving, Informing
+from mixopt.components.config import EVALUATORS
 from mixopt.errors import ConfigError, DataError
 from mixopt.proposal import Proposal
+from mixopt.strategies.averages import LABEL as AVERAGES_LABEL
+from mixopt.strategies.averages import Block, averages_of
 from mixopt.strategies.base import Assignment, Options
 from mixopt.strategies.known import first_count, measured_feasible, not_near, random_state
 from mixopt.strategies.ledger import Ledger
@@ -32,6 +35,10 @@ from mixopt.trial import Trial
 
 FIRST_AT_ANSWER = 5
 """Of several sources: natural, uniform, UniMax and the first two again, where the answer is wanted; the first design is run at the cheapest."""
+FIRST_BESIDE_AVERAGES = 8
+"""Trained trials before one is chosen beside averages of components; so many can show that these do not help (`multi_source_gp`)."""
+GATE = 12
+"""Trained trials from which on every few bring further averages: those of a gate."""
 
 
 class BayesOptions(Options):
@@ -76,21 +83,32 @@ class BayesStrategy:
     def ask(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: Sequence[Trial]) -> list[Trial]:
         """Trials of the first design that are not known, then learned ones as soon as half of the first design has finished; at most the budget."""
         one = self.assignment
-        ledger = Ledger.of(one, completed, pending)
-        if len(abandoned) > one.trials * one.offers[-1].cost / one.offers[0].cost:
+        learnable = self._learnable
+        refused = [trial for trial in abandoned if trial.source.evaluator not in EVALUATORS]
+        if len(refused) > one.trials * one.offers[-1].cost / one.offers[learnable[0]].cost:
             return []
+        ledger = Ledger.of(one, completed, pending)
         known = {*completed.trial_ids, *(trial.trial_id for trial in pending)}
         asked: list[Trial] = []
-        for trial in self._first_design({trial.trial_id for trial in abandoned}):
+        for trial in self._first_design(completed, pending, {trial.trial_id for trial in abandoned}):
             if trial.trial_id not in known and len(asked) < count and ledger.affords(trial.source):
                 asked.append(trial)
                 ledger = ledger.after(trial.source)
-        if len(asked) >= count or 2 * len(completed) < self.first or not ledger.affordable():
+        first = self._averages(count - len(asked), completed, pending, abandoned, ledger)
+        asked, ledger = asked + first, ledger.after(*(trial.source for trial in first))
+        under_way = any(
+            trial.source.evaluator in EVALUATORS for trial in [*pending, *first]
+        )  # for moments: what follows is to know of them
+        if len(asked) >= count or under_way or not self._has_begun(completed) or not set(ledger.affordable()) & set(learnable):
             return asked
         if self._is_enough(completed, pending, abandoned):
             return []
         beliefs = self._beliefs(completed)
         if beliefs is None:
+            return asked
+        more = self._averages(count - len(asked), completed, pending, abandoned, ledger, beliefs)
+        asked, ledger = asked + more, ledger.after(*(trial.source for trial in more))
+        if more:
             return asked
         number = len(completed) + len(pending) + len(abandoned) + len(asked)
         with one_blas_thread():
@@ -114,15 +132,73 @@ class BayesStrategy:
             return False
         return is_enough(one, Standing.of(one, completed, pending, abandoned).order(), completed, self._judged)
 
-    def _first_design(self, abandoned: set[str]) -> list[Trial]:
-        """At the cheapest source; of several, first the baselines at the others, the dearest first, so that a small budget has some where it matters."""
+    @property
+    def _learnable(self) -> list[int]:
+        """Numbers of the offers whose trials are chosen one by one: all but averages of components."""
+        averages = averages_of(self.assignment)
+        return [number for number in range(len(self.assignment.offers)) if number not in averages]
+
+    def _has_begun(self, completed: Swarm) -> bool:
+        """Whether half of the first design has finished: beside averages, of the trials where the answer is wanted."""
+        if averages_of(self.assignment):
+            return 2 * len(completed.at_source(self.assignment.source)) >= FIRST_BESIDE_AVERAGES
+        return 2 * len(completed) >= self.first
+
+    def _first_design(self, completed: Swarm, pending: Sequence[Trial], abandoned: set[str]) -> list[Trial]:
+        """At the cheapest source; of several, first the baselines at the others, the dearest first, so that a small budget has some where it matters.
+
+        Beside averages, of whose first block `_averages` sees to, where the answer is wanted alone. Trials of the source that are none of the design, as
+        those of a gate, count as some of it.
+        """
         one = self.assignment
         if len(one.offers) == 1:
-            return one.planned(min(self.first, one.trials), abandoned)
+            return self._or_others(min(self.first, one.trials), completed, pending, abandoned)
+        if averages_of(one):
+            return self._or_others(FIRST_BESIDE_AVERAGES, completed, pending, abandoned)
         found: list[Trial] = []
         for offer in reversed(one.offers[1:]):
             found += one.planned(FIRST_AT_ANSWER, abandoned, offer)
         return found + one.planned(self.first, abandoned, one.offers[0])
+
+    def _or_others(self, count: int, completed: Swarm, pending: Sequence[Trial], abandoned: set[str]) -> list[Trial]:
+        """So many points of the design where the answer is wanted, less those for which there are other trials; at least the baselines and repeats."""
+        one = self.assignment
+        planned = one.planned(count, abandoned)
+        here = {*completed.at_source(one.source).trial_ids, *(trial.trial_id for trial in pending if trial.source == one.source)}
+        others = len(here - {trial.trial_id for trial in planned})
+        return planned[: max(count - others, FIRST_AT_ANSWER)]
+
+    def _averages(
+        self,
+        count: int,
+        completed: Swarm,
+        pending: Sequence[Trial],
+        abandoned: Sequence[Trial],
+        ledger: Ledger,
+        beliefs: Beliefs | None = None,
+    ) -> list[Trial]:
+        """What is missing of the first blocks of averages, or, with beliefs, of those that follow from trained trials; at most `count`."""
+        one = self.assignment
+        alive = len(completed.at_source(one.source)) + sum(trial.source == one.source for trial in pending)
+        found: list[Trial] = []
+        for number in averages_of(one):
+            offer = one.offers[number]
+            block = Block(one, offer, ledger.budget)
+            alone = replace(one, offers=(offer,), trials=block.wanted(0 if beliefs is None else max(alive - GATE, 0)), before=0.0)
+            here = ([trial for trial in trials if trial.source == offer.source] for trials in (pending, abandoned))
+            standing = Standing.of(alone, completed, *here)
+            wanted = min(count - len(found), standing.left)
+            if wanted < 1:
+                continue
+            if beliefs is None:
+                mixtures = block.first()
+            else:
+                mixtures = block.later(beliefs, measured_feasible(completed, beliefs.coordinates), random_state(one, completed, pending))
+            for trial in standing.numbered(mixtures, wanted, AVERAGES_LABEL):
+                if ledger.affords(trial.source):
+                    found.append(trial)
+                    ledger = ledger.after(trial.source)
+        return found
 
     def _beliefs(self, completed: Swarm) -> Beliefs | None:
         """From what has finished; None while that does not say what the objective is."""
@@ -153,7 +229,8 @@ class BayesStrategy:
             (number, mixtures_of([trial for trial in pending if trial.source == offer.source], coordinates.names))
             for number, offer in enumerate(one.offers)
         ]
-        improving = len(one.offers) == 1 and self.options.acquisition == "improvement"
+        learnable = self._learnable
+        improving = len(learnable) == 1 and self.options.acquisition == "improvement"
         costs = [offer.cost for offer in one.offers]
         given = (beliefs, measured_MD, waiting)
         chooser: Chooser = Improving.start(*given, rng) if improving else Informing.start(*given, costs, rng)
@@ -161,7 +238,7 @@ class BayesStrategy:
         refused_MU = coordinates.points(mixtures_of(abandoned, coordinates.names))
         asked: list[Trial] = []
         for number in numbers:
-            sources = ledger.choices(self.options.least_share)
+            sources = ledger.choices(self.options.least_share, learnable)
             if not sources:
                 break
             source, points_MU = chooser.best(sources, where)

@@ -5,7 +5,7 @@ The main trade-off: trials count as spent as soon as they are asked for, so a tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mixopt.strategies.base import Assignment, Offer
@@ -37,12 +37,12 @@ class Ledger:
         """Numbers of the sources that the rest of the budget affords."""
         return [number for number, offer in enumerate(self.offers) if self.affords(offer.source)]
 
-    def choices(self, least_share: float) -> list[int]:
-        """Those among which to choose: the one of the answer alone while it has less than its share."""
-        found, last = self.affordable(), len(self.offers) - 1
+    def choices(self, least_share: float, among: Collection[int] | None = None) -> list[int]:
+        """Those among which to choose, of the numbers in `among`: the one of the answer alone while it has less than its share."""
+        found, last = [number for number in self.affordable() if among is None or number in among], len(self.offers) - 1
         return [last] if last in found and self.spent[last] < least_share * sum(self.spent) else found
 
-    def after(self, source: Source) -> Ledger:
-        """With one more trial there."""
-        spent = tuple(value + offer.cost * (offer.source == source) for value, offer in zip(self.spent, self.offers, strict=True))
+    def after(self, *sources: Source) -> Ledger:
+        """With one more trial at each."""
+        spent = tuple(value + offer.cost * sources.count(offer.source) for value, offer in zip(self.spent, self.offers, strict=True))
         return Ledger(self.offers, spent, self.budget)
