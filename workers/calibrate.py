@@ -24,7 +24,8 @@ from mixopt.search import SearchInterrupted, SearchObserver, run_trials
 from mixopt.trial import Source, Trial
 from workers.beginnings import train_base
 from workers.calibration_cost import Cost, Pricing, bases_of, resources_of
-from workers.compose import Search, check_experiment, compose, objective_weights, record_location
+from workers.checks import check_experiment
+from workers.compose import Search, compose, objective_weights, record_location
 from workers.tokens.prepare import prepare
 
 MakeRunner = Callable[[Search], Runner]

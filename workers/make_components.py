@@ -19,8 +19,9 @@ from mixopt.progress import Reporter, Silent
 from mixopt.search import SearchInterrupted, SearchObserver
 from mixopt.trial import Outcome
 from workers.beginnings import train_base
+from workers.checks import check_experiment
 from workers.components import Components, displacements, family_document, family_id, train_components
-from workers.compose import Search, check_experiment, compose, record_location
+from workers.compose import Search, compose, record_location
 from workers.tokens.prepare import prepare
 
 

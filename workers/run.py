@@ -31,7 +31,8 @@ from mixopt.verification import Verification, plan_verification, summarize
 from workers import warm_start
 from workers.beginnings import train_base
 from workers.calibrate import calibrated_by_search, sentence_of
-from workers.compose import Search, check_experiment, compose, record_location, tracking_uri
+from workers.checks import check_experiment
+from workers.compose import Search, compose, record_location, tracking_uri
 from workers.evaluations import EVALUATION_SHARE, evaluation_cost
 from workers.merged_gate import judged, known_verdict
 from workers.own_trainer.exchange import refuse_untold

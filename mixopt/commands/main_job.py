@@ -52,7 +52,8 @@ def prepare(file: ExperimentFile) -> None:
     """Turns documents into token files; does only what is missing."""
     from mixopt.experiment_file import load_experiment
     from mixopt.terminal import RichReporter, quantity, rows_table
-    from workers.compose import check_experiment, checked_domains
+    from workers.checks import check_experiment
+    from workers.compose import checked_domains
     from workers.output_folder import named_in_errors
     from workers.own_trainer.pieces import refuse_trainer
     from workers.tokens.prepare import prepare as prepare_corpus

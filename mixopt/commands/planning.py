@@ -24,7 +24,7 @@ def plan(
     check_json(json_file)
     from mixopt.plan_page import show_plan
     from mixopt.terminal import RichReporter
-    from workers.compose import check_experiment
+    from workers.checks import check_experiment
     from workers.own_trainer.plan import own_plan
     from workers.planning.estimate import make_plan
 

@@ -46,7 +46,7 @@ def reuse(
     check_json(json_file)
     from mixopt.reuse.rewritten import write_plan
     from mixopt.terminal import RichReporter, print_line
-    from workers.compose import check_experiment
+    from workers.checks import check_experiment
     from workers.output_folder import named_in_errors
     from workers.own_trainer.pieces import refuse_trainer
     from workers.reuse import find_reuse

@@ -21,9 +21,10 @@ from mixopt.beginnings import BASE_LABEL, beginning_sentence, trial_beginning
 from mixopt.code_version import joined
 from mixopt.components.config import EVALUATORS
 from mixopt.history import TrialRecord
+from mixopt.tracking.averages import gate_sentence
 from mixopt.tracking.findings import Findings
 from mixopt.tracking.inputs import Input, search_inputs, trial_inputs
-from mixopt.tracking.note import answer_markdown, gate_sentence
+from mixopt.tracking.note import answer_markdown
 from mixopt.trial import AVERAGED, FailureKind, Outcome, Trial, TrialState, content_digest
 from mixopt.verification import LABEL_PREFIX, OBJECTIVE
 

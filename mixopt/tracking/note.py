@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.beginnings import beginning_sentence
-from mixopt.components.config import EVALUATORS
 from mixopt.domains import unique_tokens_of
 from mixopt.groups.rules import weights_per_level
 from mixopt.history import History
 from mixopt.proposal import Effect, Proposal
+from mixopt.tracking.averages import averaged_sentence, gate_sentence, predicting_evaluator
 from mixopt.tracking.findings import ARM_TITLES, Findings, read_findings
 from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, PROPOSAL, Comparison, Verification, spoken
 
@@ -190,9 +190,8 @@ def _effects(findings: Findings, proposal: Proposal) -> str:
 
 
 def _predicted_in(findings: Findings) -> str:
-    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal is not None else {}
-    evaluator = str(evidence.get("source", "")).partition("/")[0]
-    return f"{evaluator + ' ' if evaluator in EVALUATORS else ''}proxies of {_source(findings, 'search')}"
+    evaluator = predicting_evaluator(findings)
+    return f"{evaluator + ' ' if evaluator else ''}proxies of {_source(findings, 'search')}"
 
 
 def _negated(findings: Findings) -> str:
@@ -283,33 +282,6 @@ def _earlier_words(earlier: Mapping[str, Any]) -> str:
     by_source: Mapping[str, int] = earlier.get("by_source", {})
     listed = f" ({', '.join(f'{count} of {_cell(key)}' for key, count in by_source.items())})" if len(by_source) > 1 else ""
     return f"runs of the warm start: {', and '.join(parts) or 'none fit'}{listed}"
-
-
-def averaged_sentence(findings: Findings) -> str:
-    """What predictions are worth that are of averages of components; empty where they are of trained proxies."""
-    evidence: Mapping[str, Any] = findings.proposal.evidence if findings.proposal is not None else {}
-    evaluator = str(evidence.get("source", "")).partition("/")[0]
-    if evaluator not in EVALUATORS:
-        return ""
-    return (
-        f"Predictions are of {evaluator} proxies, which rank mixtures and do not predict the losses of trained ones: intervals hold what the surrogate does not know of "
-        "the averages, not how far these are from training; verification tells."
-    )
-
-
-def gate_sentence(findings: Findings) -> str:
-    """Whether merged and ensembled proxies were trusted, and how many there are of each; empty where the search asked for none."""
-    if findings.gate is None:
-        return ""
-    gate, last = findings.gate, findings.gate["attempts"][-1]
-    heads = [sentences[0] for sentences in last["sentences"].values()]
-    remedies = [attempt["remedy"] for attempt in gate["attempts"] if attempt["remedy"]]
-    tried = f" Tried before that verdict: {', '.join(remedies)}." if remedies else ""
-    instead = "" if gate["trusted"] else " The search has trained its proxies instead."
-    counts = ", ".join(f"{count} {evaluator}" for evaluator, count in findings.averaged.items())
-    scored = f" Scored without training: {counts}." if counts else ""
-    refused = " ".join(f"{evaluator.capitalize()} proxies could not be judged: {why}" for evaluator, why in last["refused"].items())
-    return " ".join(part for part in (*heads, refused) if part) + f"{tried}{instead}{scored}"
 
 
 def _evidence(findings: Findings) -> str:

@@ -234,7 +234,7 @@ def refused(place: Place, changes: dict[str, Any], message: str) -> None:
     """The file with these changes is an error before anything is computed."""
     from mixopt.errors import ConfigError, InfeasibleError
     from mixopt.experiment_file import load_experiment
-    from workers.compose import check_experiment
+    from workers.checks import check_experiment
 
     raw = yaml.safe_load(place.file.read_text())
     for key, value in changes.items():

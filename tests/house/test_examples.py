@@ -14,7 +14,8 @@ import yaml
 from mixopt.experiment_file import load_experiment
 from mixopt.mixture import Schedule
 from mixopt.own_trainer.outcome import read_result, request_of
-from workers.compose import check_experiment, compose
+from workers.checks import check_experiment
+from workers.compose import compose
 from workers.own_trainer.pieces import own_manifest
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,8 @@ from mixopt.trial import FailureKind, Source, Trial, TrialDomain, trial_identity
 from proxy_models.checkpoint import load_checkpoint
 from proxy_models.token_store import TokenWriter
 from workers.beginnings import check_base, forget_results_without_weights, stored_trial
-from workers.compose import Search, check_settings, compose
+from workers.checks import check_settings
+from workers.compose import Search, compose
 from workers.control import DriverControl
 from workers.convert import member_of, recipe_for
 from workers.search_context import context

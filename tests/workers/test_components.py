@@ -14,8 +14,9 @@ from mixopt.history import History
 from mixopt.merging.remedies import Making
 from mixopt.mixture import Schedule
 from mixopt.trial import Source
+from workers.checks import check_settings
 from workers.components import KIND, family_document, family_id
-from workers.compose import Search, check_settings, compose
+from workers.compose import Search, compose
 from workers.planning.averages import averages_cost, break_even
 from workers.search_context import context
 

@@ -14,7 +14,8 @@ from mixopt.experiment_file import parse_experiment
 from mixopt.strategies import get_strategy
 from mixopt.surrogates import get_surrogate
 from mixopt.trial import Source
-from workers.compose import check_settings, compose
+from workers.checks import check_settings
+from workers.compose import compose
 from workers.offers import trial_flops
 
 SMALL, TINY = {"size": "nano", "tokens": "500K"}, {"size": "nano", "tokens": "100K"}

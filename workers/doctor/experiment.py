@@ -9,7 +9,7 @@ from mixopt.config import Experiment
 from mixopt.corpus.files import open_file, resolve_files
 from mixopt.corpus.tokenizer import load_tokenizer
 from mixopt.errors import MixoptError
-from workers.compose import check_settings
+from workers.checks import check_settings
 from workers.doctor.findings import Finding, counted, ok, problem
 from workers.own_trainer.pieces import check_program
 

@@ -20,7 +20,7 @@ from mixopt.config import Experiment
 from mixopt.errors import DataError, MixoptError, RunError
 from mixopt.experiment_file import load_experiment
 from proxy_models import ENGINE_VERSION
-from workers.compose import check_experiment
+from workers.checks import check_experiment
 from workers.tokens.prepare import check_inputs
 
 ANSWER = "mixopt-check:"

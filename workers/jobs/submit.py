@@ -29,7 +29,7 @@ from mixopt.groups.rules import ancestors
 from mixopt.progress import Reporter
 from mixopt.proxy_config import ProxyConfig
 from mixopt.trial import content_digest
-from workers.compose import check_settings
+from workers.checks import check_settings
 from workers.jobs.api import ATTEMPT, CONTENT, KEY, NAME, OUTPUT, Job, JobsApi
 from workers.jobs.check import ANSWER, versions
 

@@ -18,7 +18,8 @@ from mixopt.history import History, SearchRecord, TrialRecord
 from mixopt.own_trainer.told import Told, read_rows, settle
 from mixopt.swarm import Swarm
 from mixopt.trial import Trial, TrialState
-from workers.compose import Search, check_experiment, compose, record_location
+from workers.checks import check_experiment
+from workers.compose import Search, compose, record_location
 from workers.own_trainer.pieces import own_manifest, trainer_of
 from workers.search_context import context
 

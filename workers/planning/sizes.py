@@ -19,7 +19,8 @@ from mixopt.progress import Reporter
 from mixopt.proxy_config import ProxyConfig as ProxySettings
 from proxy_models.config import PARAMETRIZATIONS, RULES, SIZES, Rule, default_learning_rate, proxy_config
 from proxy_models.parametrization import MUP_RULES, TensorRule
-from workers.compose import check_settings, compose
+from workers.checks import check_settings
+from workers.compose import compose
 from workers.machine import look_at, this_machine
 from workers.memory import member_memory, pack_memory_bytes
 from workers.packing import pack_size_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mixopt.tracking.averages import gate_sentence
 from mixopt.tracking.findings import Findings
-from mixopt.tracking.note import gate_sentence
 from mixopt.tracking.report.blocks import Notes, Prose, Section, Table
 
 

@@ -10,11 +10,12 @@ from mixopt.components.config import EVALUATORS
 from mixopt.groups.rules import weights_per_level
 from mixopt.proposal import Proposal
 from mixopt.terminal import quantity
+from mixopt.tracking.averages import averaged_sentence
 from mixopt.tracking.drawings.effects import effect_cells
 from mixopt.tracking.drawings.evidence import compared_rows, objective_trials
 from mixopt.tracking.drawings.mixture import compared_arms
 from mixopt.tracking.findings import ARM_TITLES, Findings, short_metric
-from mixopt.tracking.note import answer_sentence, averaged_sentence, group_rule, progress_sentence, recommended_mixture, signed
+from mixopt.tracking.note import answer_sentence, group_rule, progress_sentence, recommended_mixture, signed
 from mixopt.tracking.report.blocks import Drawing, Fact, Facts, Heading, Notes, Prose, Section, Table, missing, percent, waiting
 from mixopt.verification import MEAN_BITS_PER_BYTE, OBJECTIVE, Comparison, Verification, spoken
 

@@ -23,7 +23,7 @@ from mixopt.search_identity import search_identity
 from mixopt.swarm import Swarm
 from mixopt.trial import Source
 from tests.mixopt.constraints.conftest import plain
-from workers.compose import check_settings
+from workers.checks import check_settings
 from workers.jobs.submit import job_key
 
 RAW: dict[str, Any] = {

@@ -11,7 +11,8 @@ import pytest
 from mixopt.config import Experiment
 from mixopt.experiment_file import parse_experiment
 from mixopt.mixture import Mixture, Schedule
-from workers.compose import Search, check_experiment, compose
+from workers.checks import check_experiment
+from workers.compose import Search, compose
 from workers.doctor.experiment import inputs, settings
 from workers.doctor.machine import memory
 from workers.jobs.submit import job_key

@@ -18,7 +18,8 @@ from mixopt.history import History
 from mixopt.progress import Silent
 from proxy_models.config import proxy_config
 from workers import machine
-from workers.compose import check_experiment, compose, record_location
+from workers.checks import check_experiment
+from workers.compose import compose, record_location
 from workers.planning.estimate import make_plan
 from workers.planning.expected_corpus import corpus_of
 from workers.run import run

@@ -11,7 +11,8 @@ from mixopt.config import Experiment
 from mixopt.corpus.manifest import DomainFiles, Manifest, TokenFile
 from mixopt.errors import InfeasibleError
 from mixopt.experiment_file import parse_experiment
-from workers.compose import check_experiment, checked_domains, compose, domain_set
+from workers.checks import check_experiment
+from workers.compose import checked_domains, compose, domain_set
 from workers.search_context import context
 
 PREPARED = TokenFile("train.tokens", "content", 1_000_000, 3_200_000, 100)
