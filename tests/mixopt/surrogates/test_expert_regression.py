@@ -23,7 +23,7 @@ from mixopt.surrogates.expert_regression import (
     draw_hyperparameters,
     negative_log_posterior,
 )
-from mixopt.surrogates.multi_source_gp import MultiSourceGP
+from mixopt.surrogates.multi_source_gp import MultiSourceGP, SourcesFit
 from mixopt.swarm import Points, Swarm
 from mixopt.trial import Source
 
@@ -112,6 +112,21 @@ def test_gradients_are_those_of_differences(steps: list[float]) -> None:
         assert gradient[index] == pytest.approx(difference, rel=1e-4, abs=1e-5)
 
 
+def test_log_density_left_out_is_that_of_fits_to_the_other_runs() -> None:
+    standard_N = (losses() - REGRESSION.center) / REGRESSION.scale
+    expected = 0.0
+    for left in range(RUNS):
+        rest = np.delete(np.arange(RUNS), left)
+        densities = []
+        for variances_T, noise in zip(REGRESSION.variances, REGRESSION.noise, strict=True):
+            k_NN = slow_covariance(REGRESSION.inputs, REGRESSION.inputs, variances_T, REGRESSION.lengths) + (noise + JITTER) * np.eye(RUNS)
+            weights_R = np.linalg.solve(k_NN[np.ix_(rest, rest)], k_NN[rest, left])
+            mean, variance = weights_R @ standard_N[rest], k_NN[left, left] - weights_R @ k_NN[rest, left]
+            densities.append(np.exp(-0.5 * (standard_N[left] - mean) ** 2 / variance) / np.sqrt(variance) / REGRESSION.scale)
+        expected += np.log(REGRESSION.counts @ np.array(densities))
+    assert REGRESSION.log_density_left_out() == pytest.approx(expected, rel=1e-6)
+
+
 def test_slopes_are_those_of_differences() -> None:
     asked = inputs(ASKED, 2)
     slopes_ME = REGRESSION.slopes(asked)
@@ -149,6 +164,24 @@ def test_one_process_stands_in_where_evaluators_or_trained_runs_are_lacking(eval
 
 def test_eight_evaluator_runs_are_enough() -> None:
     assert isinstance(ExpertEnsemble().fit(both(8, 4), ["m"]), FittedExperts)
+
+
+def test_an_evaluator_of_something_else_is_not_listened_to() -> None:
+    """48 trained runs of a smooth law, an evaluator whose losses are drawn at random: the process of the trained runs alone answers, and draws agree with it."""
+    noise = np.random.default_rng(5).normal(size=(40, 1))
+    merged = runs_of(MERGED, 40, 0)
+    merged = Swarm.from_arrays("abc", merged.points().schedules, ("m",), noise, MERGED, trial_ids=merged.trial_ids)
+    trained = runs_of(TRAINED, 48, 1)
+    fitted = ExpertEnsemble().fit(Swarm(("a", "b", "c"), merged.table.vstack(trained.table)), ["m"])
+    assert isinstance(fitted, FittedExperts)
+    assert isinstance(fitted.fits[0].regressions[0], SourcesFit)
+    schedules = np.random.default_rng(6).dirichlet(np.ones(3), 5)[:, None]
+    posterior = fitted.posterior(Points(("a", "b", "c"), np.concatenate([schedules] * 2), (TRAINED,) * 5 + (MERGED,) * 5))
+    alone = MultiSourceGP().fit(trained, ["m"]).mean(Points(("a", "b", "c"), schedules, (TRAINED,) * 5))
+    np.testing.assert_allclose(posterior.mean[:5], alone, atol=1e-3)
+    factor = posterior.factor(0)
+    np.testing.assert_allclose((factor**2).sum(axis=1), posterior.std[:, 0] ** 2, rtol=1e-3)
+    assert np.abs(factor[:5] @ factor[5:].T).max() == 0, "what the evaluator leaves open says nothing of trained runs"
 
 
 def test_of_many_runs_those_at_wanted_mixtures_stay(monkeypatch: pytest.MonkeyPatch) -> None:
