@@ -35,7 +35,16 @@ from mixopt.trial import Source
 TARGET = "pile_cc"
 Z90 = 1.6449
 # Laws of a domain's own share predict no other metric, and of runs at one source those over several are the process of one or a law like the others.
-LEFT_OUT = {"sft_law", "multi_source_gp", "anchor_ratio", "curve_features", "scaling_additive", "scaling_joint", "scaling_effective"}
+LEFT_OUT = {
+    "sft_law",
+    "multi_source_gp",
+    "expert_ensemble",
+    "anchor_ratio",
+    "curve_features",
+    "scaling_additive",
+    "scaling_joint",
+    "scaling_effective",
+}
 NAMES = tuple(name for name in surrogate_names() if name not in LEFT_OUT)
 
 

@@ -18,6 +18,7 @@ _MODULES = {
     "auto": ("mixopt.surrogates.stacked", "Stacked"),
     "bimix": ("mixopt.surrogates.bimix", "BiMixSurrogate"),
     "curve_features": ("mixopt.surrogates.curve_features", "CurveFeatures"),
+    "expert_ensemble": ("mixopt.surrogates.expert_ensemble", "ExpertEnsemble"),
     "gaussian_process": ("mixopt.surrogates.gaussian_process", "GaussianProcess"),
     "lightgbm": ("mixopt.surrogates.boosted_trees", "BoostedTrees"),
     "lightgbm_few": ("mixopt.surrogates.boosted_trees", "TreesForFewRuns"),

@@ -181,9 +181,11 @@ def some_trials(observations: Observations, count: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate([kept, singles[: count - len(kept)]]))
 
 
-def find_hyperparameters(features_NF: FloatArray, standard_N: FloatArray, shape_N: FloatArray) -> Hyperparameters:
-    """The mode of their posterior."""
-    prior = Prior.for_features(features_NF.shape[1])
+def find_hyperparameters(
+    features_NF: FloatArray, standard_N: FloatArray, shape_N: FloatArray, prior: Prior | None = None
+) -> Hyperparameters:
+    """The mode of their posterior; `prior` defaults to that of trained runs."""
+    prior = prior or Prior.for_features(features_NF.shape[1])
     reach_P = SEARCH_STDS * prior.std
     result = minimize(
         negative_log_posterior,

@@ -22,7 +22,7 @@ from mixopt.swarm import Swarm, on_curve_rows
 from mixopt.trial import WEIGHT_DECIMALS, JsonValue, Outcome, Source, Trial, content_digest
 
 LABEL = "earlier"
-OF_SEVERAL_EVALUATORS = ("multi_source_gp", "auto")
+OF_SEVERAL_EVALUATORS = ("multi_source_gp", "expert_ensemble", "auto")
 """Surrogates for which an earlier search is one more source; laws over scales want the runs of one evaluator."""
 HeldOut = tuple[str, str]
 """Content hash and kind of what a metric is scored on."""
