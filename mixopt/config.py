@@ -78,7 +78,7 @@ class SearchConfig(Model):
         if value.get("strategy") in EVALUATOR_STRATEGIES:
             value = {"evaluators": ("merged",), **value}
         if value.get("evaluators"):
-            value = {"surrogate": "multi_source_gp", **value}
+            value = {"surrogate": "expert_ensemble", **value}
         return value
 
     @field_validator("evaluators")

@@ -77,7 +77,7 @@ def test_evaluators_make_another_search_and_their_settings_too(tmp_path: Path) -
         for changes in (
             {},
             {"search": {"evaluators": ["merged"]}},
-            {"search": {"evaluators": [], "surrogate": "multi_source_gp"}},
+            {"search": {"evaluators": [], "surrogate": "expert_ensemble"}},
             {"components": {"general": 0.25}},
             {"components": {"tokens": 102_400}},
             {"components": {"operator": "ties"}},
@@ -97,7 +97,7 @@ def test_a_strategy_of_merged_proxies_has_some(tmp_path: Path) -> None:
     assert given.search.evaluators == (), "said aloud"
     raw = {**experiment(tmp_path).model_dump(mode="json"), "search": {"strategy": "demix"}}
     assert parse_experiment(raw, tmp_path).search.evaluators == ("merged",)
-    assert parse_experiment(raw, tmp_path).search.surrogate == "multi_source_gp"
+    assert parse_experiment(raw, tmp_path).search.surrogate == "expert_ensemble"
 
 
 @pytest.mark.parametrize(
