@@ -1,7 +1,7 @@
 """How averages of components serve a search that learns: many at once before it does, and a few near the optimum ever again.
 
-They cost next to nothing and have no noise, so there is nothing to weigh one by one: a first block spreads over what they reach, and after every few
-trained trials a further one looks where the answer may lie. Their share of the budget is bounded, and so is their number, since a fit costs the cube of it.
+They cost little and have no noise, so there is nothing to weigh one by one: a first block spreads over what they reach, small ones follow where the answer
+may lie, each when the one before has been evaluated, and a further one after every few trained trials. Their share of the budget is bounded, and so is their number, since a fit costs the cube of it.
 What they are wrong in, the surrogate learns from the trained trials; nearly all of the budget goes there. The main trade-off: a block does not know what the
 others say, so an evaluator that misleads is asked as much as a good one; it costs that share and no more.
 """
@@ -24,13 +24,15 @@ from mixopt.strategies.ledger import SPENT_WITHIN
 from mixopt.strategies.proxies import apart, endless_draws
 
 LABEL = "bayes averages"
-FIRST_SHARE, LATER_SHARE = 0.1, 0.05
-"""Of the budget, for all averages of a kind: before the search learns, and while it does."""
-MOST_FIRST, MOST_LATER = 128, 64
+
+FIRST_SHARE, NEAR_SHARE, LATER_SHARE = 0.1, 0.05, 0.05
+"""Of the budget, for all averages of a kind: spread out, then near the optimum before trained trials are chosen, and while they are."""
+MOST_FIRST, MOST_NEAR, MOST_LATER = 80, 64, 48
 """And no more than so many of a kind."""
 TRAINED_PER_BLOCK = 4
 """Trained trials that were chosen in view of results, between two blocks."""
-BLOCK = 16
+BLOCK = 8
+"""Averages near the optimum that are asked for at once: what they say moves the optimum."""
 BLOCK_DRAWS = 128
 WIDE, DRAWN = 0xA7E, 0xA7F
 """Kinds of draws."""
@@ -53,15 +55,19 @@ class Block:
     offer: Offer
     budget: float
 
-    def wanted(self, learned: int) -> int:
-        """How many averages there are to be once so many trained trials were chosen in view of results; those of a gate count."""
-        first = min(MOST_FIRST, self._affordable(FIRST_SHARE))
-        later = min(MOST_LATER, self._affordable(LATER_SHARE))
-        return first + min(later, BLOCK * (learned // TRAINED_PER_BLOCK))
+    @property
+    def spread(self) -> int:
+        """How many averages there are to be before anything is learned; those of a gate count."""
+        return self._affordable(FIRST_SHARE, MOST_FIRST)
 
-    def _affordable(self, share: float) -> int:
+    def near(self, learned: int) -> int:
+        """How many there are to be, those before included, once so many trained trials were chosen in view of results."""
+        later = min(self._affordable(LATER_SHARE, MOST_LATER), BLOCK * (learned // TRAINED_PER_BLOCK))
+        return self.spread + self._affordable(NEAR_SHARE, MOST_NEAR) + later
+
+    def _affordable(self, share: float, most: int) -> int:
         cost = self.offer.cost
-        return MOST_FIRST if cost <= 0 else math.floor(min(share * self.budget / cost + SPENT_WITHIN, MOST_FIRST))
+        return most if cost <= 0 else math.floor(min(share * self.budget / cost + SPENT_WITHIN, most))
 
     def first(self) -> Iterator[FloatArray]:
         """Mixtures (domains,), endless: the natural one, then draws over the space and around the natural one in turn, as far as averages reach."""

@@ -22,8 +22,8 @@ from mixopt.acquisition.choose import Chooser, Improving, Informing
 from mixopt.components.config import EVALUATORS
 from mixopt.errors import ConfigError, DataError
 from mixopt.proposal import Proposal
+from mixopt.strategies.averages import BLOCK, Block, averages_of
 from mixopt.strategies.averages import LABEL as AVERAGES_LABEL
-from mixopt.strategies.averages import Block, averages_of
 from mixopt.strategies.base import Assignment, Options
 from mixopt.strategies.known import first_count, measured_feasible, not_near, random_state
 from mixopt.strategies.ledger import Ledger
@@ -184,10 +184,11 @@ class BayesStrategy:
         for number in averages_of(one):
             offer = one.offers[number]
             block = Block(one, offer, ledger.budget)
-            alone = replace(one, offers=(offer,), trials=block.wanted(0 if beliefs is None else max(alive - GATE, 0)), before=0.0)
+            most = block.spread if beliefs is None else block.near(max(alive - GATE, 0))
+            alone = replace(one, offers=(offer,), trials=most, before=0.0)
             here = ([trial for trial in trials if trial.source == offer.source] for trials in (pending, abandoned))
             standing = Standing.of(alone, completed, *here)
-            wanted = min(count - len(found), standing.left)
+            wanted = min(count - len(found), standing.left, standing.left if beliefs is None else BLOCK)
             if wanted < 1:
                 continue
             if beliefs is None:

@@ -23,8 +23,10 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
+from mixopt.components.config import EVALUATORS
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
+from mixopt.space import BoolArray
 from mixopt.surrogates.base import Fitted
 from mixopt.surrogates.features import root_and_log
 from mixopt.surrogates.gaussian_process import (
@@ -41,6 +43,7 @@ from mixopt.surrogates.misfit import factor_with_jitter
 from mixopt.surrogates.posterior import GaussianPosterior
 from mixopt.surrogates.scales import Sizes, sources_in
 from mixopt.surrogates.source_kernel import (
+    Averages,
     IntArray,
     SourceHyperparameters,
     negative_log_posterior,
@@ -56,6 +59,11 @@ from mixopt.trial import Source
 MOST_TRIALS = 2048
 LEAST_ALONE, BLOCK_ROWS = 8, 512
 """Runs of a source from which on it is also fitted alone: fewer cannot show that the others do not help."""
+MOST_OF_ONE, MOST_ODDS = 1.0, 2.0
+"""Beside averages, how much one run may say for or against them, in logarithms of that density, and how much all of them together must: a baseline far from
+what is feasible, where averages bend most, would else outweigh the dozen runs of a gate that has looked."""
+LEAST_SPREAD, LEAST_UNIT = 4, 1e-3
+"""Runs of a source that say how far its losses spread, and the least of that in the reference's."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,12 @@ class SourcesFit:
         left_MM = source_covariance(features_MF, at_M, features_MF, at_M, self.parameters) - explained_NM.T @ explained_NM
         return self.scale * factor_with_jitter(left_MM)
 
-    def log_density_left_out(self, source: int) -> float:
-        """Sum of log densities of a source's runs, each left out (Rasmussen & Williams 2006, equations 5.10 to 5.12), up to a constant; bits per byte."""
+    def log_densities_left_out(self, source: int) -> FloatArray:
+        """Log density of each of a source's runs, left out (Rasmussen & Williams 2006, equations 5.10 to 5.12), up to a constant; bits per byte."""
         precision_N = np.diag(cho_solve((self.factor, True), np.eye(len(self.alpha))))
         errors_N, variance_N = self.alpha / precision_N, 1 / precision_N
         log_N = -0.5 * (errors_N**2 / variance_N + np.log(variance_N)) - np.log(self.scale)
-        return float(log_N[self.at == source].sum())
+        return np.asarray(log_N[self.at == source])
 
 
 class MultiSourceGP:
@@ -134,7 +142,8 @@ class MultiSourceGP:
         number = {source: index for index, source in enumerate(sources)}
         at_N = np.array([number[source] for source in observed.sources], dtype=np.int64)
         features_NF = root_and_log(observed.schedules)
-        fits = over_metrics(lambda outputs_N: _fit_metric(features_NF, at_N, outputs_N, len(sources)), observed.values.T)
+        averaged = np.array([source.evaluator in EVALUATORS for source in sources])
+        fits = over_metrics(lambda outputs_N: _fit_metric(features_NF, at_N, outputs_N, len(sources), averaged), observed.values.T)
         return FittedSources(observed, sources, by_cost[-1], fits)
 
 
@@ -149,25 +158,37 @@ def _thinned(swarm: Swarm, sources: Sequence[Source]) -> Swarm:
     return swarm.select([swarm.trial_ids[row] for row in kept])
 
 
-def _fit_metric(features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, sources: int) -> tuple[SourcesFit, dict[int, SourcesFit]]:
+def _fit_metric(
+    features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, sources: int, averaged: BoolArray
+) -> tuple[SourcesFit, dict[int, SourcesFit]]:
     """The process over all sources, and those of sources that predict their own runs better alone."""
-    together = condition(features_NF, at_N, outputs_N, sources)
+    together = condition(features_NF, at_N, outputs_N, sources, averaged)
     alone = {}
     for source in range(1, sources):
         rows = at_N == source
         if rows.sum() >= LEAST_ALONE:
             fit = condition(features_NF[rows], np.zeros(rows.sum(), dtype=np.int64), outputs_N[rows], 1)
-            if fit.log_density_left_out(0) > together.log_density_left_out(source):
+            better_M = fit.log_densities_left_out(0) - together.log_densities_left_out(source)
+            if better_M.sum() > 0 if not averaged.any() else np.clip(better_M, -MOST_OF_ONE, MOST_OF_ONE).sum() > MOST_ODDS:
                 alone[source] = fit
     return together, alone
 
 
-def condition(features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, sources: int) -> SourcesFit:
-    """The posterior mode of one metric's hyperparameters, and the process conditioned on its outputs (bits per byte, shape (N,))."""
+def condition(
+    features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, sources: int, averaged: BoolArray | None = None
+) -> SourcesFit:
+    """The posterior mode of one metric's hyperparameters, and the process conditioned on its outputs (bits per byte, shape (N,)).
+
+    Args:
+        averaged: which sources are averages of components, of which other things are expected, shape (S,); None: none.
+    """
     centers_S = np.bincount(at_N, outputs_N, sources) / np.bincount(at_N, minlength=sources)
     scale = max(float(outputs_N[at_N == 0].std()), MINIMUM_RELATIVE_SCALE * max(float(np.abs(centers_S).max()), 1.0))
     standard_N = (outputs_N - centers_S[at_N]) / scale
-    prior = source_prior(features_NF.shape[1], sources)
+    averages = None
+    if averaged is not None and averaged.any():
+        averages = Averages(averaged, np.array([_spread(outputs_N[at_N == source], scale) for source in range(sources)]) / scale)
+    prior = source_prior(features_NF.shape[1], sources, averages)
     reach_P = SEARCH_STDS * prior.std
     rows = np.arange(len(at_N))
     if len(rows) > HYPERPARAMETER_TRIALS:
@@ -187,6 +208,13 @@ def condition(features_NF: FloatArray, at_N: IntArray, outputs_N: FloatArray, so
     k_NN[np.diag_indices(len(k_NN))] += parameters.noise[at_N] + JITTER
     factor_NN = cholesky(k_NN, lower=True)
     return SourcesFit(parameters, centers_S, scale, features_NF, at_N, factor_NN, cho_solve((factor_NN, True), standard_N))
+
+
+def _spread(outputs_M: FloatArray, otherwise: float) -> float:
+    """Standard deviation of one source's losses; of fewer than `LEAST_SPREAD` it is not known, and of runs that do not differ it is no unit."""
+    if len(outputs_M) < LEAST_SPREAD:
+        return otherwise
+    return max(float(outputs_M.std()), LEAST_UNIT * otherwise)
 
 
 @dataclass(frozen=True)

@@ -188,3 +188,58 @@ def test_ranks_weigh_metrics_whatever_their_scale() -> None:
     assert macro_rank(losses, (1.0, 1.0), worst=False).tolist() == pytest.approx([2 / 3, 0.5, 5 / 6])
     assert macro_rank(losses * [1e6, 1], (3.0, 1.0), worst=False).tolist() == pytest.approx([0.5, 7 / 12, 11 / 12])
     assert macro_rank(losses, (1.0, 1.0), worst=True).tolist() == pytest.approx([1.0, 2 / 3, 1.0])
+
+
+def test_bayes_asks_averages_in_blocks_and_spends_the_rest_on_trained_trials() -> None:
+    """Budget 40, components 4: a tenth of 36 spread out, a twentieth near the optimum in blocks of 8, a twentieth later; the others are trained."""
+    one = assignment(trials=40, before=4.0)
+    swarm, asked = finish(get_strategy("bayes", one), batch=8)
+    merged, trained = at(asked, MERGED), at(asked, TRAINED)
+    assert [trial.source for trial in asked[:8]] == [TRAINED] * 8
+    assert [trial.source for trial in asked[8:44]] == [MERGED] * 36
+    assert len(merged) == 36 + 18 + 18
+    assert 4 + 0.1 * len(merged) + len(trained) == pytest.approx(40, abs=1)
+    assert one.space.contains(np.array([trial.schedule.average().array(one.space.domains) for trial in merged[1:]]), 1e-6).all()
+    found = get_strategy("bayes", one).propose(swarm)
+    assert found.evidence["source"] == TRAINED.key
+    weights = np.stack([found.mixture.array(tuple(TOKENS)), one.domains.natural().array()])
+    true = (1.0 + (weights @ BLENDS_MD.T + 0.03) ** -0.35).mean(axis=1)
+    assert true[0] < true[1] - 0.08
+
+
+def test_bayes_counts_the_trials_of_a_gate_as_its_first_design() -> None:
+    one = assignment()
+    gate = [
+        *one.planned(START),
+        *(one.learned(trial.schedule.average(), number, "gate") for number, trial in enumerate(one.planned(12)[5:])),
+    ]
+    gate += [make_merged(trial.schedule, 0, "gate") for trial in gate[:1]]
+    fresh = get_strategy("bayes", one).ask(64, run(gate), [], [])
+    assert [trial.source for trial in fresh] == [MERGED] * 15, "a tenth of 16 at .1 each, less the gate's"
+    known = [*gate, *fresh]
+    near = get_strategy("bayes", one).ask(64, run(known), [], [])
+    assert [trial.source for trial in near] == [MERGED] * 8
+    assert get_strategy("bayes", one).ask(64, run(known), near, []) == [], "they take moments, and what follows is to know of them"
+    # Where the gate trusted none, its trials count as well, and so do the components.
+    alone = replace(one, offers=one.offers[1:], surrogate=get_surrogate("gaussian_process"))
+    trained = at(gate, TRAINED)
+    planned = [trial for trial in get_strategy("bayes", alone, {"first": 14}).ask(64, run(trained), [], []) if trial.label != "bayes"]
+    assert len(planned) == 2
+    _, done = finish(get_strategy("bayes", alone), begun=trained)
+    assert len(done) == 24 - 8
+
+
+def test_averages_that_mislead_do_not_hurt_bayes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They like what the law does not; the trained trials tell."""
+    one = assignment(trials=40, before=4.0)
+    true_losses = losses_of
+
+    def misled(trial: Trial) -> FloatArray:
+        return 4.0 - true_losses(trial) if trial.source == MERGED else true_losses(trial)
+
+    monkeypatch.setattr(f"{__name__}.losses_of", misled)
+    swarm, _ = finish(get_strategy("bayes", one), batch=8)
+    found = get_strategy("bayes", one).propose(swarm).mixture.array(tuple(TOKENS))
+    weights = np.stack([found, one.domains.natural().array()])
+    true = (1.0 + (weights @ BLENDS_MD.T + 0.03) ** -0.35).mean(axis=1)
+    assert true[0] < true[1] - 0.08
