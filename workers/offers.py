@@ -132,7 +132,7 @@ def _check_takes(experiment: Experiment, place: str, several_sizes: bool) -> Non
         what = "source" if not takes_several_sources(surrogate) else "size"
         raise ConfigError(
             f"`{place}` are given, but the surrogate '{experiment.search.surrogate}' takes runs of one {what} only.",
-            "Set `surrogate: auto` or `surrogate: multi_source_gp`.",
+            "Set `surrogate: auto`, `multi_source_gp`, or, beside evaluators, `expert_ensemble`.",
         )
     if not takes_sources(experiment.search.strategy):
         able = ", ".join(name for name in strategy_names() if takes_sources(name))

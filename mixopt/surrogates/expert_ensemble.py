@@ -113,7 +113,7 @@ def _alone_if_better(far_NG: FloatArray, outputs_N: FloatArray, regression: Regr
     if len(outputs_N) < LEAST_ALONE:
         return regression
     alone = condition(far_NG, np.zeros(len(outputs_N), dtype=np.int64), outputs_N, 1)
-    return alone if alone.log_density_left_out(0) > regression.log_density_left_out() + ALONE_BY else regression
+    return alone if float(alone.log_densities_left_out(0).sum()) > regression.log_density_left_out() + ALONE_BY else regression
 
 
 def inputs_of(said_NE: FloatArray, linear_NF: FloatArray, far_NG: FloatArray, processes: Sequence[EvaluatorProcess]) -> Inputs:

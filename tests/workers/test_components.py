@@ -31,6 +31,7 @@ def experiment(folder: Path, names: tuple[str, ...] = ("web", "code", "math"), *
         "budget_tokens": "8B",
         "domains": [{"name": name, "path": f"{name}.jsonl", "tokens": TOKENS[name]} for name in names],
         "proxy": {"tokens": 204_800, "window": 64, "tokens_per_step": 1024, "beginning": CONTINUED},
+        "components": {"general": 0.5},
         "search": {"strategy": "bayes", "evaluators": ["merged", "ensemble"]},
         "verification": {"enabled": False},
     }

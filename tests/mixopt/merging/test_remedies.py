@@ -33,7 +33,7 @@ def verdict(world: World) -> Verdict:
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
-        ("displacement", Making(100_000, 0.5)),
+        ("displacement", Making(200_000, 0.75)),
         ("routers", Making(200_000, 0.5, True)),
         ("ranking", Making(200_000, 0.75)),
         ("noise", None),
@@ -60,7 +60,7 @@ def test_what_costs_too_much_is_skipped_and_said(verdict: Verdict) -> None:
 
 
 def test_limits_are_kept(verdict: Verdict) -> None:
-    short = next_attempt(verdict, Making(30_000, 0.5), [], cost, LIMITS)
+    short = next_attempt(verdict, Making(30_000, 0.75), [], cost, LIMITS)
     assert short.remedy == "frozen router"
     assert "Half of 30,000 tokens is too short." in short.reasons
     dense = next_attempt(replace(verdict, cause="routers"), Making(30_000, 0.75), [], cost, replace(LIMITS, has_router=False))
