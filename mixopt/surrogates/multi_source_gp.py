@@ -59,9 +59,9 @@ from mixopt.trial import Source
 MOST_TRIALS = 2048
 LEAST_ALONE, BLOCK_ROWS = 8, 512
 """Runs of a source from which on it is also fitted alone: fewer cannot show that the others do not help."""
-MOST_OF_ONE, MOST_ODDS = 1.0, 2.0
+MOST_OF_ONE, MOST_ODDS = 1.0, 12.0
 """Beside averages, how much one run may say for or against them, in logarithms of that density, and how much all of them together must: a baseline far from
-what is feasible, where averages bend most, would else outweigh the dozen runs of a gate that has looked."""
+what is feasible, where averages bend most, would else outweigh a gate that has looked, whose dozen runs cannot reach it (docs/log.md)."""
 LEAST_SPREAD, LEAST_UNIT = 4, 1e-3
 """Runs of a source that say how far its losses spread, and the least of that in the reference's."""
 
