@@ -98,6 +98,7 @@ def run_search(
     stop: threading.Event | None = None,
     curve_metrics: Mapping[str, str] | None = None,
     scored_on: Callable[[Trial], Collection[str]] | None = None,
+    left_out: Collection[str] = (),
 ) -> SearchResult:
     """Runs a recorded search to its end, going on from wherever the record stands.
 
@@ -112,6 +113,7 @@ def run_search(
         batch: trials asked for at once; None: whatever fills the free slots of the runner.
         max_attempts: failures after which a trial is abandoned.
         stop: ends the search as Ctrl-C does when set; looked at whenever the runner reports something.
+        left_out: ids of trials that the strategy does not see.
         curve_metrics: as for `History.swarm`: what strategies see beside, of the trials that have it.
 
     Raises:
@@ -119,11 +121,13 @@ def run_search(
         RunError: more than half of the trials, and at least 4, were abandoned.
         DataError: the runner reported an outcome that does not fit its trial.
     """
-    every = frozenset(metrics)
+    every, hidden = frozenset(metrics), frozenset(left_out)
     loop = _Loop(history, search_id, "search", runner, scored_on or (lambda trial: every), max_attempts, observers, stop)
 
     def completed() -> Swarm:
-        return history.swarm(search_id, domains, metrics, curve_metrics=curve_metrics).select(list(loop.done))
+        return history.swarm(search_id, domains, metrics, curve_metrics=curve_metrics).select(
+            [key for key in loop.done if key not in hidden]
+        )
 
     def still_allowed(count: int) -> int:
         return count if trials is None else min(count, trials - len(loop.records))

@@ -245,6 +245,10 @@ class Swarm:
         """The trials named, in the order of the table."""
         return self._part(pl.col("trial_id").is_in(list(trial_ids)))
 
+    def without(self, trial_ids: Collection[str]) -> Swarm:
+        """All trials but those named."""
+        return self._part(~pl.col("trial_id").is_in(list(trial_ids))) if trial_ids else self
+
     def _part(self, wanted: pl.Expr) -> Swarm:
         runs = self.runs.filter(wanted)
         return Swarm.of_tables(self.domains, runs, self.losses.filter(pl.col("trial_id").is_in(runs["trial_id"].to_list())))

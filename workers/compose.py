@@ -49,6 +49,7 @@ class Search:
         base, verification_base: the trials that those of search and verification begin with; None: they begin from scratch.
         components, family: what merged proxies are made of, and the components that are in use; None: there are none.
         averages: makes the merged and ensembled trials of the search, the cheapest first.
+        left_out: ids of trials that its strategy does not see: averages that its gate has not trusted.
         wanted, earlier: what earlier runs have to fit, and those that do; None: the search begins without any.
     """
 
@@ -71,6 +72,7 @@ class Search:
     components: Components | None = None
     family: Family | None = None
     averages: tuple[MergedFactory, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
     @property
     def sources(self) -> tuple[Source, ...]:

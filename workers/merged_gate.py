@@ -51,6 +51,7 @@ class Attempt:
         remedy: what was changed against the attempt before; None: the file's own settings.
         flops: of its components.
         verdicts: one per evaluator; `refused`: evaluator -> why it could not be judged.
+        averages: evaluator -> ids of the trials that it was judged by.
     """
 
     making: Making
@@ -58,6 +59,7 @@ class Attempt:
     flops: float
     verdicts: tuple[Verdict, ...]
     refused: Mapping[str, str]
+    averages: Mapping[str, tuple[str, ...]]
 
     @property
     def trusted(self) -> tuple[str, ...]:
@@ -123,7 +125,8 @@ def with_verdict(search: Search, body: Mapping[str, Any]) -> Search:
     surrogate = surrogate_for(search.experiment.search.surrogate, offers)
     changed = replace(assignment, offers=offers, surrogate=surrogate, before=float(body["flops"]))
     strategy = cast("Any", search.strategy)
-    return replace(search, strategy=replace(strategy, assignment=changed), family=family, averages=averages)
+    left_out = frozenset(body["left_out"])
+    return replace(search, strategy=replace(strategy, assignment=changed), family=family, averages=averages, left_out=left_out)
 
 
 def gate_mixtures(search: Search) -> list[Mixture]:
@@ -179,9 +182,17 @@ def _decide(
         "trusted": list(last.trusted),
         "making": asdict(last.making),
         "ended": [] if last.trusted else list(why),
+        "left_out": _left_out(attempts),
         "flops": sum(one.flops for one in attempts),
         "trials": [trial.trial_id for trial in trained],
     }
+
+
+def _left_out(attempts: Sequence[Attempt]) -> list[str]:
+    """Averages that are not trusted: of other components at the same horizon they would pass for runs of the source that is."""
+    every = {trial_id for one in attempts for ids in one.averages.values() for trial_id in ids}
+    kept = {trial_id for evaluator in attempts[-1].trusted for trial_id in attempts[-1].averages[evaluator]}
+    return sorted(every - kept)
 
 
 def _next(search: Search, components: Components, attempts: Sequence[Attempt]) -> tuple[Making | None, str, tuple[str, ...]]:
@@ -269,6 +280,7 @@ def _attempt(
     objective, losses = _trained_losses(search, trained, history)
     verdicts: list[Verdict] = []
     refused: dict[str, str] = {}
+    asked: dict[str, tuple[str, ...]] = {}
     for maker in components.makers(family):
         by_mixture: dict[str, Trial] = {}
         for trial in trained:
@@ -277,6 +289,7 @@ def _attempt(
             except ConfigError:
                 continue  # beyond the reach of these averages
         averages = list({one.trial_id: one for one in by_mixture.values()}.values())
+        asked[maker.evaluator] = tuple(one.trial_id for one in averages)
         records = {record.trial.trial_id: record for record in _run(search, averages, history, runner, observers, stop)} if averages else {}
         found = _losses_of(search, list(records.values()), objective.metrics)
         proxies = {name: found[one.trial_id] for name, one in by_mixture.items() if one.trial_id in found}
@@ -287,7 +300,7 @@ def _attempt(
             continue
         merged = maker.evaluator == "merged"
         verdicts.append(judge(paired, maker.evaluator, moved if merged else None, _agreement(list(records.values())) if merged else None))
-    return Attempt(making, remedy, components.flops(making), tuple(verdicts), refused)
+    return Attempt(making, remedy, components.flops(making), tuple(verdicts), refused, asked)
 
 
 def _name(weights: FloatArray) -> str:

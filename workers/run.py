@@ -205,7 +205,8 @@ class _TakenUp:
 
 
 def _search_swarm(search: Search, history: History) -> Swarm:
-    return history.swarm(search.search_id, search.domains.names, search.search_metrics, "search", search.search_curve_metrics)
+    every = history.swarm(search.search_id, search.domains.names, search.search_metrics, "search", search.search_curve_metrics)
+    return every.without(search.left_out)
 
 
 def _with_calibration(search: Search, history: History) -> Swarm:
@@ -274,6 +275,7 @@ def _train_search(
         metrics=search.search_metrics,
         curve_metrics=search.search_curve_metrics,
         scored_on=lambda trial: search.metrics(trial.source),
+        left_out=search.left_out,
         batch=settings.batch,
         max_attempts=settings.max_attempts,
         observers=observers,

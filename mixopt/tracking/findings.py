@@ -129,13 +129,16 @@ def read_findings(history: History, search_id: str) -> Findings:
         raise DataError(f"Search {search_id} has no context in the record.", "Run `mixopt search FILE`, which writes it first.")
     names = [domain["name"] for domain in context["domains"]]
     proposal, verification = history.document(search_id, "proposal"), history.document(search_id, "verification")
+    gate = history.document(search_id, "gate")
     return Findings(
         search=search,
         context=context,
         trials=tuple(history.trials(search_id)),
-        swarm=history.swarm(search_id, names, context["metrics"], "search", context.get("metrics_curve")),
+        swarm=history.swarm(search_id, names, context["metrics"], "search", context.get("metrics_curve")).without(
+            (gate or {}).get("left_out", ())
+        ),
         proposal=None if proposal is None else Proposal.from_json(proposal),
         verification=None if verification is None else Verification.from_json(verification),
         calibration=load(history, search_id),
-        gate=history.document(search_id, "gate"),
+        gate=gate,
     )

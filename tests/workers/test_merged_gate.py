@@ -174,6 +174,14 @@ def test_a_remedy_that_helps_is_taken_and_counted(tmp_path: Path) -> None:
     assert found.strategy.assignment.before == pytest.approx(sum(spent))
     assert found.family is not None
     assert found.family.share == 0.75, "a remedy keeps what those before it changed"
+    assert found.left_out == set(body["left_out"])
+    with History.open(search.store / "record.sqlite") as history:
+        averages = {r.trial.trial_id: r.trial for r in history.trials(search.search_id, "search") if r.trial.source.evaluator == "merged"}
+    seen = [trial for key, trial in averages.items() if key not in found.left_out]
+    assert seen
+    assert {trial.recipe["merge"]["base"] for trial in seen} == {found.family.base.trial_id}
+    own = {trial.trial_id for trial in found.family.trials}
+    assert all(set(trial.recipe["merge"]["weights"]) <= own for trial in seen), "averages of other components do not pass for these"
 
 
 def test_where_nothing_helps_the_search_trains_its_proxies(tmp_path: Path) -> None:

@@ -78,9 +78,11 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
         runs = calibration_runs(history, search.factory, scored, calibration_id)
         if search.search_id not in searches:
             return Known(finished=finished, here=tuple(here), noise=noise, calibration=calibration, calibration_runs=runs, repeats=runs)
-        records = history.trials(search.search_id, "search")
+        gate = history.document(search.search_id, "gate")
+        left_out = frozenset((gate or {}).get("left_out", ()))
+        records = [record for record in history.trials(search.search_id, "search") if record.trial.trial_id not in left_out]
         body = history.document(search.search_id, "proposal")
-        swarm = history.swarm(search.search_id, names, search.search_metrics)
+        swarm = history.swarm(search.search_id, names, search.search_metrics).without(left_out)
         return Known(
             trials=tuple(record.trial for record in records if record.state is not TrialState.ABANDONED),
             abandoned=tuple(record.trial for record in records if record.state is TrialState.ABANDONED),
@@ -92,5 +94,5 @@ def read_known(search: Search, prepared: bool, anywhere: bool) -> Known:
             calibration=calibration,
             calibration_runs=runs,
             repeats=with_repeats(history, swarm, search.factory, scored, calibration_id),
-            gate=history.document(search.search_id, "gate"),
+            gate=gate,
         )
