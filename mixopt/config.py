@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from mixopt.addresses import is_url, without_login
 from mixopt.answer.config import ObjectiveConfig
 from mixopt.answer.floors import resolve_floors
-from mixopt.components.config import EVALUATOR_STRATEGIES, ComponentsConfig, Evaluator
+from mixopt.components.config import EVALUATOR_STRATEGIES, FEWEST_STEPS, HORIZON, ComponentsConfig, Evaluator
 from mixopt.config_model import Count, Model, Name, WholeCount, unknown_domains
 from mixopt.constraints.config import ConstraintsConfig
 from mixopt.corpus.config import DomainConfig, TargetConfig, TokenizerConfig
@@ -243,6 +243,12 @@ class Experiment(Model):
         return [f"target/{target.name}" for target in self.targets] + [f"valid/{domain.name}" for domain in self.domains]
 
     @property
+    def component_tokens(self) -> int:
+        """Training tokens of a component: as given, or the default share of the search's proxies', in whole steps."""
+        step = self.proxy.tokens_per_step
+        return self.components.tokens or step * max(round(HORIZON * self.proxy.tokens / step), FEWEST_STEPS)
+
+    @property
     def group_rules(self) -> tuple[GroupRule, ...]:
         """What `groups` says; groups without a rule are labels."""
         return tuple(
@@ -279,9 +285,10 @@ def refuse_components(experiment: Experiment, why: str) -> None:
             f"{why}, and trials begin {beginning.kind if beginning.kind == 'upcycled' else 'from scratch'}: components branch from a common base.",
             "Set `proxy.beginning: {kind: continued, base: {mixture: natural, tokens: ...}}`; the base is trained first.",
         )
-    if components.tokens is not None and components.tokens < 8 * proxy.tokens_per_step:
+    if components.tokens is not None and components.tokens < FEWEST_STEPS * proxy.tokens_per_step:
         raise ConfigError(
-            f"`components.tokens` is {components.tokens}, fewer than 8 steps of {proxy.tokens_per_step}.", "Raise it, or leave it out."
+            f"`components.tokens` is {components.tokens}, fewer than {FEWEST_STEPS} steps of {proxy.tokens_per_step}.",
+            "Raise it, or leave it out.",
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixopt.beginnings import BASE_LABEL
-from mixopt.components.config import EVALUATORS
+from mixopt.components.config import EVALUATORS, FEWEST_STEPS
 from mixopt.components.family import Family, MergedFactory, component_factory, family_of
 from mixopt.config import Experiment
 from mixopt.domains import DomainSet
@@ -36,7 +36,6 @@ from workers.beginnings import RECORD_NAME, base_mixture, forget_results_without
 from workers.offers import average_flops, components_flops
 
 KIND = "components"
-FEWEST_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Components:
     def making(self) -> Making:
         """How the file wants them."""
         given = self.experiment.components
-        return Making(given.tokens or self.experiment.proxy.tokens, given.general, given.router == "frozen")
+        return Making(self.experiment.component_tokens, given.general, given.router == "frozen")
 
     @property
     def least_tokens(self) -> int:

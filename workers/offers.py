@@ -116,7 +116,7 @@ def _check_affords(experiment: Experiment) -> None:
     """
     proxy, vocab_size = experiment.proxy, experiment.tokenizer.vocab_size
     one = trial_flops(Source("trained", proxy.size, proxy.tokens), vocab_size, proxy.window, held_out_sets(experiment))
-    components = components_flops(experiment, experiment.components.tokens or proxy.tokens, vocab_size) / one
+    components = components_flops(experiment, experiment.component_tokens, vocab_size) / one
     trials, gate = experiment.search.trials, experiment.components.gate + GATE_REPEATS
     if components + gate > trials:
         raise ConfigError(
@@ -148,7 +148,7 @@ def foreseen_offers(experiment: Experiment) -> tuple[Offer, ...]:
     if trainer is not None:
         return (Offer(Source("command", trainer.name, trainer.tokens), _unmade, 1.0),)
     window, sets, proxy = experiment.proxy.window, held_out_sets(experiment), experiment.proxy
-    averages = [Source(name, proxy.size, experiment.components.tokens or proxy.tokens) for name in reversed(EVALUATORS)]
+    averages = [Source(name, proxy.size, experiment.component_tokens) for name in reversed(EVALUATORS)]
     foreseen = tuple(
         replace(_offer(one, _unmade, vocab_size, window, sets), cost=average_flops(experiment, one.evaluator, vocab_size))
         for one in averages

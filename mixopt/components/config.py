@@ -13,6 +13,9 @@ EVALUATORS = ("merged", "ensemble")
 """Evaluators that need no training of their own: an average of components' weights, and one of their tokens' probabilities."""
 EVALUATOR_STRATEGIES = ("demix", "mergemix")
 """Strategies that are made of merged proxies."""
+HORIZON = 1 / 3
+"""Of the tokens of the search's proxies, by default (measured: docs/log.md)."""
+FEWEST_STEPS = 8
 Evaluator = Literal["merged", "ensemble"]
 Operator = Literal["linear", "task_arithmetic", "ties", "dare", "spherical", "breadcrumbs"]
 Remedy = Literal["shorter horizon", "larger general share", "frozen router"]
@@ -31,7 +34,10 @@ class ComponentsConfig(Model):
     mixture: NamedMixture | dict[str, float] = Field(
         "natural", description="General data: natural, uniform, unimax, or a weight for every domain (those left out: 0), summing to 1."
     )
-    tokens: WholeCount | None = Field(None, description="Training tokens of a component, the horizon; default: `proxy.tokens`.")
+    tokens: WholeCount | None = Field(
+        None,
+        description="Training tokens of a component, the horizon. Default: a third of `proxy.tokens`, of which ensembles rank mixtures as well as of all.",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the components' data order.")
     router: Literal["trained", "frozen"] = Field("trained", description="Whether routers are trained in components, or stay the base's.")
     operator: Operator = Field("linear", description="How weights are merged; linear needs no setting and ranks best (DeMix).")

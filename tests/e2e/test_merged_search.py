@@ -26,7 +26,7 @@ CHANGES = {
         "seeds": 2,
         "beginning": {"kind": "continued", "base": {"tokens": 64 * STEP}},
     },
-    "components": {"general": 0.25, "gate": 7, "remedies": ["shorter horizon"]},
+    "components": {"general": 0.25, "tokens": 48 * STEP, "gate": 7, "remedies": ["shorter horizon"]},
     "search": {"strategy": "demix", "trials": 13, "options": {"rounds": [6, 4, 2]}, "evaluators": ["merged"]},
 }
 

@@ -31,7 +31,7 @@ def experiment(folder: Path, names: tuple[str, ...] = ("web", "code", "math"), *
         "budget_tokens": "8B",
         "domains": [{"name": name, "path": f"{name}.jsonl", "tokens": TOKENS[name]} for name in names],
         "proxy": {"tokens": 204_800, "window": 64, "tokens_per_step": 1024, "beginning": CONTINUED},
-        "components": {"general": 0.5},
+        "components": {"general": 0.5, "tokens": 204_800},
         "search": {"strategy": "bayes", "evaluators": ["merged", "ensemble"]},
         "verification": {"enabled": False},
     }
@@ -70,6 +70,14 @@ def test_components_branch_from_the_base_that_the_trials_have(tmp_path: Path) ->
     assert search.strategy.assignment.offers[0].make(natural, 0, "").source.evaluator == "ensemble"
     assert search.strategy.assignment.offers[0].reach is not None, "ensembles do not extrapolate"
     assert search.strategy.assignment.offers[1].reach is None
+
+
+def test_by_default_components_are_a_third_as_long_and_hold_no_general_data(tmp_path: Path) -> None:
+    raw = {**experiment(tmp_path).model_dump(mode="json"), "components": {}}
+    given = parse_experiment(raw, tmp_path)
+    assert (given.component_tokens, given.components.general) == (67 * 1024, 0.0)
+    raw["proxy"] = {**raw["proxy"], "tokens": 10 * 1024}
+    assert parse_experiment(raw, tmp_path).component_tokens == 8 * 1024, "but never fewer than eight steps"
 
 
 def test_evaluators_make_another_search_and_their_settings_too(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def composed(folder: Path, **changes: Any) -> Search:
             "tokens_per_step": 1024,
             "beginning": {"kind": "continued", "base": {"tokens": 819_200}},
         },
-        "components": {"general": 0.5},
+        "components": {"general": 0.5, "tokens": 204_800},
         "search": {"strategy": "bayes", "evaluators": ["merged", "ensemble"], "trials": 48},
         "verification": {"enabled": False},
     }
