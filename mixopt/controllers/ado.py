@@ -1,15 +1,17 @@
-"""ADO, adaptive data optimization (arXiv 2410.11820): a scaling law per domain, fitted to the live run's own losses, and tokens where they pay most.
+"""ADO, adaptive data optimization (arXiv 2410.11820): a scaling law per domain, fitted to the live run's own losses, and tokens where
+they pay most.
 
     L_j(n) = E_j + A_j n^-alpha_j,     rho_j ~ prior_j * sqrt(h_j) * alpha_j (L_j - E_j) / n,     w = .9 * mean of rho over time + .1 * rho
 
-alpha (L - E) / n is minus the slope of the law, h the smoothed weights so far, and n all tokens of the run, as in the authors' code (`use_same_step_size`). An
-allocation, not an exponential update; no proxy and no targets: it learns fast what can be learned fast, whatever it is for. Evidence: the authors' code, tables
-from secondary text (a tie with DoReMi).
+alpha (L - E) / n is minus the slope of the law, h the smoothed weights so far, and n all tokens of the run, as in the authors' code
+(`use_same_step_size`). An allocation, not an exponential update; no proxy and no targets: it learns fast what can be learned fast,
+whatever it is for. Evidence: the authors' code, tables from secondary text (a tie with DoReMi).
 
-Deviations. The published settings fit at step 1,000 what begins to be recorded at step 1,000, from one point: here nothing moves before 12 points behind the
-warm-up. The law is fitted by profiling: for each exponent the two other parameters are a weighted least-squares problem of two unknowns, solved exactly with both
-at least 0; exponents are searched on a grid that zooms; residuals are relative, and reweighted to Huber's loss. It replaces 512 starts of L-BFGS, always ends in
-the same place and recovers a noiseless law to the last digits. A domain that was not drawn has no point there, where theirs repeats the loss before.
+Deviations. The published settings fit at step 1,000 what begins to be recorded at step 1,000, from one point: here nothing moves before
+12 points behind the warm-up. The law is fitted by profiling: for each exponent the two other parameters are a weighted least-squares
+problem of two unknowns, solved exactly with both at least 0; exponents are searched on a grid that zooms; residuals are relative, and
+reweighted to Huber's loss. It replaces 512 starts of L-BFGS, always ends in the same place and recovers a noiseless law to the last
+digits. A domain that was not drawn has no point there, where theirs repeats the loss before.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ class Ado(Adaptive):
 
 
 def allocation(prior: FloatArray, drawn: FloatArray, slopes: FloatArray) -> FloatArray:
-    """rho (domains,): prior * sqrt(drawn) * slope, at least .01 each or half an equal share. A domain without a law keeps its share of the prior."""
+    """rho (domains,): prior * sqrt(drawn) * slope, at least .01 or half an equal share each; without a law, the prior's share."""
     known = ~np.isnan(slopes)
     share, mass = prior.copy(), prior[known].sum()
     payoff = prior[known] * np.sqrt(drawn[known]) * slopes[known]

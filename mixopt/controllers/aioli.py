@@ -2,13 +2,15 @@
 
     w_j = prior_j exp(rate * K * sum_i Abar_ij) / Z,     Abar = A - min(A, 0) scaled to sum 1, smoothed over rounds
 
-A is from `probing`: drop of target i per probe of domain j. Sign: A above zero is a drop of the loss, so more weight. It is the only published method that was
-below equal weights on all six sets of its own comparison (-.20 to -.44 perplexity; secondary text, two notes agree; update rule from the authors' code). Its
-objective is validation perplexity, which there disagreed with downstream accuracy (correlation .53), and the linear law explains little of instruction tuning.
+A is from `probing`: drop of target i per probe of domain j. Sign: A above zero is a drop of the loss, so more weight. It is the only
+published method that was below equal weights on all six sets of its own comparison (-.20 to -.44 perplexity; secondary text, two notes
+agree; update rule from the authors' code). Its objective is validation perplexity, which there disagreed with downstream accuracy
+(correlation .53), and the linear law explains little of instruction tuning.
 
-Deviations. Scores are times K, so that one rate serves any number of domains: the authors' 1 for 7 domains and .2 for 2 are .14 and .1 in this unit. Memoryless
-from the prior with smoothing (`ema` .1 of the old) as their code with EMA has it from uniform; `accumulate` is their other mode. Where no probe lowered or raised
-any loss there is nothing to normalise, and the prior stays. In theirs 13 to 70% of the run are probes; here a stated share.
+Deviations. Scores are times K, so that one rate serves any number of domains: the authors' 1 for 7 domains and .2 for 2 are .14 and .1 in
+this unit. Memoryless from the prior with smoothing (`ema` .1 of the old) as their code with EMA has it from uniform; `accumulate` is
+their other mode. Where no probe lowered or raised any loss there is nothing to normalise, and the prior stays. In theirs 13 to 70% of the
+run are probes; here a stated share.
 """
 
 from __future__ import annotations

@@ -6,15 +6,16 @@ A run goes so, in any trainer:
         decision = controller.decision      # train decision.tokens on decision.mixture
         controller.observe(signals)         # measured after that; only those that controller.needs names
 
-A decision of no tokens asks for signals at once. A method is a subclass of `Adaptive` with one function, `update`, from signals to the weights that it wants;
-floor, caps, epoch limits, the largest step, the course of the run and the state are here. Inside, domains and targets are in the order of their names, so that
-listing them otherwise changes no bit. The main trade-off: state is plain JSON (floats keep every bit in it), which is large where a method remembers much.
+A decision of no tokens asks for signals at once. A method is a subclass of `Adaptive` with one function, `update`, from signals to the
+weights that it wants; floor, caps, epoch limits, the largest step, the course of the run and the state are here. Inside, domains and
+targets are in the order of their names, so that listing them otherwise changes no bit. The main trade-off: state is plain JSON (floats
+keep every bit in it), which is large where a method remembers much.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
@@ -31,8 +32,8 @@ from mixopt.space import MixtureSpace
 
 Mode = Literal["sample", "loss_weight"]
 STATE_VERSION = 1
-# A twentieth of an equal share (assumed): every domain is still heard of, and a controller that was wrong about one can come back. Published floors are
-# .001/K (DoReMi), .05/K (dynamic mixing for MoE tuning), .01 (ADO).
+# A twentieth of an equal share (assumed): every domain is still heard of, and a controller that was wrong about one can come back.
+# Published floors are .001/K (DoReMi), .05/K (dynamic mixing for MoE tuning), .01 (ADO).
 FLOOR_OF_EQUAL = 0.05
 
 
@@ -163,9 +164,10 @@ class Decision:
     Attributes:
         mixture: shares of tokens.
         tokens: until signals are wanted again; 0: at once.
-        mode: sample: windows are drawn by the mixture. loss_weight: they are drawn as the trainer likes, and losses are multiplied by `loss_factors`.
+        mode: sample: windows are drawn by the mixture. loss_weight: they are drawn evenly, and losses are multiplied by `loss_factors`.
         probed: the domain that this decision leans on to learn its effect; empty where it is no probe.
         probes: mixtures whose influence the next signals shall hold; the trainer trains on none of them.
+        even: in the mode loss_weight, what windows are drawn by: equal shares, as far as what is left of each domain allows.
     """
 
     mixture: Mixture
@@ -173,14 +175,23 @@ class Decision:
     mode: Mode = "sample"
     probed: str = ""
     probes: tuple[Mixture, ...] = ()
+    even: Mixture | None = None
 
-    def loss_factors(self, sampling: Mixture) -> dict[str, float]:
-        """What losses of domains that are drawn by `sampling` are multiplied by: weight over sampling share, 1 on average over tokens.
+    @property
+    def sampling(self) -> Mixture:
+        """What windows are drawn by."""
+        return self.mixture if self.even is None else self.even
+
+    def loss_factors(self, sampling: Mixture | None = None) -> dict[str, float]:
+        """What losses are multiplied by where domains are drawn by `sampling`: weight over share, 1 on average over tokens.
+
+        Args:
+            sampling: None: the decision's own.
 
         Raises:
             DataError: a domain with weight is never drawn.
         """
-        drawn = sampling.as_dict()
+        drawn = (self.sampling if sampling is None else sampling).as_dict()
         missing = [name for name, weight in self.mixture.as_dict().items() if weight > 0 and not drawn.get(name, 0.0) > 0]
         if missing:
             raise DataError(f"Domain '{missing[0]}' has weight and is never drawn.", "Sample every domain.")
@@ -188,7 +199,14 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         probes = [mixture.as_dict() for mixture in self.probes]
-        return {"mixture": self.mixture.as_dict(), "tokens": self.tokens, "mode": self.mode, "probed": self.probed, "probes": probes}
+        return {
+            "mixture": self.mixture.as_dict(),
+            "tokens": self.tokens,
+            "mode": self.mode,
+            "probed": self.probed,
+            "probes": probes,
+            "sampling": self.sampling.as_dict(),
+        }
 
 
 class Controller(Protocol):
@@ -309,7 +327,8 @@ class Adaptive(ABC):
         elapsed = ordered.tokens - self._seen
         self._course = self._course.then(self._now, elapsed)
         drawn = ordered.values.get(Signal.TRAIN_TOKENS)
-        self._used = self._used + (elapsed * self._now if drawn is None or np.isnan(drawn).all() else np.nan_to_num(drawn, nan=0.0))
+        asked = elapsed * self._decision.sampling.array(self.setup.names)
+        self._used = self._used + (asked if drawn is None or np.isnan(drawn).all() else np.nan_to_num(drawn, nan=0.0))
         self._seen, self._calls = ordered.tokens, self._calls + 1
         self._decision, self._now = self._decided(self.update(ordered.only(self.needs)))
         return self._decision
@@ -324,7 +343,10 @@ class Adaptive(ABC):
             weights = self.weights = limits.step(self.weights, raw, self._used, self._seen)
         tokens = self.interval if wanted.tokens is None else wanted.tokens
         probes = () if wanted.probes is None else tuple(self._mixture(row) for row in wanted.probes)
-        return Decision(self._mixture(weights), tokens, self.mode, wanted.probed, probes), weights
+        even = None
+        if self.mode == "loss_weight":
+            even = self._mixture(limits.nearest(np.full(len(weights), 1 / len(weights)), self._used, self._seen))
+        return Decision(self._mixture(weights), tokens, self.mode, wanted.probed, probes, even), weights
 
     def _mixture(self, weights: FloatArray) -> Mixture:
         return Mixture.from_array(self.setup.names, np.maximum(weights, 0.0)).reordered(self.setup.domains)
@@ -343,6 +365,7 @@ class Adaptive(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later decisions depend on beside setup and options; JSON, exact."""
+        even = None if self._decision.even is None else self._decision.even.array(self.setup.names).tolist()
         return {
             "version": STATE_VERSION,
             "controller": self.name,
@@ -355,12 +378,17 @@ class Adaptive(ABC):
             "weights": self.weights.tolist(),
             "now": self._now.tolist(),
             "course": self._course.to_json(),
-            "decision": {"tokens": self._decision.tokens, "probed": self._decision.probed, "probes": self._probe_rows()},
+            "decision": {
+                "tokens": self._decision.tokens,
+                "probed": self._decision.probed,
+                "probes": self._rows(self._decision.probes),
+                "even": even,
+            },
             "memory": {name: listed(values) for name, values in self.memory.items()},
         }
 
-    def _probe_rows(self) -> list[list[float]]:
-        return [mixture.array(self.setup.names).tolist() for mixture in self._decision.probes]
+    def _rows(self, mixtures: Sequence[Mixture]) -> list[list[float]]:
+        return [mixture.array(self.setup.names).tolist() for mixture in mixtures]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken.
@@ -386,4 +414,5 @@ class Adaptive(ABC):
         self.memory = {name: arrayed(values) for name, values in state["memory"].items()}
         stored = state["decision"]
         probes = tuple(self._mixture(np.array(row)) for row in stored["probes"])
-        self._decision = Decision(self._mixture(self._now), stored["tokens"], self.mode, stored["probed"], probes)
+        even = None if stored["even"] is None else self._mixture(np.array(stored["even"]))
+        self._decision = Decision(self._mixture(self._now), stored["tokens"], self.mode, stored["probed"], probes, even)

@@ -1,7 +1,7 @@
 """What a controller had a run trained on, as few phases: a schedule whose length does not grow with the number of decisions.
 
-Where there are more than 64 phases, neighbours are joined into their average, two by two. The average of the run is exact at any time; the main trade-off is
-that a phase of a long run is then a few decisions, which differ little.
+Where there are more than 64 phases, neighbours are joined into their average, two by two. The average of the run is exact at any time;
+the main trade-off is that a phase of a long run is then a few decisions, which differ little.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""DGA, dynamic gradient alignment (arXiv 2410.02498): a mirror step along gradient products on the live model, then an average with the weights before.
+"""DGA, dynamic gradient alignment (arXiv 2410.02498): a mirror step along gradient products on the live model, then an average with the
+weights before.
 
     hat_j = w_j exp(rate * a_j) / Z,     w <- (1 - beta) w + beta hat,     a_j = mean over targets of <g_j, h_i> / (mean_j |g_j| |h_i|)
 
-Sign: a product above zero lowers the target's loss, so more weight. **The evidence is the thinnest of all controllers**: the form is from the abstract, a
-review thread and a third party's implementation; where the average is taken, and beta (.1) and the interval (100 steps), are from memory; no accuracy gain was
-consistent in its reviews, and the rate is not known at all (10 is assumed: products so scaled differ by some hundredths).
+Sign: a product above zero lowers the target's loss, so more weight. **The evidence is the thinnest of all controllers**: the form is from
+the abstract, a review thread and a third party's implementation; where the average is taken, and beta (.1) and the interval (100 steps),
+are from memory; no accuracy gain was consistent in its reviews, and the rate is not known at all (10 is assumed: products so scaled
+differ by some hundredths).
 
-Deviations. The product is divided by the mean norm of the domains' gradients and by the target's, so that the rate does not depend on the size of gradients; a
-common factor for all domains, so their ratios are those of the products. Noise of one batch moves weights by at most beta. A domain without a gradient keeps its
-weight. Collapse onto one domain is what floors of the setup are for.
+Deviations. The product is divided by the mean norm of the domains' gradients and by the target's, so that the rate does not depend on the
+size of gradients; a common factor for all domains, so their ratios are those of the products. Noise of one batch moves weights by at most
+beta. A domain without a gradient keeps its weight. Collapse onto one domain is what floors of the setup are for.
 """
 
 from __future__ import annotations

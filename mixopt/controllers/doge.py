@@ -2,14 +2,15 @@
 
     w_j <- w_j exp(rate * score_j) / Z,     score_j = clip( sum_i <g_j, h_i> / mean_j |g_j| , 0, 5)
 
-with gradients g of domains and h of targets, each clipped to norm 5. The answer is the mean over the run. Rate is the authors' lr / mu = 5e-4 / .01. Sign:
-a product above zero means that a step on domain j lowers target i's loss, so more weight. Evidence: the authors' code; tables from secondary text; in Aioli's
-comparison worse than equal weights on five of six sets.
+with gradients g of domains and h of targets, each clipped to norm 5. The answer is the mean over the run. Rate is the authors' lr / mu =
+5e-4 / .01. Sign: a product above zero means that a step on domain j lowers target i's loss, so more weight. Evidence: the authors' code;
+tables from secondary text; in Aioli's comparison worse than equal weights on five of six sets.
 
-Deviations. The published score and its clip both scale with the current learning rate, so that weights freeze as it decays: here the rate is constant. A domain
-absent from a batch keeps there its stale row of gradients for ever: here it keeps its weight for that step. The published score leaves a domain's product with
-itself out where targets are the training sets, for it is a squared norm, noise included; ours are held-out sets, whose own product is unbiased and stays
-(`leave_out_own` is for targets that share their domain's batch). Sums over targets are weighted, and equal the published sum where all count alike.
+Deviations. The published score and its clip both scale with the current learning rate, so that weights freeze as it decays: here the rate
+is constant. A domain absent from a batch keeps there its stale row of gradients for ever: here it keeps its weight for that step. The
+published score leaves a domain's product with itself out where targets are the training sets, for it is a squared norm, noise included;
+ours are held-out sets, whose own product is unbiased and stays (`leave_out_own` is for targets that share their domain's batch). Sums
+over targets are weighted, and equal the published sum where all count alike.
 """
 
 from __future__ import annotations

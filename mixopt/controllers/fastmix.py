@@ -2,14 +2,16 @@
 
     w = softmax(z),     z_j <- z_j + rate * K * m_j,     m = momentum over  w_j (q_j - sum_i w_i q_i) / scale  +  entropy * dH/dz_j
 
-with q_j the mean product of domain j's output-layer gradient with the targets', and H the entropy of w. The first term is minus the gradient of the targets' loss
-after one step of SGD, with respect to z. Sign: q above zero lowers the targets' loss, so z rises. Evidence: abstract, reviews and the authors' code.
+with q_j the mean product of domain j's output-layer gradient with the targets', and H the entropy of w. The first term is minus the
+gradient of the targets' loss after one step of SGD, with respect to z. Sign: q above zero lowers the targets' loss, so z rises. Evidence:
+abstract, reviews and the authors' code.
 
-Deviations, each from a defect of the code. Adam on z forgets the size of q, so noise moves z as far as signal does: here plain momentum over the slow mean of
-|q|, one scale for all domains. A domain absent from the batch had q = 0, which is above or below average by chance: here it is left out, and keeps its weight.
-`lambda > 0` lowered the entropy there, though called a regularizer: here a positive `entropy` raises it. q carried the learning rate of training, which Adam
-cancelled: here it does not enter. z is read back from the weights after limits, so that it cannot wind up behind a floor. Products of the output layer alone
-ignore what reaches the body (`products: all` takes the whole gradient). Targets that are parts of benchmarks' training sets are leakage; the caller answers for them.
+Deviations, each from a defect of the code. Adam on z forgets the size of q, so noise moves z as far as signal does: here plain momentum
+over the slow mean of |q|, one scale for all domains. A domain absent from the batch had q = 0, which is above or below average by chance:
+here it is left out, and keeps its weight. `lambda > 0` lowered the entropy there, though called a regularizer: here a positive `entropy`
+raises it. q carried the learning rate of training, which Adam cancelled: here it does not enter. z is read back from the weights after
+limits, so that it cannot wind up behind a floor. Products of the output layer alone ignore what reaches the body (`products: all` takes
+the whole gradient). Targets that are parts of benchmarks' training sets are leakage; the caller answers for them.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Fastmix(Adaptive):
 
 
 def logit_slope(weights: FloatArray, gains: FloatArray, entropy: float = 0.0) -> FloatArray:
-    """d/dz of sum_j w_j gain_j + entropy * H(w) at w = softmax(z), over the domains that have a gain; NaN for the others. Shape (domains,)."""
+    """d/dz of sum_j w_j gain_j + entropy * H(w) at w = softmax(z), shape (domains,); NaN for domains without a gain."""
     known = ~np.isnan(gains) & (weights > 0)
     slope = np.full(len(weights), np.nan)
     share = weights[known] / weights[known].sum()

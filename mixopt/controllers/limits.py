@@ -1,11 +1,13 @@
 """The core that all controllers share: tilted weights, and the set that every decision lies in.
 
-Nearly every method is one update, w = project(softmax(log base + rate * score)) (section 15 of methods/merging-and-online.md); they differ in the score. Floor,
-cap, what is left of each domain and the largest step belong here and not to the methods. The main trade-off: weights outside the set go to its nearest point
-in the Euclidean sense, as everywhere in mixopt, and not in the geometry of the exponential update.
+Nearly every method is one update, w = project(softmax(log base + rate * score)) (section 15 of methods/merging-and-online.md); they
+differ in the score. Floor, cap, what is left of each domain and the largest step belong here and not to the methods. The main trade-off:
+weights outside the set go to its nearest point in the Euclidean sense, as everywhere in mixopt, and not in the geometry of the
+exponential update.
 
-Epoch limits are on the whole run, not on a decision: with `available` tokens of a domain and `left` tokens of the run to go, its weight is at most
-(available - used) / left. Continuing so to the end uses no domain up; and a limit that is kept never shrinks, so that there is always a mixture.
+Epoch limits are on the whole run, not on a decision: with `available` tokens of a domain and `left` tokens of the run to go, its weight
+is at most (available - used) / left. Continuing so to the end uses no domain up; and a limit that is kept never shrinks, so that there is
+always a mixture.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ class Limits:
 
     @classmethod
     def within(cls, space: MixtureSpace, names: Sequence[str], floor: FloatArray, tokens: int, largest_step: float) -> Limits:
-        """The mixtures of a space whose domains have at least `floor` (domains,), in the order of `names`, or what the space allows where that is less.
+        """The mixtures of a space whose domains have at least `floor` (domains,), in the order of `names`, or their cap if less.
 
         Raises:
             ConfigError: the space limits the number of domains, or is over others.

@@ -1,14 +1,16 @@
 """ODM, online data mixing (arXiv 2312.02406): domains as arms of an adversarial bandit, rewarded for what is left to learn.
 
-    w = (1 - K eps) * softmax over the prior of (rate * h * R) + eps,     eps = rate = min(1/K, sqrt(ln K / (K h))),     h = min(calls, window)
+    w = (1 - K eps) * prior_j exp(eps * h * R_j) / Z + K eps * prior_j,     eps = min(1/K, sqrt(ln K / (K h))),     h = min(calls, window)
 
-with R_j the mean reward of domain j over the last h of its rewards. h * R is Exp3's cumulated reward, estimated from what was seen. Evidence: the authors' code
-(its three variants differ: exp(loss) with exponential weights, exp(loss) with linear ones, reward over probability); tables from their README.
+with R_j the mean reward of domain j over the last h of its rewards. h * R is Exp3's cumulated reward, estimated from what was seen.
+Evidence: the authors' code (its three variants differ: exp(loss) with exponential weights, exp(loss) with linear ones, reward over
+probability); tables from their README.
 
-Deviations. Published rewards are losses, and loss is not learnability: text of high entropy gains weight for ever. The default here is `progress`, the fall of a
-domain's loss against its slow average; `loss` is theirs, over the mean first loss; `reward` takes an evaluation's feedback in [0, 1]. Their averaged R times a
-vanishing rate tends to equal weights, whatever was learned: here the horizon h multiplies it, and stops at `window`, which lets old rewards be forgotten. The
-mean of what was seen needs no division by probabilities, whose variance Exp3 suffers from; a domain that was not seen keeps its mean, in place of a zero.
+Deviations. Published rewards are losses, and loss is not learnability: text of high entropy gains weight for ever. The default here is
+`progress`, the fall of a domain's loss against its slow average; `loss` is theirs, over the mean first loss; `reward` takes an
+evaluation's feedback in [0, 1]. Their averaged R times a vanishing rate tends to equal weights, whatever was learned: here the horizon h
+multiplies it, and stops at `window`, which lets old rewards be forgotten. The mean of what was seen needs no division by probabilities,
+whose variance Exp3 suffers from; a domain that was not seen keeps its mean, in place of a zero.
 """
 
 from __future__ import annotations
@@ -76,4 +78,4 @@ def exp3(prior: FloatArray, mean_reward: FloatArray, horizon: int) -> FloatArray
     """Weights (domains,) after `horizon` rewards per arm of these means; an arm that never was seen (NaN) keeps its share of the prior."""
     count = len(prior)
     rate = min(1 / count, float(np.sqrt(np.log(count) / (count * max(horizon, 1)))))
-    return (1 - count * rate) * tilted(prior, mean_reward, rate * horizon) + rate
+    return (1 - count * rate) * tilted(prior, mean_reward, rate * horizon) + count * rate * prior

@@ -1,11 +1,13 @@
 """How much training on each domain lowers each target's loss, learned on the live run: the LearnParams of Aioli (arXiv 2411.05735).
 
-In rounds, the run trains for a little on mixtures that lean on one domain each, in a random order, and targets are measured after each. With the linear law of
-one step, loss_i falls by sum_j A_ij p_j, the drops and the mixtures give A by least squares; exactly, if the law is exact. Random orders spread the drift of a
-falling loss over all domains. The main trade-off: probes are training on mixtures that nobody chose, and each costs a pass over the held-out sets.
+In rounds, the run trains for a little on mixtures that lean on one domain each, in a random order, and targets are measured after each.
+With the linear law of one step, loss_i falls by sum_j A_ij p_j, the drops and the mixtures give A by least squares; exactly, if the law
+is exact. Random orders spread the drift of a falling loss over all domains. The main trade-off: probes are training on mixtures that
+nobody chose, and each costs a pass over the held-out sets.
 
-Differs from the authors' code: it solves for the average drop per domain from the mixtures it asked for; here each drop counts with the mixture that limits left
-of the one asked for, and per token trained. A target that was not measured before or after a probe misses that probe only.
+Differs from the authors' code: it solves for the average drop per domain from the mixtures it asked for; here each drop counts with the
+mixture that limits left of the one asked for, and per token trained. A target that was not measured before or after a probe misses that
+probe only.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Probing(Adaptive):
 
     @abstractmethod
     def learned(self, matrix_TD: FloatArray, losses_T: FloatArray) -> Wanted:
-        """What is wanted after a round that found drops per target and domain, for so many tokens as a probe takes; NaN rows were not measured."""
+        """What is wanted after a round that found drops per target and domain, per probe; NaN rows were not measured."""
 
     @property
     def probe_tokens(self) -> int:
@@ -89,7 +91,7 @@ class Probing(Adaptive):
 
 
 def drops_per_domain(mixtures_PD: FloatArray, losses_RT: FloatArray, spans_P: FloatArray) -> FloatArray:
-    """A (targets, domains) of the law drop_i = span * sum_j A_ij p_j by least squares; NaN rows where a target was measured around no probe.
+    """A (targets, domains) of the law drop_i = span * sum_j A_ij p_j by least squares; NaN rows for targets that were not measured.
 
     Args:
         losses_RT: before the first probe and after each, shape (probes + 1, targets).

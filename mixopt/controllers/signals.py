@@ -1,11 +1,12 @@
 """What a controller is told: one array per signal, over named domains and targets, NaN where nothing was measured.
 
-NaN is the mask. A domain that was not in a batch has no loss and no gradient; a zero in its place would be read as "nothing to learn" or "no effect", and
-moves weights for no reason (three of the published codes do so). NaN cannot be taken for a value: a controller that forgets the mask poisons its own weights,
-and its contract test. Signals are recorded as JSON, in which NaN is null, and can be replayed into any controller.
+NaN is the mask. A domain that was not in a batch has no loss and no gradient; a zero in its place would be read as "nothing to learn" or
+"no effect", and moves weights for no reason (three of the published codes do so). NaN cannot be taken for a value: a controller that
+forgets the mask poisons its own weights, and its contract test. Signals are recorded as JSON, in which NaN is null, and can be replayed
+into any controller.
 
-Axes: D domains, T targets, P probes (mixtures asked for in the decision before), L layers, E experts. A target is any named held-out set; one that bears a
-domain's name is that domain's own.
+Axes: D domains, T targets, P probes (mixtures asked for in the decision before), L layers, E experts. A target is any named held-out set;
+one that bears a domain's name is that domain's own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mixopt.mixture import FloatArray
 
 
 class Signal(StrEnum):
-    """Names of what a trainer can measure. It computes those that a controller's `needs` names, and no other. Losses are in nats per token."""
+    """What a trainer can measure. It computes what a controller's `needs` names, and nothing else. Losses are in nats per token."""
 
     TRAIN_LOSS = "train_loss"
     """(D,) mean training loss since the last call."""
@@ -38,7 +39,7 @@ class Signal(StrEnum):
     HEAD_PRODUCTS = "head_products"
     """(T, D) the same of the output layer alone."""
     INFLUENCE = "influence"
-    """(T, D) the same with the target's gradient preconditioned by the inverse (approximate) Hessian: influence on minus the loss, so more is better."""
+    """(T, D) the same with the target's gradient preconditioned by an inverse (approximate) Hessian: influence on minus the loss."""
     MIXTURE_INFLUENCE = "mixture_influence"
     """(T, P) the same of batches drawn from the mixtures that the decision before asked for as `probes`, in their order."""
     GRADIENT_NORMS = "gradient_norms"

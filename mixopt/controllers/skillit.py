@@ -2,13 +2,13 @@
 
     w_j = prior_j exp(rate * sum_i A_ij * mean of the last 3 losses of target i) / Z
 
-A >= 0 is the graph, the influence of training on domain j on target i. Sign: more weight to what serves targets whose loss is still high. Update rule, window 3
-and rate .2 are from the authors' code; how they learn the graph is not shipped. Evidence is mixed: with a fixed graph it was worse than equal weights on one of
-six sets of Aioli's comparison.
+A >= 0 is the graph, the influence of training on domain j on target i. Sign: more weight to what serves targets whose loss is still high.
+Update rule, window 3 and rate .2 are from the authors' code; how they learn the graph is not shipped. Evidence is mixed: with a fixed
+graph it was worse than equal weights on one of six sets of Aioli's comparison.
 
-Deviations. Losses are divided by their first values, for else domains of high entropy get weight for being so (their flag `normalize_loss`). A graph that is not
-given is learned by one round of probes (`probing`) at the start, as drops over first losses, negative ones 0, the largest 1, in place of one short run per
-domain. A graph in which all entries are alike moves nothing, as theirs.
+Deviations. Losses are divided by their first values, for else domains of high entropy get weight for being so (their flag
+`normalize_loss`). A graph that is not given is learned by one round of probes (`probing`) at the start, as drops over first losses,
+negative ones 0, the largest 1, in place of one short run per domain. A graph in which all entries are alike moves nothing, as theirs.
 """
 
 from __future__ import annotations

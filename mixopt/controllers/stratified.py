@@ -1,4 +1,5 @@
-"""Equal weights: the control that most online methods do not beat (Aioli's own comparison, arXiv 2411.05735: one of seven does on all six sets).
+"""Equal weights: the control that most online methods do not beat (Aioli's own comparison, arXiv 2411.05735: one of seven does on all six
+sets).
 
 Equal within the limits: where available tokens or caps bind, the nearest allowed mixture.
 """

@@ -1,17 +1,20 @@
-"""TiKMiX-D (arXiv 2508.17677): at each stage the mixture whose influence on the targets is large and even, with no target served worse than now.
+"""TiKMiX-D (arXiv 2508.17677): at each stage the mixture whose influence on the targets is large and even, with no target served worse
+than now.
 
-    min over w of   evenness * std(Phat) - gain * sum_i Phat_i - entropy * H(w),     Phat_i = (S w)_i / max_j S_ij,     subject to  S w >= S w_now
+    min over w of   evenness * std(Phat) - gain * sum_i Phat_i - entropy * H(w)     subject to  S w >= S w_now,
+    Phat_i = (S w)_i / max_j S_ij
 
-with S_ij the influence of domain j on target i. Sign: S here is <grad loss_i, H^-1 g_j>, above zero where domain j lowers loss i; the paper writes its negative
-and calls it the influence on the loss. The Hessian's approximation is not stated in the paper and is the trainer's choice. Evidence: the paper's text; single
-seed, no code. All three weights 1.
+with S_ij the influence of domain j on target i. Sign: S here is <grad loss_i, H^-1 g_j>, above zero where domain j lowers loss i; the
+paper writes its negative and calls it the influence on the loss. The Hessian's approximation is not stated in the paper and is the
+trainer's choice. Evidence: the paper's text; single seed, no code. All three weights 1.
 
-The problem is convex: a norm of a linear map, a linear term, minus entropy, over a polytope. SLSQP, the paper's solver, finds its optimum; the test certifies the
-answer by the gap of Frank and Wolfe. The current mixture is always feasible, and is kept where the solver ends worse.
+The problem is convex: a norm of a linear map, a linear term, minus entropy, over a polytope. SLSQP, the paper's solver, finds its
+optimum; the test certifies the answer by the gap of Frank and Wolfe. The current mixture is always feasible, and is kept where the solver
+ends worse.
 
-Deviations. A target that no domain serves (max_j S_ij <= 0) makes Phat explode: it is left out of the objective and kept in the constraint. A domain without a
-column keeps its weight. Floors, caps, groups and the largest step hold too: whatever is cut, is cut on the way from the current mixture to the optimum, on which
-every target gains. Targets count by their weights.
+Deviations. A target that no domain serves (max_j S_ij <= 0) makes Phat explode: it is left out of the objective and kept in the
+constraint. A domain without a column keeps its weight. Floors, caps, groups and the largest step hold too: whatever is cut, is cut on the
+way from the current mixture to the optimum, on which every target gains. Targets count by their weights.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""TiKMiX-M (arXiv 2508.17677): at each stage the influence of some mixtures is measured, a regression learns it, and the best predicted mixture is trained on.
+"""TiKMiX-M (arXiv 2508.17677): at each stage the influence of some mixtures is measured, a regression learns it, and the best predicted
+mixture is trained on.
 
-Probes are mixtures around the current one, each weight between half and twice: a Latin hypercube in the logarithm, normalised. Of each the trainer measures
-the influence on every target (a gradient over a batch drawn from the mixture). With Phat_i = P_i / max over probes of P_i, the value of a mixture is sum_i Phat_i.
-The best is searched by the paper's algorithm 1: draws Dirichlet(strength * best so far), the mean of the best predicted is the next centre.
-Evidence: the paper's text (a little above TiKMiX-D, single seed); numbers of candidates, of rounds and strengths, and the box's factors are not stated there
-(half to twice is its additivity study's).
+Probes are mixtures around the current one, each weight between half and twice: a Latin hypercube in the logarithm, normalised. Of each
+the trainer measures the influence on every target (a gradient over a batch drawn from the mixture). With Phat_i = P_i / max over probes
+of P_i, the value of a mixture is sum_i Phat_i. The best is searched by the paper's algorithm 1: draws Dirichlet(strength * best so far),
+the mean of the best predicted is the next centre. Evidence: the paper's text (a little above TiKMiX-D, single seed); numbers of
+candidates, of rounds and strengths, and the box's factors are not stated there (half to twice is its additivity study's).
 
-Deviations. The gradient of a mixture is the mixture of gradients, so that influence at one model is linear but for the noise of batches: a ridge regression on the
-weights with its strength by leave-one-out, in place of LightGBM, which 32 points do not teach. The paper's strengths fall, "to encourage exploration"; a large
-concentration is a narrow Dirichlet, so here they rise. Probes that were not measured do not count; with fewer left than domains the weights stay. A target that no
-probe serves is left out of the sum. No constraint keeps a target from being served worse; that is `tikmix_d`.
+Deviations. The gradient of a mixture is the mixture of gradients, so that influence at one model is linear but for the noise of batches:
+a ridge regression on the weights with its strength by leave-one-out, in place of LightGBM, which 32 points do not teach. The paper's
+strengths fall, "to encourage exploration"; a large concentration is a narrow Dirichlet, so here they rise. Probes that were not measured
+do not count; with fewer left than domains the weights stay. A target that no probe serves is left out of the sum. No constraint keeps a
+target from being served worse; that is `tikmix_d`.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class TikmixM(Adaptive):
 
 
 def summed_influence(influence_TP: FloatArray, weights_T: FloatArray) -> FloatArray:
-    """Value of each probe, shape (probes,): influences over the largest, summed over targets; NaN for probes that some target was not measured on."""
+    """Value of each probe, shape (probes,): influences over the largest, summed over targets; NaN where a target is missing."""
     largest = np.where(np.isnan(influence_TP), -np.inf, influence_TP).max(axis=1)
     served = largest > 0
     if not served.any():
