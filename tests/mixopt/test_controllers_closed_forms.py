@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, linprog
 
+from mixopt.constraints.rules import Constraints, Near
 from mixopt.controllers import get_controller
 from mixopt.controllers.ado import FEWEST_POINTS, allocation, fit_power_law
 from mixopt.controllers.base import Adaptive, Setup
@@ -20,7 +21,10 @@ from mixopt.controllers.limits import tilted
 from mixopt.controllers.odm import exp3
 from mixopt.controllers.signals import Signal, Signals
 from mixopt.controllers.tikmix_d import Terms, solve
+from mixopt.domains import Domain, DomainSet
+from mixopt.groups.rules import GroupRule
 from mixopt.mixture import Mixture
+from mixopt.space import MixtureSpace
 
 SEEDS = st.integers(0, 2**32 - 1)
 NAN = float("nan")
@@ -271,6 +275,36 @@ def test_tikmix_d_serves_no_target_worse_where_a_step_is_cut() -> None:
     weights = observe(controller_of("tikmix_d", 4, targets=2, largest_step=0.02), {Signal.INFLUENCE: influence})
     assert 0.5 * np.abs(weights - 0.25).sum() == pytest.approx(0.02)
     assert np.all(influence @ (weights - 0.25) > 0)
+
+
+@pytest.mark.parametrize("near", [None, 0.1])
+def test_tikmix_d_serves_no_target_worse_in_a_space(near: float | None) -> None:
+    """A group of a given split, bounds on another, and a largest distance from the natural mixture; certified where the set is a polytope."""
+    groups = {"a": "", "b": "stem", "c": "stem", "d": "prose", "e": "prose"}
+    rules = (GroupRule("prose", (("d", 0.7), ("e", 0.3))), GroupRule("stem", bounds=(0.1, 0.45)))
+    constraints = Constraints(None, None if near is None else Near("natural", near))
+    made = tuple(Domain(name, name, 1000, 40.0, group, 8.0) for name, group in groups.items())
+    domains = DomainSet(made, 100.0, () if near is not None else rules, constraints)
+    space = MixtureSpace.from_domains(domains)
+    influence = np.array([[0.1, 0.9, 0.2, 0.3, 0.0], [0.3, -0.1, 0.2, 0.8, 0.9], [0.0, 0.2, 0.1, 0.3, 0.2]])
+    given_setup = Setup(tuple(groups), ("t", "u", "v"), 1000, prior=domains.natural(), space=space, floor=0.02)
+    controller = get_controller("tikmix_d", given_setup)
+    now = np.array(controller.weights)
+    weights = observe(controller, {Signal.INFLUENCE: influence})
+    assert space.contains(weights[None], 1e-9)[0]
+    assert np.all(influence @ (weights - now) >= -1e-7)
+    assert np.all(weights >= 0.02 - 1e-9)
+    terms, allowed = Terms(influence, np.ones(3), 1.0, 1.0, 1.0), controller.allowed  # type: ignore[attr-defined]
+    assert terms.value(weights) < terms.value(now)
+    if near is not None:
+        assert 0.5 * np.abs(weights - domains.natural().array()).sum() == pytest.approx(near, abs=1e-6), "as far as it may"
+        return
+    slope = allowed.expand.T @ terms.slope(weights)
+    served = influence @ allowed.expand
+    rows, ends = np.concatenate([-served, allowed.rows, -allowed.rows]), np.concatenate([-influence @ now, allowed.largest, -allowed.least])
+    limits = list(zip(allowed.lower, allowed.upper, strict=True))
+    vertex = linprog(slope, A_ub=rows, b_ub=ends, A_eq=np.ones((1, len(slope))), b_eq=[1.0], bounds=limits)
+    assert terms.slope(weights) @ weights - vertex.fun < 2e-5
 
 
 def test_tikmix_m_comes_near_the_best_mixture_of_its_box() -> None:
