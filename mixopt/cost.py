@@ -262,7 +262,9 @@ class AveragesCost:
         evaluator: merged or ensemble.
         components: how many there are; `components_flops`: of training and scoring them, retrained ones included.
         mixture_flops: of scoring one average; `trained_flops`: of one trained trial, scored.
+        gate_flops: of the trials that averages are judged by.
         break_even: mixtures from which on averages, with their components, cost no more than trained trials; None: they never do.
+            `break_even_with_gate`: the same with the trials of the gate, which a search would train anyway, counted against them.
     """
 
     evaluator: str
@@ -270,7 +272,9 @@ class AveragesCost:
     components_flops: float
     mixture_flops: float
     trained_flops: float
+    gate_flops: float
     break_even: int | None
+    break_even_with_gate: int | None
 
     @property
     def sentence(self) -> str:
@@ -279,7 +283,10 @@ class AveragesCost:
         once = f"{self.components} components cost as much as {trials:.3g} trained trials"
         if self.break_even is None:
             return f"{self.evaluator}: {once}, and scoring a mixture costs {share:.2g} of training one, so that they are never cheaper"
-        return f"{self.evaluator}: {once}, each mixture then {share:.2g} of one: cheaper than training from {self.break_even} mixtures on"
+        with_gate = (
+            f", from {self.break_even_with_gate} with the gate's {self.gate_flops / self.trained_flops:.0f} trained trials counted, too"
+        )
+        return f"{self.evaluator}: {once}, each mixture then {share:.2g} of one: cheaper than training from {self.break_even} mixtures on{with_gate}"
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ class SearchProgress:
         self._progress = make_bars(console)
         self._console = console
         self._done: dict[str, int] = {}  # source key -> finished trials
+        self._ended: set[str] = set()
         self._bars: dict[str, Any] = {}  # source key -> bar
         self._trials: dict[str, Trial] = {}
         self._tokens: dict[str, int] = {}
@@ -149,6 +150,9 @@ class SearchProgress:
         trial = record.trial
         known = trial.trial_id in self._tokens
         self._reach(trial.trial_id, trial.source.tokens)
+        if trial.trial_id in self._ended:  # a later stage of the same search meets it again
+            return
+        self._ended.add(trial.trial_id)
         self._done[trial.source.key] = self._done.get(trial.source.key, 0) + 1
         if known and not self._console.is_terminal:
             of = sum(other.source.key == trial.source.key for other in self._trials.values())

@@ -155,6 +155,9 @@ def _score(
 ) -> None:
     if not trials:
         return
+    # What they measured stays in the record; without their losses on parts of the held-out sets they are scored once more.
+    for trial in trials:
+        TrialFolder(search.store, trial.trial_id).result_path.unlink(missing_ok=True)
     records = run_trials(
         history,
         record_id,
@@ -165,6 +168,7 @@ def _score(
         max_attempts=search.experiment.search.max_attempts,
         observers=observers,
         stop=stop,
+        anew=[trial.trial_id for trial in trials],
     )
     failed = [record for record in records if record.outcome is None]
     if failed:

@@ -287,8 +287,8 @@ def with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
     """An outcome with what the same average was scored on before: the first value recorded stands."""
     if before is None:
         return outcome
-    kept = tuple(m for m in before.measurements if m.evaluation_key not in {new.evaluation_key for new in outcome.measurements})
-    return replace(outcome, measurements=kept + outcome.measurements)
+    known = {m.evaluation_key for m in before.measurements}
+    return replace(outcome, measurements=before.measurements + tuple(m for m in outcome.measurements if m.evaluation_key not in known))
 
 
 def _outcome(trial: Trial, scores: Sequence[Score], merge: Mapping[str, JsonValue], flops: float, seconds: float) -> Outcome:

@@ -155,6 +155,7 @@ def family_document(components: Components, family: Family) -> dict[str, JsonVal
         "operator": dict(family.operator),
         "components": {content[name]: trial.trial_id for name, trial in family.components.items()},
         "names": content,
+        "tokens": {domain.content_hash: domain.target_tokens for domain in family.domains.domains},
         "extended": own_base(components) != family.base.trial_id,
     }
 
@@ -174,9 +175,9 @@ def _settings(components: Components) -> str:
 
 
 def _extended(own: Components) -> Components | None:
-    """The components over an earlier family's base and general data: of the same domains first, else of as many of them as there are.
+    """The components over an earlier family's base and general data: of the same domains, if it was extended to them, else of as many of them as there are.
 
-    None: there is no such family, the file names weights of its own, or it does not want one.
+    None: there is no such family, the file's own base is trained, the file names weights of its own, or it does not want one.
     """
     experiment, given = own.experiment, own.experiment.components
     base = experiment.proxy.beginning.base
@@ -187,22 +188,28 @@ def _extended(own: Components) -> Components | None:
     names = {domain.content_hash: domain.name for domain in own.domains.domains}
     with History.open(location) as history:
         bodies = [history.document(record.search_id, KIND) for record in history.components()]
+        is_begun = own.base.trial_id in history.completed_trials()
     settings = _settings(own)
-    fitting = [body for body in bodies if body is not None and body["settings"] == settings and _goes_on(body, own, names)]
+    fitting = [body for body in bodies if body is not None and body["settings"] == settings and _goes_on(body, own, is_begun)]
     if not fitting:
         return None
-    newest = max(enumerate(fitting), key=lambda pair: (len(pair[1]["components"]), pair[0]))[1]
-    general = Mixture.of({name: float(newest["general"].get(content, 0.0)) for content, name in names.items()})
-    new = tuple(name for content, name in names.items() if content not in newest["components"])
-    return replace(own, base=renamed(trial_from_spec(newest["base"]), names), general=general, extends=new)
+    # An extended family of these very domains first, so that whoever has begun with it goes on with it; of equals the oldest.
+    chosen = max(fitting, key=lambda body: (bool(body["extended"]), len(body["components"])))
+    general = Mixture.of({name: float(chosen["general"].get(content, 0.0)) for content, name in names.items()})
+    new = tuple(name for content, name in names.items() if content not in chosen["components"])
+    return replace(own, base=renamed(trial_from_spec(chosen["base"]), names), general=general, extends=new)
 
 
-def _goes_on(body: Mapping[str, Any], own: Components, names: Mapping[str, str]) -> bool:
-    """Whether a family is of fewer domains, or is of these and was extended or has the base that they ask for. A changed inventory is a new beginning."""
+def _goes_on(body: Mapping[str, Any], own: Components, is_begun: bool) -> bool:
+    """Whether a recorded family may be taken over: of these domains if it was extended to them; of most of them where the file's own base has not been
+    trained. Of other token counts never: a changed inventory is a new beginning."""
+    tokens = {domain.content_hash: domain.target_tokens for domain in own.domains.domains}
+    if any(tokens.get(content) != known for content, known in body["tokens"].items()):
+        return False
     domains = body["components"].keys()
-    if domains == names.keys():
-        return bool(body["extended"]) or body["base"]["trial_id"] == own.base.trial_id
-    return bool(domains < names.keys())
+    if domains == tokens.keys():
+        return bool(body["extended"])
+    return not is_begun and domains < tokens.keys() and 2 * len(domains) > len(tokens)
 
 
 def renamed(trial: Trial, names: Mapping[str, str]) -> Trial:

@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from mixopt.components.family import Family, MergedFactory
+from mixopt.components.family import BEYOND_REACH, Family, MergedFactory
 from mixopt.errors import ConfigError, DataError, RunError
 from mixopt.history import History, TrialRecord
 from mixopt.merging.gate import judge
-from mixopt.merging.paired import pair
+from mixopt.merging.paired import FEWEST_MIXTURES, pair
 from mixopt.merging.remedies import Limits, Making, next_attempt
 from mixopt.merging.verdict import Verdict
 from mixopt.mixture import FloatArray, Mixture
@@ -35,7 +35,7 @@ from mixopt.trial import Trial
 from workers.components import Components, displacements, train_components
 from workers.compose import Search
 from workers.convert import proxy_of
-from workers.offers import surrogate_for
+from workers.offers import LEFT_TO_USE, surrogate_for
 
 KIND = "gate"
 LABEL = "gate"
@@ -125,7 +125,7 @@ def with_verdict(search: Search, body: Mapping[str, Any]) -> Search:
     surrogate = surrogate_for(search.experiment.search.surrogate, offers)
     changed = replace(assignment, offers=offers, surrogate=surrogate, before=float(body["flops"]))
     strategy = cast("Any", search.strategy)
-    left_out = frozenset(body["left_out"])
+    left_out = frozenset(body.get("left_out", ()))
     return replace(search, strategy=replace(strategy, assignment=changed), family=family, averages=averages, left_out=left_out)
 
 
@@ -172,9 +172,9 @@ def _decide(
             reporter.note(verdict.headline)
         for evaluator, reason in attempt.refused.items():
             reporter.note(f"{evaluator.capitalize()} proxies are not trusted: {reason}")
-        if attempt.trusted or not attempt.verdicts:
+        if attempt.trusted:
             break
-        making, remedy, why = _next(search, components, attempts)
+        making, remedy, why = _next(search, components, attempts, trained)
         reporter.note(why[0])
     last = attempts[-1]
     return {
@@ -195,20 +195,36 @@ def _left_out(attempts: Sequence[Attempt]) -> list[str]:
     return sorted(every - kept)
 
 
-def _next(search: Search, components: Components, attempts: Sequence[Attempt]) -> tuple[Making | None, str, tuple[str, ...]]:
-    """What to try after the last attempt, and why; None: trained proxies alone."""
-    assignment, given = search.strategy.assignment, search.experiment.components
-    best = max(attempts[-1].verdicts, key=lambda verdict: verdict.score)
+def _next(
+    search: Search, components: Components, attempts: Sequence[Attempt], trained: Sequence[Trial]
+) -> tuple[Making | None, str, tuple[str, ...]]:
+    """What to try after the last attempt, and why; None: trained proxies alone. Merged proxies decide where they were judged: more can be mended in them."""
+    assignment, given, last = search.strategy.assignment, search.experiment.components, attempts[-1]
+    if not last.verdicts:
+        return None, "trained proxies", ("No average could be judged; trained proxies are used.", *last.refused.values())
+    judged_by = next((verdict for verdict in last.verdicts if verdict.evaluator == "merged"), last.verdicts[0])
     limits = Limits(
         least_tokens=components.least_tokens,
         search_cost=assignment.trials * assignment.offers[-1].cost,
         spent=sum(one.flops for one in attempts),
         has_router=bool(proxy_of(components.base).n_experts),
-        share=given.most_share,
+        # What the gate has trained and what is to be left for the search cannot go into components.
+        share=min(given.most_share, 1 - (len(trained) + LEFT_TO_USE) / assignment.trials),
     )
     tried = [one.remedy for one in attempts if one.remedy is not None]
-    found = next_attempt(best, attempts[-1].making, tried, components.flops, limits, allowed=given.remedies)
+    allowed: list[str] = list(given.remedies)
+    wider = replace(last.making, general=(1 + last.making.general) / 2)
+    if "larger general share" in allowed and not _reaches_enough(components, components.family(wider), trained):
+        allowed.remove("larger general share")  # nothing could be compared with it
+    found = next_attempt(judged_by, last.making, tried, components.flops, limits, allowed=allowed)
     return found.making, found.remedy, found.reasons
+
+
+def _reaches_enough(components: Components, family: Family, trained: Sequence[Trial]) -> bool:
+    """Whether some average of a family reaches mixtures enough of those that were trained."""
+    mixtures = {_name(trial.schedule.average().array()): trial.schedule.average() for trial in trained}
+    reached = sum(float(family.weights(mixture).min()) >= -BEYOND_REACH for mixture in mixtures.values())
+    return any(one.extrapolates for one in components.makers(family)) or reached >= FEWEST_MIXTURES
 
 
 def _train(
@@ -277,10 +293,13 @@ def _attempt(
 ) -> Attempt:
     """What the gate says of a trained family: its averages at the mixtures that were trained, scored and compared."""
     moved = {name: row["total"] for name, row in displacements(family, search.store).items()}
-    objective, losses = _trained_losses(search, trained, history)
+    asked: dict[str, tuple[str, ...]] = {}
+    try:
+        objective, losses = _trained_losses(search, trained, history)
+    except DataError as error:
+        return Attempt(making, remedy, components.flops(making), (), {one.evaluator: error.message for one in search.averages}, asked)
     verdicts: list[Verdict] = []
     refused: dict[str, str] = {}
-    asked: dict[str, tuple[str, ...]] = {}
     for maker in components.makers(family):
         by_mixture: dict[str, Trial] = {}
         for trial in trained:
@@ -290,7 +309,12 @@ def _attempt(
                 continue  # beyond the reach of these averages
         averages = list({one.trial_id: one for one in by_mixture.values()}.values())
         asked[maker.evaluator] = tuple(one.trial_id for one in averages)
-        records = {record.trial.trial_id: record for record in _run(search, averages, history, runner, observers, stop)} if averages else {}
+        try:
+            ran = _run(search, averages, history, runner, observers, stop) if averages else []
+        except RunError as error:  # most of them were abandoned; the other evaluator may do
+            refused[maker.evaluator] = error.message
+            continue
+        records = {record.trial.trial_id: record for record in ran}
         found = _losses_of(search, list(records.values()), objective.metrics)
         proxies = {name: found[one.trial_id] for name, one in by_mixture.items() if one.trial_id in found}
         try:

@@ -15,7 +15,7 @@ from mixopt.config import Experiment
 from mixopt.errors import ConfigError
 from mixopt.factory import MakeTrial, TrialFactory
 from mixopt.mixture import Schedule
-from mixopt.strategies import strategy_names, takes_sources
+from mixopt.strategies import strategy_names, takes_averages, takes_sources
 from mixopt.strategies.base import Offer
 from mixopt.surrogates import get_surrogate
 from mixopt.surrogates.base import Surrogate, takes_several_sizes, takes_several_sources
@@ -25,6 +25,10 @@ from workers.evaluations import FORWARD_COST, scored_tokens
 
 GATE_REPEATS = 2
 """Seeds of natural and uniform that the trials of a gate hold beyond its mixtures: the search's usual beginning, from which noise is known."""
+
+
+LEFT_TO_USE = 4
+"""Trials that a budget has to leave beside components and gate, for averages and for what is learned from them."""
 
 
 def trial_flops(source: Source, vocab_size: int, window: int, sets: int) -> float:
@@ -117,11 +121,17 @@ def _check_affords(experiment: Experiment) -> None:
     proxy, vocab_size = experiment.proxy, experiment.tokenizer.vocab_size
     one = trial_flops(Source("trained", proxy.size, proxy.tokens), vocab_size, proxy.window, held_out_sets(experiment))
     components = components_flops(experiment, experiment.component_tokens, vocab_size) / one
-    trials, gate = experiment.search.trials, experiment.components.gate + GATE_REPEATS
-    if components + gate > trials:
+    trials, gate, share = experiment.search.trials, experiment.components.gate + GATE_REPEATS, experiment.components.most_share
+    if components > share * trials:
+        raise ConfigError(
+            f"{len(experiment.domains)} components cost as much as {components:.3g} trials, more than `components.most_share` ({share:g}) of {trials} allows.",
+            f"Set `search.trials` to {math.ceil(components / share)} or more, or lower `components.tokens`.",
+        )
+    least = math.ceil(components) + gate + LEFT_TO_USE
+    if least > trials:
         raise ConfigError(
             f"`search.trials` is {trials}, and {len(experiment.domains)} components cost as much as {components:.3g} trials, beside {gate} of the gate.",
-            f"Set `search.trials` to {math.ceil(components) + gate} or more, lower `components.tokens`, or leave `search.evaluators` out.",
+            f"Set `search.trials` to {least} or more, lower `components.tokens`, or leave `search.evaluators` out.",
         )
 
 
@@ -134,8 +144,9 @@ def _check_takes(experiment: Experiment, place: str, several_sizes: bool) -> Non
             f"`{place}` are given, but the surrogate '{experiment.search.surrogate}' takes runs of one {what} only.",
             "Set `surrogate: auto`, `multi_source_gp`, or, beside evaluators, `expert_ensemble`.",
         )
-    if not takes_sources(experiment.search.strategy):
-        able = ", ".join(name for name in strategy_names() if takes_sources(name))
+    takes = takes_averages if place == "search.evaluators" else takes_sources
+    if not takes(experiment.search.strategy):
+        able = ", ".join(name for name in strategy_names() if takes(name))
         raise ConfigError(
             f"`{place}` are given, and the strategy '{experiment.search.strategy}' runs trials of `proxy` only.",
             f"Leave them out, or take one of the strategies {able}.",

@@ -224,7 +224,7 @@ class _Pack:
         missing = [e for e in self._job.evaluations if e.key not in measured_at_end(outcome)]
         if not missing:
             return outcome
-        if not folder.weights_path.exists():
+        if not folder.weights_path.exists() or trial.source.evaluator in EVALUATORS:  # averages are had from their components
             return None
         for evaluation in missing:
             _check_tokens(evaluation.path, trial.tokenizer_hash)

@@ -74,6 +74,9 @@ class ComponentsConfig(Model):
         if unknown:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"operator_options.{unknown[0]} is no setting of the operator '{self.operator}'; {takes}")
+        seed = self.operator_options.get("seed", 0)
+        if seed != int(seed) or seed < 0:
+            raise ValueError(f"operator_options.seed is {seed}; it must be a whole number of at least 0")
         return self
 
 

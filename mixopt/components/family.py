@@ -146,8 +146,13 @@ class MergedFactory:
         """The base as an average of itself, so that it is scored as the averages are."""
         base = self.family.base
         own = {domain.content_hash: weight for domain, weight in zip(base.domains, base.schedule.average().weights, strict=True)}
-        mixture = Mixture.of({d.name: own.get(d.content_hash, 0.0) for d in self.family.domains.domains})
-        return self._made(mixture, {base.trial_id: 1.0}, 0, label)
+        weights = {d.name: own.get(d.content_hash, 0.0) for d in self.family.domains.domains}
+        if sum(weights.values()) < 1 - BEYOND_REACH:
+            raise ConfigError(
+                f"The base, trial {base.trial_id[:8]}, was trained on domains that this file does not list.",
+                "Add them, or let a base be trained (`proxy.beginning.base` without `trial`).",
+            )
+        return self._made(Mixture.of(weights), {base.trial_id: 1.0}, 0, label)
 
     def _made(self, mixture: Mixture, by_trial: Mapping[str, float], seed: int, label: str) -> Trial:
         """The trial with these weights of trials, that stands for a mixture."""

@@ -89,6 +89,11 @@ def takes_sources(name: str) -> bool:
     return bool(getattr(_class_of(name), "several_sources", False))
 
 
+def takes_averages(name: str) -> bool:
+    """Whether a strategy counts averages of components as what they are: its attribute `takes_averages`. Raises ConfigError as `options_type`."""
+    return bool(getattr(_class_of(name), "takes_averages", False))
+
+
 def _class_of(name: str) -> type[Any]:
     if name not in _MODULES:
         nearest = difflib.get_close_matches(name, _MODULES, n=1, cutoff=0.0)

@@ -74,6 +74,7 @@ class BayesStrategy:
     learns = True
     asks_ahead = True
     several_sources = True
+    takes_averages = True
 
     def __post_init__(self) -> None:
         """Raises ConfigError where the search may stop early and has several sources: what further cheap trials would bring is not known here."""

@@ -52,6 +52,7 @@ class MergemixStrategy:
     options: MergemixOptions = field(default_factory=MergemixOptions)
     learns: ClassVar[bool] = True
     several_sources: ClassVar[bool] = True
+    takes_averages: ClassVar[bool] = True
     wants_evaluators: ClassVar[bool] = True
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 

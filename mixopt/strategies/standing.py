@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixopt.components.config import EVALUATORS
 from mixopt.mixture import FloatArray, Mixture
 from mixopt.strategies.base import Assignment
 from mixopt.strategies.design import MOST_SKIPPED, SEEDS_PER_SEARCH
@@ -81,7 +82,8 @@ class Standing:
     def numbered(self, mixtures: Iterable[FloatArray], count: int, label: str, before: Sequence[Trial] = ()) -> list[Trial]:
         """New trials of the first of `mixtures`, each (domains,) of the space, that were never asked for, numbered on from what was.
 
-        Where all of them were asked for, as in a set of few mixtures, they are asked for again with seeds of their own.
+        Where all of them were asked for, as in a set of few mixtures, they are asked for again with seeds of their own; averages of components, which have no
+        seeds, are not.
 
         Args:
             count, before: as for `fresh`.
@@ -90,8 +92,11 @@ class Standing:
         seen = [*self.mixtures(), *mixtures_of(before, names)]
         wanted, skipped, most = self.room(count, before), 0, len(seen) + MOST_SKIPPED
         found: list[Trial] = []
+        once = self.assignment.source.evaluator in EVALUATORS
         for weights in mixtures if wanted else ():
-            known = skipped < most and len(seen) > 0 and bool((np.abs(np.stack(seen) - weights).sum(axis=1) < SAME_WITHIN).any())
+            if once and skipped >= most:
+                break
+            known = (once or skipped < most) and len(seen) > 0 and bool((np.abs(np.stack(seen) - weights).sum(axis=1) < SAME_WITHIN).any())
             skipped = skipped + 1 if known else 0
             if not known:
                 seen.append(weights)

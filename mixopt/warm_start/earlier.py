@@ -113,7 +113,7 @@ def refuse_unless_fitting(surrogate: Surrogate, name: str, earlier: Earlier, own
 
 
 def read_search(history: History, search_id: str, wanted: Wanted, can_score: Callable[[str], bool]) -> Earlier:
-    """The finished trials of an earlier search. Those of its verification, few and all near its answer, stay out.
+    """The finished trials of an earlier search that were trained. Those of its verification, few and all near its answer, stay out.
 
     Args:
         history: the record that holds it.
@@ -124,7 +124,8 @@ def read_search(history: History, search_id: str, wanted: Wanted, can_score: Cal
     like, unscored, others, gone, known = [], [], [], set[str](), []
     incomparable = finished = 0
     for record in history.trials(search_id, "search"):
-        if record.outcome is None:
+        # Averages of components can be had again for nothing; beside trained runs of the same name they would pass for these.
+        if record.outcome is None or record.trial.source.evaluator in EVALUATORS:
             continue
         finished += 1
         lost = weighted_but_gone(record.trial, names)
@@ -141,8 +142,7 @@ def read_search(history: History, search_id: str, wanted: Wanted, can_score: Cal
         elif is_like and can_score(trial.trial_id):
             unscored.append(trial)
         elif set(wanted.counted) <= {metric for metric, what in wanted.held_out.items() if what in _contents(measured, scored_on)}:
-            averaged = f"-{record.trial.source.evaluator}" if record.trial.source.evaluator in EVALUATORS else ""
-            source = replace(record.trial.source, evaluator=f"{LABEL}-{search_id[:8]}{averaged}")
+            source = replace(record.trial.source, evaluator=f"{LABEL}-{search_id[:8]}")
             others.append((replace(trial, trial_id=record.trial.trial_id, source=source), record.outcome))
         else:
             incomparable += 1

@@ -13,10 +13,11 @@ from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
 from mixopt.merging.remedies import Making
 from mixopt.mixture import Schedule
-from mixopt.trial import Source
+from mixopt.trial import Measurement, Outcome, Source
 from workers.checks import check_settings
 from workers.components import KIND, family_document, family_id
 from workers.compose import Search, compose
+from workers.convert import used_domains
 from workers.planning.averages import averages_cost, break_even
 from workers.search_context import context
 
@@ -122,7 +123,9 @@ def test_a_strategy_of_merged_proxies_has_some(tmp_path: Path) -> None:
         ({"search": {"evaluators": ["merged", "merged"]}}, "named twice"),
         ({"search": {"surrogate": "gaussian_process"}}, "takes runs of one source only"),
         ({"search": {"strategy": "regression"}}, "runs trials of `proxy` only"),
-        ({"search": {"trials": 14}}, "3 components cost as much as 3 trials, beside 12 of the gate"),
+        ({"search": {"trials": 18}}, "3 components cost as much as 3 trials, beside 12 of the gate"),
+        ({"components": {"most_share": 0.05}}, r"more than `components\.most_share` \(0\.05\) of 48 allows"),
+        ({"search": {"strategy": "scaling"}}, "runs trials of `proxy` only"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_spent(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -179,6 +182,38 @@ def test_a_family_is_not_extended_where_that_is_not_wanted_or_settings_differ(tm
         assert after.base.trial_id != before.base.trial_id
 
 
+def test_a_family_of_few_of_the_domains_or_of_other_token_counts_is_no_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = composed(tmp_path, ("web", "code"))
+    remembered(tmp_path, narrow)
+    wide = composed(tmp_path, ("web", "code", "math", "law"))
+    assert wide.components is not None
+    assert wide.components.extends == ()
+    remembered(tmp_path, composed(tmp_path))
+    monkeypatch.setitem(TOKENS, "web", "60B")
+    changed = composed(tmp_path, ("web", "code", "math", "law"))
+    assert changed.components is not None
+    assert changed.components.extends == ()
+
+
+def test_whoever_has_begun_goes_on_as_begun(tmp_path: Path) -> None:
+    """With a base of its own, whatever family is recorded later; and with an extended one, whatever is trained beside."""
+    wider = ("web", "code", "math", "law")
+    own = composed(tmp_path, wider, components={"extend": False})
+    remembered(tmp_path, composed(tmp_path))
+    extended = composed(tmp_path, wider)
+    assert extended.search_id != own.search_id
+    assert own.base is not None
+    with History.open(tmp_path / "record.sqlite") as history:
+        history.add_search("s", "s", "")
+        history.add_trials("s", [own.base], "base")
+        history.complete(Outcome(own.base.trial_id, used_domains(own.base), (Measurement("k", 819_200, 1.0, 1.0),), 819_200, 1.0, 1.0))
+    begun = composed(tmp_path, wider)
+    assert begun.base is not None
+    assert begun.base.trial_id == own.base.trial_id
+    remembered(tmp_path, extended)
+    assert composed(tmp_path, wider).search_id == extended.search_id
+
+
 def test_a_component_of_another_horizon_shares_the_base_of_a_family(tmp_path: Path) -> None:
     before = composed(tmp_path)
     remembered(tmp_path, before)
@@ -210,6 +245,9 @@ def test_the_break_even_is_where_both_cost_the_same(tmp_path: Path) -> None:
     assert break_even(80.0, 11.0, 11.0) is None
     for one in averages_cost(composed(tmp_path)):
         assert one.break_even is not None
+        assert one.break_even_with_gate is not None
+        paid = one.components_flops + one.gate_flops + one.break_even_with_gate * one.mixture_flops
+        assert paid <= one.break_even_with_gate * one.trained_flops
         for mixtures in (one.break_even, one.break_even - 1):
             cheaper = one.components_flops + mixtures * one.mixture_flops <= mixtures * one.trained_flops
             assert cheaper == (mixtures == one.break_even)

@@ -6,6 +6,7 @@ import math
 
 from mixopt.cost import AveragesCost
 from workers.compose import Search
+from workers.offers import GATE_REPEATS
 
 
 def averages_cost(search: Search) -> tuple[AveragesCost, ...]:
@@ -14,6 +15,7 @@ def averages_cost(search: Search) -> tuple[AveragesCost, ...]:
         return ()
     assignment = search.strategy.assignment
     trained = assignment.offers[-1].cost
+    gate = (search.experiment.components.gate + GATE_REPEATS) * trained
     return tuple(
         AveragesCost(
             evaluator=offer.source.evaluator,
@@ -21,7 +23,9 @@ def averages_cost(search: Search) -> tuple[AveragesCost, ...]:
             components_flops=assignment.before,
             mixture_flops=offer.cost,
             trained_flops=trained,
+            gate_flops=gate,
             break_even=break_even(assignment.before, offer.cost, trained),
+            break_even_with_gate=break_even(assignment.before + gate, offer.cost, trained),
         )
         for offer in assignment.offers[:-1]
     )
@@ -31,6 +35,6 @@ def break_even(components: float, mixture: float, trained: float) -> int | None:
     """The least number of mixtures whose averages, components and all, cost no more than training each; None: there is none.
 
     Args:
-        components: FLOPs of all of them; mixture: of scoring one average; trained: of one trained trial.
+        components: FLOPs of all of them, and of whatever else has to be paid first; mixture: of scoring one average; trained: of one trained trial.
     """
     return None if mixture >= trained else math.ceil(components / (trained - mixture) * (1 - 1e-12))

@@ -270,7 +270,8 @@ class Planner:
             base = base_sentence(base_json(trials[0], mixture if isinstance(mixture, str) else None))
             return f"what {begun} begin with ({experiment.proxy.beginning.kind}), trial {base}"
         if name == "components":
-            share = self._experiment.components.general
+            assert self._search.family is not None
+            share = self._search.family.share
             return f"one component per domain, on that domain and {share:.0%} of general data, from the trials' own base"
         if name == "search" and self._search.averages:
             averages = " and ".join(one.evaluator for one in self._search.averages)
