@@ -153,6 +153,9 @@ def test_an_ablation_says_what_each_domain_brings(
         asked = [record for record in history.trials(family.search_id) if record.stage == "ablation"]
     assert {record.trial.source.evaluator for record in asked} == {evaluator}
     assert len(asked) == 4
+    next((place.output / "trials").glob("*/folds.json")).unlink()
+    mended = place.run("ablate", str(place.file), "--evaluator", evaluator)
+    assert "1 scored now, 3 already there" in mended.output, "what a clean-up took is measured once more"
     again = place.run("ablate", str(place.file), "--evaluator", evaluator)
     assert "0 scored now, 4 already there" in again.output
     assert "mixopt" not in place.run("ablate", str(place.file), "--evaluator", "merging", code=2).output

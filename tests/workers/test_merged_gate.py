@@ -15,11 +15,12 @@ from mixopt.corpus.manifest import DomainFiles, Manifest, TargetFile, TokenFile
 from mixopt.experiment_file import parse_experiment
 from mixopt.history import History
 from mixopt.progress import Silent
-from mixopt.runner import Capacity, Completed, Evaluation, Started, TrialEvent
-from mixopt.trial import AVERAGED, Measurement, Outcome, Trial
+from mixopt.runner import Capacity, Completed, Evaluation, Failed, Started, TrialEvent
+from mixopt.trial import AVERAGED, Failure, FailureKind, Measurement, Outcome, Trial
 from workers.compose import Search, compose
 from workers.convert import used_domains
 from workers.merged_gate import gate_mixtures, judged, known_verdict
+from workers.offers import LEFT_TO_USE
 
 TOKENS = {"web": "6B", "code": "3B", "math": "1B", "law": "2B"}
 BEST = {"web": 0.2, "code": 0.3, "math": 0.2, "law": 0.3}
@@ -61,6 +62,7 @@ class LawRunner:
 
     evaluations: Mapping[str, Sequence[Evaluation]]
     good: Any
+    fails: Any = None
     ended: list[Trial] = field(default_factory=list)
     _queue: list[Trial] = field(default_factory=list)
 
@@ -75,6 +77,9 @@ class LawRunner:
             trial = self._queue.pop(0)
             self.ended.append(trial)
             yield Started(trial.trial_id)
+            if self.fails is not None and self.fails(trial):
+                yield Failed(trial.trial_id, Failure(FailureKind.DATA, "made to fail"))
+                continue
             yield Completed(trial.trial_id, self._outcome(trial))
 
     def cancel(self, trial_ids: Collection[str]) -> None:
@@ -220,3 +225,44 @@ def test_a_verdict_is_kept_and_nothing_is_done_twice(tmp_path: Path) -> None:
     assert told.family is not None
     assert found.family is not None
     assert [trial.trial_id for trial in told.family.trials] == [trial.trial_id for trial in found.family.trials]
+
+
+def test_a_general_share_that_an_ensemble_could_not_be_judged_with_is_not_tried(tmp_path: Path) -> None:
+    """Without general data ensembles reach all mixtures; with half of it few that were trained."""
+    search = composed(tmp_path, search={"evaluators": ["ensemble"]}, components={"general": 0.0})
+    found, body = gated(search, LawRunner(search.evaluations, lambda trial: False))
+    assert [attempt["remedy"] for attempt in body["attempts"]] == [None]
+    assert evaluators(found) == ["trained"]
+    assert "trained proxies are used" in " ".join(body["ended"])
+
+
+def test_remedies_leave_what_the_gate_has_trained_and_something_to_use(tmp_path: Path) -> None:
+    search = composed(tmp_path, search={"evaluators": ["merged"], "trials": 22})
+    found, body = gated(search, LawRunner(search.evaluations, lambda trial: False))
+    cost = found.strategy.assignment.offers[-1].cost
+    assert [attempt["remedy"] for attempt in body["attempts"]] == [None, "shorter horizon"], (
+        "components as long as these would leave nothing"
+    )
+    assert body["flops"] + (12 + LEFT_TO_USE) * cost <= 22 * cost * (1 + 1e-9)
+
+
+def test_an_evaluator_whose_averages_fail_leaves_and_the_other_stays(tmp_path: Path) -> None:
+    search = composed(tmp_path)
+    runner = LawRunner(search.evaluations, lambda trial: True, lambda trial: trial.source.evaluator == "merged")
+    found, body = gated(search, runner)
+    assert evaluators(found) == ["ensemble", "trained"]
+    assert "merged" in body["attempts"][0]["refused"]
+
+
+def test_where_the_objective_cannot_be_measured_the_search_goes_on_with_trained_proxies(tmp_path: Path) -> None:
+    search = composed(tmp_path)
+    natural = search.domains.natural().array()
+
+    def fails(trial: Trial) -> bool:
+        at_natural = bool(abs(trial.schedule.average().array(search.domains.names) - natural).sum() < 1e-6)
+        return at_natural and trial.source.evaluator == "trained" and trial.label != "base"
+
+    found, body = gated(search, LawRunner(search.evaluations, lambda trial: True, fails))
+    assert evaluators(found) == ["trained"]
+    assert set(body["attempts"][0]["refused"]) == {"merged", "ensemble"}
+    assert body["ended"]

@@ -19,6 +19,7 @@ from mixopt.space import MixtureSpace
 from mixopt.strategies import get_strategy
 from mixopt.strategies.base import START, Assignment, Offer, Strategy
 from mixopt.strategies.proxies import macro_rank
+from mixopt.strategies.standing import Standing
 from mixopt.surrogates import get_surrogate
 from mixopt.swarm import Swarm
 from mixopt.trial import Source, Trial
@@ -243,3 +244,13 @@ def test_averages_that_mislead_do_not_hurt_bayes(monkeypatch: pytest.MonkeyPatch
     weights = np.stack([found, one.domains.natural().array()])
     true = (1.0 + (weights @ BLENDS_MD.T + 0.03) ** -0.35).mean(axis=1)
     assert true[0] < true[1] - 0.08
+
+
+def test_a_space_of_few_mixtures_is_averaged_once_and_no_more() -> None:
+    """Averages have no seeds to be asked for again with."""
+    one = assignment()
+    alone = replace(one, offers=(one.offers[0],), trials=50, before=0.0)
+    few = [np.eye(5)[place] for place in (0, 1, 2)]
+    standing = Standing.of(alone, Swarm.empty(tuple(TOKENS)), [], [])
+    asked = standing.numbered((few[place % 3] for place in range(10_000)), 20, "x")
+    assert len(asked) == len({trial.trial_id for trial in asked}) == 3
