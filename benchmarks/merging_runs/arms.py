@@ -26,8 +26,9 @@ STEP = 1024
 FEWEST_STEPS = 8
 SHORT = (0.5, 0.32, 0.08)
 """Tokens of short runs, of the horizon. With 8 components: as dear as they are for 16 mixtures; four times as dear for 100; as dear for 100."""
-OTHER_SEED = 50_000
-"""Added to a mixture's seed where it is trained again."""
+OTHER_SEED = 20_000
+"""Added to a mixture's seed where it is trained again, and once more for its short run: with its own it would be the beginning of the run that it is to predict."""
+COMPONENT_SEED = 3 * OTHER_SEED
 PULL = 0.5
 """Share of the natural mixture in the draws that lie within reach: that of the largest general share."""
 
@@ -158,12 +159,15 @@ def trials_of(arm: Arm, domains: DomainSet, base: Trial, recipe: Mapping[str, An
     asked = asked_mixtures(domains, arm.wide, arm.within)
     return ArmTrials(
         components={
-            general: tuple(make(arm.horizon, component_mixture(domains, name, general), 0, f"component:{name}") for name in domains.names)
+            general: tuple(make(arm.horizon, component_mixture(domains, name, general), COMPONENT_SEED, f"component:{name}") for name in domains.names)
             for general in arm.generals
         },
         trained=tuple(make(arm.horizon, one.mixture, one.seed, one.label) for one in asked),
         again=tuple(make(arm.horizon, one.mixture, one.seed + OTHER_SEED, one.label) for one in asked[: arm.twice]),
-        short={tokens: tuple(make(tokens, one.mixture, one.seed, one.label) for one in asked[: arm.wide]) for tokens in arm.short_tokens()},
+        short={
+            tokens: tuple(make(tokens, one.mixture, one.seed + 2 * OTHER_SEED, one.label) for one in asked[: arm.wide])
+            for tokens in arm.short_tokens()
+        },
     )
 
 
