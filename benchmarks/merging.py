@@ -1,6 +1,6 @@
 """How well proxies that are merged rank mixtures, beside proxies that are trained and cost as much, on real text.
 
-    python benchmarks/merging.py [--quick] [--json FILE] [--output DIR] [--sizes SIZE ...]
+python benchmarks/merging.py [--quick] [--json FILE] [--output DIR] [--sizes SIZE ...]
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from merging_runs.arms import arms
 from merging_runs.pool import run_all
+from merging_runs.report import print_report, report_of
 from merging_runs.study import DOMAINS, Study, study_of
-from rows_file import why_unwritable
+from rows_file import why_unwritable, write_rows
 
 from mixopt.experiment_file import load_experiment
 
@@ -28,6 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one horizon of nano, few mixtures: under five minutes")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "merging", help="where tokens and trials are kept")
     parser.add_argument("--sizes", nargs="+", choices=("nano", "micro"), help="only these")
+    parser.add_argument("--report", action="store_true", help="train nothing; compare what is there")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     return parser.parse_args(arguments)
 
@@ -43,9 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     study = planned(options)
     start = time.monotonic()
-    for task, _ in run_all(study.training(), 2):
-        print(f"{(time.monotonic() - start) / 60:5.1f} min  {task.name}", flush=True)
-    return 0
+    if not options.report:
+        for task, _ in run_all(study.tasks(), 2):
+            print(f"{(time.monotonic() - start) / 60:5.1f} min  {task.name}", flush=True)
+            if options.json is not None and task.name.split()[1] in ("merges", "trained", "short"):
+                write(options.json, study)
+    report = report_of(study)
+    print_report(report)
+    if options.json is not None:
+        write_rows(options.json, [*report.rows, *report.differences, *report.break_even])
+    return 0 if report.rows else 1
+
+
+def write(path: Path, study: Study) -> None:
+    """What can be said by now, so that an interruption leaves it."""
+    report = report_of(study)
+    if report.rows:
+        write_rows(path, [*report.rows, *report.differences, *report.break_even])
 
 
 def planned(options: argparse.Namespace) -> Study:

@@ -104,15 +104,18 @@ def arms(quick: bool) -> tuple[Arm, ...]:
     """All arms, the most telling first, so that what an interruption leaves is of use."""
     if quick:
         return (Arm("nano", 24 * STEP, (0.0, 0.5), wide=8, within=4, twice=4, short=(0.5,), every_operator=False),)
-    nano = (Arm("nano", 144 * STEP, (0.0, 0.25, 0.5)), Arm("nano", 432 * STEP, (0.0, 0.5)), Arm("nano", 48 * STEP, (0.0, 0.5)))
-    changed = (
-        Arm("nano", 144 * STEP, (0.0, 0.5), twice=0, short=(), every_operator=False, schedule="wsd"),
-        Arm("nano", 144 * STEP, (0.0, 0.5), twice=0, short=(), every_operator=False, rate_scale=1 / 3),
+    middle, both = 144 * STEP, (0.0, 0.5)
+    few = {"within": 0, "twice": 4}
+    return (
+        Arm("nano", middle, (0.0, 0.25, 0.5)),
+        Arm("nano", 48 * STEP, both),
+        Arm("nano", 288 * STEP, both, **few),
+        Arm("micro", middle, both, short=SHORT[:2], every_operator=False, **few),
+        Arm("nano", middle, both, within=0, twice=0, short=(), every_operator=False, schedule="wsd"),
+        Arm("nano", middle, both, within=0, twice=0, short=(), every_operator=False, rate_scale=1 / 3),
+        Arm("micro", 48 * STEP, both, short=SHORT[:2], every_operator=False, **few),
+        Arm("micro", 288 * STEP, both, short=SHORT[:2], every_operator=False, **few),
     )
-    micro = [
-        Arm("micro", steps * STEP, (0.0, 0.5), within=0, twice=4, short=SHORT[:2], every_operator=steps == 144) for steps in (144, 48, 288)
-    ]
-    return (*nano, *changed, *micro)
 
 
 def asked_mixtures(domains: DomainSet, wide: int, within: int) -> list[Asked]:
@@ -159,7 +162,9 @@ def trials_of(arm: Arm, domains: DomainSet, base: Trial, recipe: Mapping[str, An
     asked = asked_mixtures(domains, arm.wide, arm.within)
     return ArmTrials(
         components={
-            general: tuple(make(arm.horizon, component_mixture(domains, name, general), COMPONENT_SEED, f"component:{name}") for name in domains.names)
+            general: tuple(
+                make(arm.horizon, component_mixture(domains, name, general), COMPONENT_SEED, f"component:{name}") for name in domains.names
+            )
             for general in arm.generals
         },
         trained=tuple(make(arm.horizon, one.mixture, one.seed, one.label) for one in asked),

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from merging_runs.arms import STEP, Arm, ArmTrials, Asked, asked_mixtures, base_trial, trials_of
+from merging_runs.measure import Measured, MeasureJob, measure, trained_losses
 from merging_runs.pool import Task
+from merging_runs.rank import Truth, truth_of
 from merging_runs.train import train
 
 from mixopt.config import Experiment
@@ -18,9 +21,11 @@ from mixopt.proxy_config import BeginningConfig
 from mixopt.runner import Evaluation
 from mixopt.trial import Trial, content_digest
 from proxy_models import ENGINE_VERSION
+from proxy_models.config import proxy_config
 from workers.compose import domain_set
 from workers.convert import recipe_for
 from workers.tokens.prepare import prepare
+from workers.trial_folder import TrialFolder
 
 DOMAINS = ("qa_forum", "wiki_zh", "wiki_en", "books", "biomed", "law_de", "code_python", "math_word")
 """Of the shared corpus: what its targets ask for, and what they do not."""
@@ -81,6 +86,86 @@ class Study:
                 tasks += [given(f"{arm.name} {name} {number}", evaluations, pack, needs) for number, pack in enumerate(packs)]
         return tasks
 
+    def measuring(self) -> list[Task]:
+        """What merges and ensembles lose, once components are trained."""
+        tasks = []
+        for arm in self.arms:
+            packs = len(self.domains.names) // PACK
+            for general in arm.generals:
+                needs = frozenset(f"{arm.name} components {general} {number}" for number in range(packs))
+                tasks.append(Task(f"{arm.name} merges {general}", measure, (self._measure_job(arm, general),), needs))
+        return tasks
+
+    def tasks(self) -> list[Task]:
+        """All, each measurement as soon as its components are there."""
+        trained, measured = self.training(), self.measuring()
+        ordered: list[Task] = []
+        for task in trained:
+            ordered.append(task)
+            names = {one.name for one in ordered}
+            ordered += [one for one in measured if one.needs <= names and one.name not in names]
+        return ordered
+
+    def _measure_job(self, arm: Arm, general: float) -> MeasureJob:
+        names = self.domains.names
+        return MeasureJob(
+            store=self.store,
+            base=self.bases[arm.size],
+            components=self.trials[arm].components[general],
+            names=names,
+            text=tuple(self.manifest.absolute(self.manifest.domains[name].train) for name in names),
+            natural_K=tuple(self.domains.natural().array(names).tolist()),
+            weights_MK=tuple(tuple(one.mixture.array(names).tolist()) for one in self.asked(arm)),
+            probe=self.probe,
+            window=self.window,
+            every_operator=arm.every_operator,
+            template=Measured(
+                evaluator="",
+                operator="",
+                weights="",
+                size=arm.size,
+                tokens=arm.horizon,
+                schedule=arm.schedule,
+                rate_scale=arm.rate_scale,
+                general=general,
+                losses={},
+                shared_flops=len(names) * self._training_flops(arm.size, arm.horizon),
+                each_flops=self._scoring_flops(arm.size),
+            ),
+        )
+
+    def measured(self, arm: Arm) -> list[Measured]:
+        """Merges and ensembles that were measured by now."""
+        jobs = [self._measure_job(arm, general) for general in arm.generals]
+        return [one for job in jobs if job.path.exists() for one in measure(job)]
+
+    def trained(self, arm: Arm, trials: Sequence[Trial], evaluations: Sequence[Evaluation]) -> Measured | None:
+        """Trials of one length as an evaluator; None where some are not done."""
+        losses = trained_losses(trials, lambda trial_id: TrialFolder(self.store, trial_id).read_outcome(), evaluations)
+        if losses is None or not trials:
+            return None
+        tokens = trials[0].source.tokens
+        flops = self._training_flops(arm.size, tokens) + self._scoring_flops(arm.size)
+        return Measured("trained", "", "", arm.size, tokens, arm.schedule, arm.rate_scale, None, losses, 0.0, flops)
+
+    def truth(self, arm: Arm) -> Truth | None:
+        """None where the mixtures are not trained yet."""
+        first = self.trained(arm, self.trials[arm].trained, self.full)
+        again = self.trained(arm, self.trials[arm].again, self.full)
+        if first is None:
+            return None
+        names = self.domains.names
+        mixtures = np.array([one.mixture.array(names) for one in self.asked(arm)])
+        return truth_of(first, None if again is None else again.losses, arm.wide, mixtures, self.domains.natural().array(names))
+
+    def _training_flops(self, size: str, tokens: int) -> float:
+        return proxy_config(size, self.manifest.vocab_size).training_flops_per_token(self.window) * tokens
+
+    def _scoring_flops(self, size: str) -> float:
+        """Of the probe, by one model: a forward pass; of an ensemble's components together, and of every merge anew."""
+        tokens = sum(one.max_tokens or 0 for one in self.probe)
+        return proxy_config(size, self.manifest.vocab_size).forward_flops_per_token(self.window) * tokens
+
 
 def study_of(experiment: Experiment, planned: Sequence[Arm], base_steps: int) -> Study:
     """Prepares tokens where they are missing.
@@ -95,7 +180,8 @@ def study_of(experiment: Experiment, planned: Sequence[Arm], base_steps: int) ->
     sizes = list(dict.fromkeys(arm.size for arm in planned))
     recipes = {kind: {size: recipe_for(begun[kind], size, manifest.vocab_size) for size in sizes} for kind in begun}
     bases = {
-        size: base_trial(domains, size, base_steps * STEP, recipes["scratch"][size], manifest.tokenizer_hash, ENGINE_VERSION) for size in sizes
+        size: base_trial(domains, size, base_steps * STEP, recipes["scratch"][size], manifest.tokenizer_hash, ENGINE_VERSION)
+        for size in sizes
     }
     trials = {arm: trials_of(arm, domains, bases[arm.size], recipes["continued"][arm.size]) for arm in planned}
     return Study(experiment.output_dir, manifest, domains, tuple(planned), bases, trials, proxy.window)
