@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from merging_runs.arms import STEP, Arm, ArmTrials, Asked, asked_mixtures, base_trial, trials_of
+from merging_runs.cost import CostJob
 from merging_runs.measure import Measured, MeasureJob, measure, trained_losses
 from merging_runs.pool import Task
 from merging_runs.rank import Truth, truth_of
@@ -133,6 +134,11 @@ class Study:
                 each_flops=self._scoring_flops(arm.size),
             ),
         )
+
+    def cost_job(self) -> CostJob:
+        """Of nano's first components."""
+        arm = next(arm for arm in self.arms if arm.size == "nano")
+        return CostJob(self.store, self.bases[arm.size], self.trials[arm].components[arm.generals[-1]], self.probe, self.window)
 
     def measured(self, arm: Arm) -> list[Measured]:
         """Merges and ensembles that were measured by now."""
