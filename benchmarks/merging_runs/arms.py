@@ -105,16 +105,18 @@ def arms(quick: bool) -> tuple[Arm, ...]:
     if quick:
         return (Arm("nano", 24 * STEP, (0.0, 0.5), wide=8, within=4, twice=4, short=(0.5,), every_operator=False),)
     middle, both = 144 * STEP, (0.0, 0.5)
-    few = {"within": 0, "twice": 4}
+    plain = {"every_operator": False}
+    few = {**plain, "within": 0, "twice": 4}
+    changed = {**plain, "within": 0, "twice": 0, "short": ()}
     return (
         Arm("nano", middle, (0.0, 0.25, 0.5)),
-        Arm("nano", 48 * STEP, both),
+        Arm("nano", 48 * STEP, both, **plain),
+        Arm("micro", middle, both, **few, short=SHORT[:2]),
         Arm("nano", 288 * STEP, both, **few),
-        Arm("micro", middle, both, short=SHORT[:2], every_operator=False, **few),
-        Arm("nano", middle, both, within=0, twice=0, short=(), every_operator=False, schedule="wsd"),
-        Arm("nano", middle, both, within=0, twice=0, short=(), every_operator=False, rate_scale=1 / 3),
-        Arm("micro", 48 * STEP, both, short=SHORT[:2], every_operator=False, **few),
-        Arm("micro", 288 * STEP, both, short=SHORT[:2], every_operator=False, **few),
+        Arm("nano", middle, both, **changed, schedule="wsd"),
+        Arm("nano", middle, both, **changed, rate_scale=1 / 3),
+        Arm("micro", 48 * STEP, both, **few, short=SHORT[:2]),
+        Arm("micro", 288 * STEP, both, **few, short=SHORT[:2]),
     )
 
 
