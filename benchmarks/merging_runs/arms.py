@@ -111,12 +111,13 @@ def arms(quick: bool) -> tuple[Arm, ...]:
     return (
         Arm("nano", middle, (0.0, 0.25, 0.5)),
         Arm("nano", 48 * STEP, both, **plain),
-        Arm("micro", 96 * STEP, both, **few, short=SHORT[:2]),
-        Arm("nano", 288 * STEP, both, **{**few, "twice": 0}, short=SHORT[:2]),
+        Arm("nano", 24 * STEP, both, **plain),
+        Arm("micro", 64 * STEP, both, **few, short=SHORT[:2]),
+        Arm("nano", 288 * STEP, both, **{**few, "twice": 0}, short=SHORT[:1]),
         Arm("nano", middle, both, **changed, schedule="wsd"),
         Arm("nano", middle, both, **changed, rate_scale=1 / 3),
-        Arm("micro", 48 * STEP, both, **few, short=SHORT[:1]),
-        Arm("micro", 192 * STEP, both, **few, short=SHORT[:2]),
+        Arm("micro", 32 * STEP, both, **few, short=SHORT[:1]),
+        Arm("micro", 128 * STEP, both, **few, short=SHORT[:2]),
     )
 
 

@@ -48,7 +48,7 @@ class Measured:
         size, tokens, schedule, rate_scale: of the proxies, or of their components.
         general: share of the natural mixture in components.
         losses: metric -> bits per byte by mixture; None where the mixture is out of reach.
-        shared_flops: of the components; each_flops: of one more mixture, scoring included.
+        shared_flops: of the components; each_flops: of one more mixture, scoring included; zero until whoever knows the costs fills them in.
         displacement: of the components from their base, mean. agreement: share of choices of experts that merges have in common with the base, mean over mixtures and
             layers; None where nobody looked.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -130,8 +130,8 @@ class Study:
                 rate_scale=arm.rate_scale,
                 general=general,
                 losses={},
-                shared_flops=len(names) * self._training_flops(arm.size, arm.horizon),
-                each_flops=self._scoring_flops(arm.size),
+                shared_flops=0.0,
+                each_flops=0.0,
             ),
         )
 
@@ -143,7 +143,16 @@ class Study:
     def measured(self, arm: Arm) -> list[Measured]:
         """Merges and ensembles that were measured by now."""
         jobs = [self._measure_job(arm, general) for general in arm.generals]
-        return [one for job in jobs if job.path.exists() for one in measure(job)]
+        found = [one for job in jobs if job.path.exists() for one in measure(job)]
+        return [self._with_costs(arm, one) for one in found]
+
+    def _with_costs(self, arm: Arm, measured: Measured) -> Measured:
+        """Components, and the probe: once more for each merge, once for each component of an ensemble, whose mixtures are then free."""
+        components = len(self.domains.names)
+        training, scoring = components * self._training_flops(arm.size, arm.horizon), self._scoring_flops(arm.size)
+        if measured.evaluator == "ensemble":
+            return replace(measured, shared_flops=training + components * scoring, each_flops=0.0)
+        return replace(measured, shared_flops=training, each_flops=scoring)
 
     def trained(self, arm: Arm, trials: Sequence[Trial], evaluations: Sequence[Evaluation]) -> Measured | None:
         """Trials of one length as an evaluator; None where some are not done."""
@@ -168,7 +177,7 @@ class Study:
         return proxy_config(size, self.manifest.vocab_size).training_flops_per_token(self.window) * tokens
 
     def _scoring_flops(self, size: str) -> float:
-        """Of the probe, by one model: a forward pass; of an ensemble's components together, and of every merge anew."""
+        """Of the probe, by one model: a forward pass."""
         tokens = sum(one.max_tokens or 0 for one in self.probe)
         return proxy_config(size, self.manifest.vocab_size).forward_flops_per_token(self.window) * tokens
 
