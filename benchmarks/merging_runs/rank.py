@@ -80,6 +80,7 @@ class Difference:
 
     case: str
     evaluator: str
+    operator: str
     size: str
     horizon: int
     general: float | None
@@ -287,6 +288,7 @@ def difference_of(case: str, measured: Measured, trained: Measured, truth: Truth
     return Difference(
         case=case,
         evaluator=measured.evaluator,
+        operator=measured.operator,
         size=truth.size,
         horizon=truth.horizon,
         general=measured.general,

@@ -100,7 +100,7 @@ def print_report(report: Report) -> None:
     print()
     for one in report.differences:
         print(
-            f"{one.size}, {one.horizon:,} tokens, {one.evaluator}, beta {_cell(one.general, 2)}, {one.weights}: {one.spearman:.2f} against "
+            f"{one.size}, {one.horizon:,} tokens, {one.evaluator} {one.operator}, beta {_cell(one.general, 2)}, {one.weights}: {one.spearman:.2f} against "
             f"{one.trained_spearman:.2f} of runs of {one.trained_tokens:,} tokens ({one.case}, {one.at_mixtures} mixtures, cost ratio "
             f"{one.cost:.2f}): {one.difference:+.2f}, {one.difference_low:+.2f} to {one.difference_high:+.2f}"
         )
