@@ -106,18 +106,17 @@ def arms(quick: bool) -> tuple[Arm, ...]:
         return (Arm("nano", 24 * STEP, (0.0, 0.5), wide=8, within=4, twice=4, short=(0.5,), every_operator=False),)
     middle, both = 144 * STEP, (0.0, 0.5)
     plain = {"every_operator": False}
-    few = {**plain, "within": 0, "twice": 4}
-    changed = {**plain, "within": 0, "twice": 0, "short": ()}
+    few = {**plain, "within": 0, "twice": 0}
     return (
         Arm("nano", middle, (0.0, 0.25, 0.5)),
         Arm("nano", 48 * STEP, both, **plain),
         Arm("nano", 24 * STEP, both, **plain),
-        Arm("micro", 64 * STEP, both, **few, short=SHORT[:2]),
-        Arm("nano", 288 * STEP, both, **{**few, "twice": 0}, short=SHORT[:1]),
-        Arm("nano", middle, both, **changed, schedule="wsd"),
-        Arm("nano", middle, both, **changed, rate_scale=1 / 3),
+        Arm("micro", 64 * STEP, both, **few, short=SHORT[:1]),
+        Arm("nano", middle, both, **few, short=(), schedule="wsd"),
+        Arm("nano", 288 * STEP, both, **few, short=()),
         Arm("micro", 32 * STEP, both, **few, short=SHORT[:1]),
-        Arm("micro", 128 * STEP, both, **few, short=SHORT[:2]),
+        Arm("nano", middle, both, **few, short=(), rate_scale=1 / 3),
+        Arm("micro", 128 * STEP, both, **few, short=SHORT[:1]),
     )
 
 
