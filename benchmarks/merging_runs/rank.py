@@ -73,6 +73,7 @@ class Difference:
 
     Attributes:
         case: what is compared, in words.
+        horizon: of the mixtures that were really trained; tokens: of the components; trained_tokens: of the short runs.
         at_mixtures: so many mixtures searched make the costs what they are: equal, or `cost` of the trained ones'.
         cost: of the merged proxies over that of the trained ones, scoring included.
         difference: of the two Spearmans; low, high: 90% over mixtures, resampled for both together.
@@ -83,6 +84,7 @@ class Difference:
     operator: str
     size: str
     horizon: int
+    tokens: int
     general: float | None
     weights: str
     trained_tokens: int
@@ -291,6 +293,7 @@ def difference_of(case: str, measured: Measured, trained: Measured, truth: Truth
         operator=measured.operator,
         size=truth.size,
         horizon=truth.horizon,
+        tokens=measured.tokens,
         general=measured.general,
         weights=measured.weights,
         trained_tokens=trained.tokens,

@@ -11,6 +11,8 @@ from merging_runs.study import Study
 
 MANY = 100
 """Mixtures of the second question: merged proxies at a quarter of the cost of trained ones."""
+FEWEST = 8
+"""Mixtures from which on equal costs are compared: of fewer, a search learns little anyhow."""
 QUARTER = 4
 
 
@@ -54,7 +56,8 @@ def report_of(study: Study) -> Report:
         for one in measured[arm]:
             if one.operator in ("", "linear"):
                 rows += regression_rows(one, truth, own)
-        differences += differences_of([one for one in measured[arm] if _is_main(one)], short[arm], truth)
+        shorter = [one for one in others if _is_main(one) and _is_shorter(one, truth) and one.schedule == truth.schedule]
+        differences += differences_of([one for one in (*measured[arm], *shorter) if _is_main(one)], short[arm], truth)
         if measured[arm]:
             even.append(BreakEven(arm.size, arm.horizon, len(study.domains.names), break_even(measured[arm][0], own)))
     return Report(rows, differences, even)
@@ -74,7 +77,11 @@ def differences_of(measured: Sequence[Measured], short: Sequence[Measured], trut
     for one in measured:
         for trained in short:
             equal = break_even(one, trained)
-            if equal is not None and (found := difference_of("equal cost", one, trained, truth, equal)) is not None:
+            if (
+                equal is not None
+                and FEWEST <= equal <= MANY
+                and (found := difference_of("equal cost", one, trained, truth, equal)) is not None
+            ):
                 yield found
             cost = (one.shared_flops + MANY * one.each_flops) / (MANY * trained.each_flops)
             if 0.8 / QUARTER <= cost <= 1.25 / QUARTER:
@@ -100,7 +107,7 @@ def print_report(report: Report) -> None:
     print()
     for one in report.differences:
         print(
-            f"{one.size}, {one.horizon:,} tokens, {one.evaluator} {one.operator}, beta {_cell(one.general, 2)}, {one.weights}: {one.spearman:.2f} against "
+            f"{one.size}, {one.horizon:,} tokens, {one.evaluator} {one.operator} of {one.tokens:,}, beta {_cell(one.general, 2)}, {one.weights}: {one.spearman:.2f} against "
             f"{one.trained_spearman:.2f} of runs of {one.trained_tokens:,} tokens ({one.case}, {one.at_mixtures} mixtures, cost ratio "
             f"{one.cost:.2f}): {one.difference:+.2f}, {one.difference_low:+.2f} to {one.difference_high:+.2f}"
         )
