@@ -51,7 +51,7 @@ def report_of(study: Study) -> Report:
         for one in measured[arm]:
             rows += rows_of(one, truth, per_target=_is_main(one))
         for one in (*short[arm], *(one for one in others if _is_main(one) and _is_shorter(one, truth))):
-            rows += rows_of(one, truth, per_target=one.evaluator == "trained")
+            rows += rows_of(one, truth, per_target=not one.general)
         rows += regression_rows(None, truth, own)
         for one in measured[arm]:
             if one.operator in ("", "linear"):
