@@ -162,9 +162,10 @@ def truth_of(
 def rows_of(measured: Measured, truth: Truth, per_target: bool) -> Iterator[Row]:
     """One evaluator against one truth, by subset and metric."""
     predicted = with_means(measured.losses)
-    known_M = np.isfinite(predicted[MAIN])
-    if len(known_M) < len(truth.wide_M):  # short runs are of the wide mixtures only
-        known_M = np.concatenate([known_M, np.zeros(len(truth.wide_M) - len(known_M), dtype=bool)])
+    # All arms rank the same wide mixtures; some, and all short runs, no others.
+    known_M = np.zeros(len(truth.wide_M), dtype=bool)
+    common = np.isfinite(predicted[MAIN])[: len(known_M)]
+    known_M[: len(common)] = common
     for subset, mask_M in subsets(measured, truth).items():
         chosen = np.flatnonzero(mask_M & known_M)
         if len(chosen) < max(FEWEST_MIXTURES, 0.99 * mask_M.sum()):

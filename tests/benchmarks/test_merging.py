@@ -123,6 +123,15 @@ def test_rows_are_of_subsets_that_the_general_share_makes(benchmark_module: Any,
     assert {row.metric for row in rows if row.subset == "wide"} == {"mean of targets", "mean of domains", "target/one", "target/two"}
 
 
+def test_arms_of_more_and_of_fewer_mixtures_are_compared_on_the_wide_ones(benchmark_module: Any, measured: Any) -> None:
+    rank = benchmark_module("merging_runs.rank")
+    losses = np.random.default_rng(0).normal(size=24)
+    for ranked, evaluated in ((16, 24), (24, 16)):
+        real = truth(benchmark_module, measured, losses[:ranked], 16)
+        (row,) = rank.rows_of(measured(losses[:evaluated]), real, per_target=False)
+        assert (row.mixtures, row.spearman) == (16, 1.0)
+
+
 def test_what_is_out_of_reach_is_not_ranked(benchmark_module: Any, measured: Any) -> None:
     rank = benchmark_module("merging_runs.rank")
     losses = np.random.default_rng(0).normal(size=24)
