@@ -37,7 +37,7 @@ class Row:
         spearman: with the losses of the mixtures that were really trained; low and high: 90% over resampled mixtures.
         top_quartile_spearman: among the best quarter of the mixtures.
         search_flops: of components and scoring, or of training, for the mixtures of the row; the base, which all share, is not counted.
-        size, horizon, schedule, rate_scale: of the mixtures that were really trained; tokens: of the proxies.
+        size, horizon, schedule, rate_scale: of the mixtures that were really trained; tokens, proxy_schedule: of the proxies.
         general: share of the natural mixture in components.
         weights: exact, or shrunk: toward the natural mixture, by the general share.
         subset: wide, reachable or extrapolated.
@@ -59,6 +59,7 @@ class Row:
     schedule: str
     rate_scale: float
     tokens: int
+    proxy_schedule: str
     general: float | None
     weights: str
     subset: str
@@ -200,6 +201,7 @@ def _row(measured: Measured, truth: Truth, metric: str, subset: str, predicted: 
         schedule=truth.schedule,
         rate_scale=truth.rate_scale,
         tokens=measured.tokens,
+        proxy_schedule=measured.schedule,
         general=measured.general,
         weights=measured.weights,
         subset=subset,

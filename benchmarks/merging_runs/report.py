@@ -93,14 +93,14 @@ def differences_of(measured: Sequence[Measured], short: Sequence[Measured], trut
 def print_report(report: Report) -> None:
     """The means over targets of all evaluators, then the differences, then break-even."""
     print(
-        f"{'ranked mixtures':32} {'evaluator':11} {'operator':28} {'beta':>4} {'weights':7} {'tokens':>7} {'subset':12} {'n':>3} {'spearman':>8} "
+        f"{'ranked mixtures':32} {'evaluator':11} {'operator':28} {'beta':>4} {'weights':7} {'tokens':>7} {'schedule':8} {'subset':12} {'n':>3} {'spearman':>8} "
         f"{'90% interval':>14} {'top':>6} {'ceiling':>7} {'moved':>6} {'routes':>6} {'FLOPs':>8}"
     )
     for row in report.rows:
         if row.metric == MAIN:
             truth = f"{row.size}, {row.horizon:,}, {row.schedule}" + ("" if row.rate_scale == 1 else f", rate {row.rate_scale:.2g}")
             print(
-                f"{truth:32} {row.evaluator:11} {row.operator:28} {_cell(row.general, 2):>4} {row.weights:7} {row.tokens:7} {row.subset:12} "
+                f"{truth:32} {row.evaluator:11} {row.operator:28} {_cell(row.general, 2):>4} {row.weights:7} {row.tokens:7} {row.proxy_schedule:8} {row.subset:12} "
                 f"{row.mixtures:3} {row.spearman:8.2f} {row.spearman_low:6.2f} to {row.spearman_high:4.2f} {row.top_quartile_spearman:6.2f} "
                 f"{_cell(row.ceiling, 2):>7} {_cell(row.displacement, 3):>6} {_cell(row.agreement, 2):>6} {row.search_flops:8.1e}"
             )
