@@ -14,6 +14,8 @@ MANY = 100
 FEWEST = 8
 """Mixtures from which on equal costs are compared: of fewer, a search learns little anyhow."""
 QUARTER = 4
+PLAIN = ("", "linear")
+"""Operators of ensembles and trained proxies, and of the merge that is the default: what is told by target, and beside trained proxies."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,18 @@ def report_of(study: Study) -> Report:
         assert own is not None, "whoever is scored on the full sets is scored on the probe"
         others = [one for other in study.arms if other.size == arm.size for one in measured[other] if not truth.is_of(one)]
         for one in measured[arm]:
-            rows += rows_of(one, truth, per_target=_is_main(one))
-        for one in (*short[arm], *(one for one in others if _is_main(one) and _is_shorter(one, truth))):
-            rows += rows_of(one, truth, per_target=not one.general)
+            rows += rows_of(one, truth, per_target=one.operator in PLAIN)
+        for one in (*short[arm], *(one for one in others if one.operator in PLAIN and _is_shorter(one, truth))):
+            rows += [row for row in rows_of(one, truth, per_target=not one.general) if row.subset == "wide"]
         rows += regression_rows(None, truth, own)
         for one in measured[arm]:
-            if one.operator in ("", "linear"):
+            if one.operator in PLAIN:
                 rows += regression_rows(one, truth, own)
-        shorter = [one for one in others if _is_main(one) and _is_shorter(one, truth) and one.schedule == truth.schedule]
-        differences += differences_of([one for one in (*measured[arm], *shorter) if _is_main(one)], short[arm], truth)
+        shorter = [one for one in others if one.operator in PLAIN and _is_shorter(one, truth) and one.schedule == truth.schedule]
+        differences += differences_of([one for one in (*measured[arm], *shorter) if one.operator in PLAIN], short[arm], truth)
         if measured[arm]:
             even.append(BreakEven(arm.size, arm.horizon, len(study.domains.names), break_even(measured[arm][0], own)))
     return Report(rows, differences, even)
-
-
-def _is_main(measured: Measured) -> bool:
-    return measured.operator in ("", "linear", "linear, base router")
 
 
 def _is_shorter(measured: Measured, truth: Truth) -> bool:
