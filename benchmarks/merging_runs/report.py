@@ -60,14 +60,14 @@ def report_of(study: Study) -> Report:
                 rows += regression_rows(one, truth, own)
         shorter = [one for one in others if one.operator in PLAIN and _is_shorter(one, truth) and one.schedule == truth.schedule]
         differences += differences_of([one for one in (*measured[arm], *shorter) if one.operator in PLAIN], short[arm], truth)
-        if measured[arm]:
+        if measured[arm] and (arm.schedule, arm.rate_scale) == ("constant", 1.0):
             even.append(BreakEven(arm.size, arm.horizon, len(study.domains.names), break_even(measured[arm][0], own)))
     return Report(rows, differences, even)
 
 
 def _is_shorter(measured: Measured, truth: Truth) -> bool:
-    """Components of fewer tokens, or of another schedule or rate, than the mixtures that are to be ranked."""
-    return measured.tokens <= truth.horizon and measured.rate_scale == 1
+    """Components at the usual constant rate, of no more tokens than the mixtures that are to be ranked, which may have another schedule."""
+    return measured.tokens <= truth.horizon and measured.schedule == "constant" and measured.rate_scale == truth.rate_scale == 1
 
 
 def differences_of(measured: Sequence[Measured], short: Sequence[Measured], truth: Truth) -> Iterator[Difference]:
