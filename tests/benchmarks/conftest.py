@@ -21,5 +21,5 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str]
     yield importlib.import_module
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None)
-        if name in ("searching", "speed", "transfer") or (file is not None and Path(file).is_relative_to(BENCHMARKS)):
+        if name in ("merging_runs", "searching", "speed", "transfer") or (file is not None and Path(file).is_relative_to(BENCHMARKS)):
             del sys.modules[name]
