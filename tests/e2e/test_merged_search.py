@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections import Counter
@@ -27,7 +26,7 @@ CHANGES = {
         "beginning": {"kind": "continued", "base": {"tokens": 64 * STEP}},
     },
     "components": {"general": 0.25, "tokens": 48 * STEP, "gate": 7, "remedies": ["shorter horizon"]},
-    "search": {"strategy": "demix", "trials": 13, "options": {"rounds": [6, 4, 2]}, "evaluators": ["merged"]},
+    "search": {"strategy": "demix", "trials": 15, "options": {"rounds": [6, 4, 2]}, "evaluators": ["merged"]},
 }
 
 
@@ -81,8 +80,9 @@ def test_averages_are_in_record_mlflow_report_and_export_marked_by_their_evaluat
     assert "merged proxies" in (folder / "answer.md").read_text()
 
     whole.run("export", str(whole.output), "--to", "yaml", "--out", str(tmp_path / "export"))
-    provenance = json.loads(next((tmp_path / "export").rglob("provenance.json")).read_text())
-    assert provenance["averages"]["general"] == 0.25
+    exported = "".join(path.read_text() for path in (tmp_path / "export").rglob("*") if path.is_file())
+    assert '"general": 0.25' in exported
+    assert "the general share of components is in it" in exported
     assert "merged" in whole.run("show", str(whole.output)).output
 
 

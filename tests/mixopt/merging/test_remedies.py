@@ -33,7 +33,7 @@ def verdict(world: World) -> Verdict:
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [
-        ("displacement", Making(200_000, 0.75)),
+        ("displacement", Making(100_000, 0.5)),
         ("routers", Making(200_000, 0.5, True)),
         ("ranking", Making(200_000, 0.75)),
         ("noise", None),
