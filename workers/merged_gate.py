@@ -93,12 +93,13 @@ def judged(
     if components is None or not search.averages:
         return search
     known = history.document(search.search_id, KIND)
+    gate = _Gate(search, components, history, runner, reporter, observers, stop)
     if known is None:
-        known = _decide(search, components, history, runner, reporter, observers, stop)
+        known = gate.decide()
         history.save_document(search.search_id, KIND, known)
     search = with_verdict(search, known)
     if search.averages and search.family is not None:
-        _train(search, search.family, history, runner, reporter, observers, stop)
+        gate.train(search.family)
     return search
 
 
@@ -148,44 +149,149 @@ def gate_mixtures(search: Search) -> list[Mixture]:
     return found
 
 
-def _decide(
-    search: Search,
-    components: Components,
-    history: History,
-    runner: Runner,
-    reporter: Reporter,
-    observers: Sequence[SearchObserver],
-    stop: threading.Event | None,
-) -> dict[str, Any]:
-    """Judges the file's own components, then those of one remedy after the other."""
-    trained = _trained(search, history, runner, observers, stop)
-    making: Making | None = components.making
-    remedy: str | None = None
-    attempts: list[Attempt] = []
-    why: tuple[str, ...] = ()
-    while making is not None:
-        family = components.family(making)
-        _train(search, family, history, runner, reporter, observers, stop)
-        attempt = _attempt(search, components, family, making, remedy, trained, history, runner, observers, stop)
-        attempts.append(attempt)
-        for verdict in attempt.verdicts:
-            reporter.note(verdict.headline)
-        for evaluator, reason in attempt.refused.items():
-            reporter.note(f"{evaluator.capitalize()} proxies are not trusted: {reason}")
-        if attempt.trusted:
-            break
-        making, remedy, why = _next(search, components, attempts, trained)
-        reporter.note(why[0])
-    last = attempts[-1]
-    return {
-        "attempts": [one.to_json() for one in attempts],
-        "trusted": list(last.trusted),
-        "making": asdict(last.making),
-        "ended": [] if last.trusted else list(why),
-        "left_out": _left_out(attempts),
-        "flops": sum(one.flops for one in attempts),
-        "trials": [trial.trial_id for trial in trained],
-    }
+@dataclass(frozen=True)
+class _Gate:
+    """One search at its gate, with all that a trial needs to be run."""
+
+    search: Search
+    components: Components
+    history: History
+    runner: Runner
+    reporter: Reporter
+    observers: Sequence[SearchObserver]
+    stop: threading.Event | None
+
+    def decide(self) -> dict[str, Any]:
+        """Judges the file's own components, then those of one remedy after the other."""
+        trained = self._trained()
+        making: Making | None = self.components.making
+        remedy: str | None = None
+        attempts: list[Attempt] = []
+        why: tuple[str, ...] = ()
+        while making is not None:
+            family = self.components.family(making)
+            self.train(family)
+            attempt = self._attempt(family, making, remedy, trained)
+            attempts.append(attempt)
+            for verdict in attempt.verdicts:
+                self.reporter.note(verdict.headline)
+            for evaluator, reason in attempt.refused.items():
+                self.reporter.note(f"{evaluator.capitalize()} proxies are not trusted: {reason}")
+            if attempt.trusted:
+                break
+            making, remedy, why = self._next(attempts, trained)
+            self.reporter.note(why[0])
+        last = attempts[-1]
+        return {
+            "attempts": [one.to_json() for one in attempts],
+            "trusted": list(last.trusted),
+            "making": asdict(last.making),
+            "ended": [] if last.trusted else list(why),
+            "left_out": _left_out(attempts),
+            "flops": sum(one.flops for one in attempts),
+            "trials": [trial.trial_id for trial in trained],
+        }
+
+    def _next(self, attempts: Sequence[Attempt], trained: Sequence[Trial]) -> tuple[Making | None, str, tuple[str, ...]]:
+        """What to try after the last attempt, and why; None: trained proxies alone. Merged proxies decide where they were judged: more can be mended in them."""
+        assignment, given, last = self.search.strategy.assignment, self.search.experiment.components, attempts[-1]
+        if not last.verdicts:
+            return None, "trained proxies", ("No average could be judged; trained proxies are used.", *last.refused.values())
+        judged_by = next((verdict for verdict in last.verdicts if verdict.evaluator == "merged"), last.verdicts[0])
+        limits = Limits(
+            least_tokens=self.components.least_tokens,
+            search_cost=assignment.trials * assignment.offers[-1].cost,
+            spent=sum(one.flops for one in attempts),
+            has_router=bool(proxy_of(self.components.base).n_experts),
+            # What the gate has trained and what is to be left for the search cannot go into components.
+            share=min(given.most_share, 1 - (len(trained) + LEFT_TO_USE) / assignment.trials),
+        )
+        tried = [one.remedy for one in attempts if one.remedy is not None]
+        allowed: list[str] = list(given.remedies)
+        wider = replace(last.making, general=(1 + last.making.general) / 2)
+        if "larger general share" in allowed and not _reaches_enough(self.components, self.components.family(wider), trained):
+            allowed.remove("larger general share")  # nothing could be compared with it
+        found = next_attempt(judged_by, last.making, tried, self.components.flops, limits, allowed=allowed)
+        return found.making, found.remedy, found.reasons
+
+    def train(self, family: Family) -> None:
+        """What is missing of it."""
+        metrics = self.search.metrics(family.source)
+        train_components(
+            self.components, family, self.search.search_id, metrics, self.history, self.runner, self.reporter, self.observers, self.stop
+        )
+
+    def _trained(self) -> list[Trial]:
+        """Trains the mixtures that the gate compares with: the search's first trials. Those that were abandoned are left out."""
+        assignment = self.search.strategy.assignment
+        trials = assignment.planned(START)
+        trials += [assignment.learned(mixture, number, LABEL) for number, mixture in enumerate(gate_mixtures(self.search))]
+        records = self._run(trials)
+        done = [record.trial for record in records if record.outcome is not None]
+        if len(done) < len(records) / 2:
+            raise RunError(
+                f"{len(records) - len(done)} of the {len(records)} trials that merged proxies are compared with were abandoned.",
+                "`mixopt show` has the reasons; mend them and run the same command again.",
+            )
+        return done
+
+    def _run(self, trials: Sequence[Trial]) -> list[TrialRecord]:
+        return run_trials(
+            self.history,
+            self.search.search_id,
+            "search",
+            self.runner,
+            trials,
+            metrics=self.search.metrics(trials[0].source),
+            max_attempts=self.search.experiment.search.max_attempts,
+            observers=self.observers,
+            stop=self.stop,
+        )
+
+    def _attempt(self, family: Family, making: Making, remedy: str | None, trained: Sequence[Trial]) -> Attempt:
+        """What the gate says of a trained family: its averages at the mixtures that were trained, scored and compared."""
+        moved = {name: row["total"] for name, row in displacements(family, self.search.store).items()}
+        asked: dict[str, tuple[str, ...]] = {}
+        try:
+            objective, losses = self._trained_losses(trained)
+        except DataError as error:
+            return Attempt(
+                making, remedy, self.components.flops(making), (), {one.evaluator: error.message for one in self.search.averages}, asked
+            )
+        verdicts: list[Verdict] = []
+        refused: dict[str, str] = {}
+        for maker in self.components.makers(family):
+            by_mixture = _averages_at(trained, maker)
+            averages = list({one.trial_id: one for one in by_mixture.values()}.values())
+            asked[maker.evaluator] = tuple(one.trial_id for one in averages)
+            try:
+                ran = self._run(averages) if averages else []
+            except RunError as error:  # most of them were abandoned; the other evaluator may do
+                refused[maker.evaluator] = error.message
+                continue
+            records = {record.trial.trial_id: record for record in ran}
+            found = _losses_of(self.search, list(records.values()), objective.metrics)
+            proxies = {name: found[one.trial_id] for name, one in by_mixture.items() if one.trial_id in found}
+            try:
+                paired = pair(objective, losses, proxies)
+            except DataError as error:
+                refused[maker.evaluator] = error.message
+                continue
+            merged = maker.evaluator == "merged"
+            verdicts.append(
+                judge(paired, maker.evaluator, moved if merged else None, _agreement(list(records.values())) if merged else None)
+            )
+        return Attempt(making, remedy, self.components.flops(making), tuple(verdicts), refused, asked)
+
+    def _trained_losses(self, trained: Sequence[Trial]) -> tuple[Objective, list[tuple[str, FloatArray]]]:
+        """The objective in the scale of the trained runs, and their losses by the names of their mixtures."""
+        assignment = self.search.strategy.assignment
+        source = assignment.source
+        swarm = self.history.swarm(self.search.search_id, self.search.domains.names, self.search.metrics(source)).at_source(source)
+        own = swarm.select([trial.trial_id for trial in trained])
+        objective = fit_objective(assignment.objective_kind, assignment.metrics, own, self.search.domains.natural(), assignment.loss_unit)
+        values = dict(zip(own.trial_ids, own.values(objective.metrics), strict=True))
+        return objective, [(_name(trial.schedule.average().array()), values[trial.trial_id]) for trial in trained]
 
 
 def _left_out(attempts: Sequence[Attempt]) -> list[str]:
@@ -195,31 +301,6 @@ def _left_out(attempts: Sequence[Attempt]) -> list[str]:
     return sorted(every - kept)
 
 
-def _next(
-    search: Search, components: Components, attempts: Sequence[Attempt], trained: Sequence[Trial]
-) -> tuple[Making | None, str, tuple[str, ...]]:
-    """What to try after the last attempt, and why; None: trained proxies alone. Merged proxies decide where they were judged: more can be mended in them."""
-    assignment, given, last = search.strategy.assignment, search.experiment.components, attempts[-1]
-    if not last.verdicts:
-        return None, "trained proxies", ("No average could be judged; trained proxies are used.", *last.refused.values())
-    judged_by = next((verdict for verdict in last.verdicts if verdict.evaluator == "merged"), last.verdicts[0])
-    limits = Limits(
-        least_tokens=components.least_tokens,
-        search_cost=assignment.trials * assignment.offers[-1].cost,
-        spent=sum(one.flops for one in attempts),
-        has_router=bool(proxy_of(components.base).n_experts),
-        # What the gate has trained and what is to be left for the search cannot go into components.
-        share=min(given.most_share, 1 - (len(trained) + LEFT_TO_USE) / assignment.trials),
-    )
-    tried = [one.remedy for one in attempts if one.remedy is not None]
-    allowed: list[str] = list(given.remedies)
-    wider = replace(last.making, general=(1 + last.making.general) / 2)
-    if "larger general share" in allowed and not _reaches_enough(components, components.family(wider), trained):
-        allowed.remove("larger general share")  # nothing could be compared with it
-    found = next_attempt(judged_by, last.making, tried, components.flops, limits, allowed=allowed)
-    return found.making, found.remedy, found.reasons
-
-
 def _reaches_enough(components: Components, family: Family, trained: Sequence[Trial]) -> bool:
     """Whether some average of a family reaches mixtures enough of those that were trained."""
     mixtures = {_name(trial.schedule.average().array()): trial.schedule.average() for trial in trained}
@@ -227,120 +308,20 @@ def _reaches_enough(components: Components, family: Family, trained: Sequence[Tr
     return any(one.extrapolates for one in components.makers(family)) or reached >= FEWEST_MIXTURES
 
 
-def _train(
-    search: Search,
-    family: Family,
-    history: History,
-    runner: Runner,
-    reporter: Reporter,
-    observers: Sequence[SearchObserver],
-    stop: threading.Event | None,
-) -> None:
-    assert search.components is not None
-    metrics = search.metrics(family.source)
-    train_components(search.components, family, search.search_id, metrics, history, runner, reporter, observers, stop)
-
-
-def _trained(
-    search: Search, history: History, runner: Runner, observers: Sequence[SearchObserver], stop: threading.Event | None
-) -> list[Trial]:
-    """Trains the mixtures that the gate compares with: the search's first trials. Those that were abandoned are left out."""
-    assignment = search.strategy.assignment
-    trials = assignment.planned(START)
-    trials += [assignment.learned(mixture, number, LABEL) for number, mixture in enumerate(gate_mixtures(search))]
-    records = _run(search, trials, history, runner, observers, stop)
-    done = [record.trial for record in records if record.outcome is not None]
-    if len(done) < len(records) / 2:
-        raise RunError(
-            f"{len(records) - len(done)} of the {len(records)} trials that merged proxies are compared with were abandoned.",
-            "`mixopt show` has the reasons; mend them and run the same command again.",
-        )
-    return done
-
-
-def _run(
-    search: Search,
-    trials: Sequence[Trial],
-    history: History,
-    runner: Runner,
-    observers: Sequence[SearchObserver],
-    stop: threading.Event | None,
-) -> list[TrialRecord]:
-    return run_trials(
-        history,
-        search.search_id,
-        "search",
-        runner,
-        trials,
-        metrics=search.metrics(trials[0].source),
-        max_attempts=search.experiment.search.max_attempts,
-        observers=observers,
-        stop=stop,
-    )
-
-
-def _attempt(
-    search: Search,
-    components: Components,
-    family: Family,
-    making: Making,
-    remedy: str | None,
-    trained: Sequence[Trial],
-    history: History,
-    runner: Runner,
-    observers: Sequence[SearchObserver],
-    stop: threading.Event | None,
-) -> Attempt:
-    """What the gate says of a trained family: its averages at the mixtures that were trained, scored and compared."""
-    moved = {name: row["total"] for name, row in displacements(family, search.store).items()}
-    asked: dict[str, tuple[str, ...]] = {}
-    try:
-        objective, losses = _trained_losses(search, trained, history)
-    except DataError as error:
-        return Attempt(making, remedy, components.flops(making), (), {one.evaluator: error.message for one in search.averages}, asked)
-    verdicts: list[Verdict] = []
-    refused: dict[str, str] = {}
-    for maker in components.makers(family):
-        by_mixture: dict[str, Trial] = {}
-        for trial in trained:
-            try:
-                by_mixture[_name(trial.schedule.average().array())] = maker.make(trial.schedule, 0, LABEL)
-            except ConfigError:
-                continue  # beyond the reach of these averages
-        averages = list({one.trial_id: one for one in by_mixture.values()}.values())
-        asked[maker.evaluator] = tuple(one.trial_id for one in averages)
+def _averages_at(trained: Sequence[Trial], maker: MergedFactory) -> dict[str, Trial]:
+    """Mixture -> the average that stands for it, of mixtures that were trained and that these averages reach."""
+    found: dict[str, Trial] = {}
+    for trial in trained:
         try:
-            ran = _run(search, averages, history, runner, observers, stop) if averages else []
-        except RunError as error:  # most of them were abandoned; the other evaluator may do
-            refused[maker.evaluator] = error.message
+            found[_name(trial.schedule.average().array())] = maker.make(trial.schedule, 0, LABEL)
+        except ConfigError:
             continue
-        records = {record.trial.trial_id: record for record in ran}
-        found = _losses_of(search, list(records.values()), objective.metrics)
-        proxies = {name: found[one.trial_id] for name, one in by_mixture.items() if one.trial_id in found}
-        try:
-            paired = pair(objective, losses, proxies)
-        except DataError as error:
-            refused[maker.evaluator] = error.message
-            continue
-        merged = maker.evaluator == "merged"
-        verdicts.append(judge(paired, maker.evaluator, moved if merged else None, _agreement(list(records.values())) if merged else None))
-    return Attempt(making, remedy, components.flops(making), tuple(verdicts), refused, asked)
+    return found
 
 
 def _name(weights: FloatArray) -> str:
     """Names a mixture, whatever its seed."""
     return ",".join(f"{weight:.6f}" for weight in weights.tolist())
-
-
-def _trained_losses(search: Search, trained: Sequence[Trial], history: History) -> tuple[Objective, list[tuple[str, FloatArray]]]:
-    """The objective in the scale of the trained runs, and their losses by the names of their mixtures."""
-    assignment = search.strategy.assignment
-    source = assignment.source
-    swarm = history.swarm(search.search_id, search.domains.names, search.metrics(source)).at_source(source)
-    own = swarm.select([trial.trial_id for trial in trained])
-    objective = fit_objective(assignment.objective_kind, assignment.metrics, own, search.domains.natural(), assignment.loss_unit)
-    values = dict(zip(own.trial_ids, own.values(objective.metrics), strict=True))
-    return objective, [(_name(trial.schedule.average().array()), values[trial.trial_id]) for trial in trained]
 
 
 def _losses_of(search: Search, records: Sequence[TrialRecord], metrics: Sequence[str]) -> dict[str, FloatArray]:
