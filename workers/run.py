@@ -154,8 +154,10 @@ def _walk(
         try:
             train_base(search, search.base, search.search_id, history, runner, reporter, observers, stop)
             search = warm_start.score_earlier(search, history, runner, reporter, stop)
-            search = judged(search, history, runner, reporter, observers, stop)
-            history.save_document(search.search_id, "context", context(search))  # a remedy has sources of its own
+            gated = judged(search, history, runner, reporter, observers, stop)
+            if gated is not search:  # a remedy has sources of its own
+                search = gated
+                history.save_document(search.search_id, "context", context(search))
             _train_search(search, history, runner, reporter, observers, stop)
             calibration = calibrated_by_search(search, history)
             if calibration is not None:

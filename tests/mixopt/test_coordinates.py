@@ -27,6 +27,13 @@ def test_a_mixture_comes_back(kind: Coordinates, raw: list[float]) -> None:
     assert from_cube(kind, numbers) == pytest.approx(weights, abs=1e-7)
 
 
+@kinds
+def test_one_weight_of_many_may_be_large(kind: Coordinates) -> None:
+    """Seven tenths of the first of forty: its quantile, were it of what is taken, would be 1 in every number that a computer has."""
+    weights = np.array([[0.7, *[0.3 / 39] * 39]])
+    assert from_cube(kind, to_cube(kind, weights)) == pytest.approx(weights, abs=1e-9)
+
+
 @settings(max_examples=80, deadline=None)
 @given(numbers=st.lists(inner, min_size=1, max_size=12))
 def test_stick_breaking_is_a_bijection(numbers: list[float]) -> None:
