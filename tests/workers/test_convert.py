@@ -115,8 +115,14 @@ def test_an_unknown_size_names_the_nearest() -> None:
 
 
 def test_a_trial_of_another_evaluator_is_refused() -> None:
-    with pytest.raises(ConfigError, match="merged"):
-        proxy_of(trial({"ab": (1.0,)}, evaluator="merged"))
+    with pytest.raises(ConfigError, match="command"):
+        proxy_of(trial({"ab": (1.0,)}, evaluator="command"))
+
+
+@pytest.mark.parametrize("evaluator", ["merged", "ensemble"])
+def test_averages_are_of_the_shape_of_their_components(evaluator: str) -> None:
+    assert proxy_of(trial({"ab": (1.0,)}, evaluator=evaluator)) == proxy_of(trial({"ab": (1.0,)}))
+    assert CostModel(1.0).flops(trial({"ab": (1.0,)}, evaluator=evaluator)) == 0, "nothing is trained"
 
 
 def test_domains_without_weight_stay_at_home_and_the_rest_is_ordered_by_content() -> None:
