@@ -202,7 +202,11 @@ def strategy_identity(experiment: Experiment) -> dict[str, Any]:
     search = experiment.search
     given = read_options(search.strategy, search.options).model_dump(mode="json", exclude_defaults=True)
     sources = [[one.size, one.tokens] for one in search.sources]
-    averages = {"evaluators": sorted(search.evaluators), "components": experiment.components.model_dump(mode="json", exclude_defaults=True)}
+    # In full, as other defaults would make other components; what is extended shows in the base.
+    components = experiment.components.model_copy(update={"tokens": experiment.component_tokens}).model_dump(
+        mode="json", exclude={"extend"}
+    )
+    averages = {"evaluators": sorted(search.evaluators), "components": components}
     return {
         "surrogate": search.surrogate,
         "seeds": experiment.proxy.seeds,
