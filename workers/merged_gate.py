@@ -168,7 +168,9 @@ class _Gate:
         remedy: str | None = None
         attempts: list[Attempt] = []
         why: tuple[str, ...] = ()
+        whys: list[tuple[str, ...]] = []
         while making is not None:
+            whys.append(why)
             family = self.components.family(making)
             self.train(family)
             attempt = self._attempt(family, making, remedy, trained)
@@ -183,7 +185,8 @@ class _Gate:
             self.reporter.note(why[0])
         last = attempts[-1]
         return {
-            "attempts": [one.to_json() for one in attempts],
+            # Why each was tried, which the attempt before it has shown.
+            "attempts": [one.to_json() | {"why": list(reasons)} for one, reasons in zip(attempts, whys, strict=True)],
             "trusted": list(last.trusted),
             "making": asdict(last.making),
             "ended": [] if last.trusted else list(why),

@@ -172,6 +172,7 @@ def test_a_remedy_that_helps_is_taken_and_counted(tmp_path: Path) -> None:
     assert search.components is not None
     found, body = gated(search, LawRunner(search.evaluations, lambda trial: trial.source.tokens == 102_400))
     assert [attempt["remedy"] for attempt in body["attempts"]] == [None, "larger general share", "shorter horizon"]
+    assert [bool(attempt["why"]) for attempt in body["attempts"]] == [False, True, True]
     assert evaluators(found) == ["merged", "trained"]
     assert [offer.source.tokens for offer in found.strategy.assignment.offers] == [102_400, 204_800]
     spent = [attempt["flops"] for attempt in body["attempts"]]

@@ -19,6 +19,9 @@ def merging_sections(findings: Findings) -> list[Section]:
     last = gate["attempts"][-1]
     for evaluator, sentences in last["sentences"].items():
         blocks += [Prose(f"{evaluator.capitalize()}:"), Notes(sentences)]
+    reasons = [f"Components {number}: {sentence}" for number, one in enumerate(gate["attempts"], 1) for sentence in one.get("why", ())]
+    if reasons:
+        blocks.append(Notes(reasons))
     if gate["ended"]:
         blocks.append(Notes(gate["ended"]))
     if last["refused"]:
