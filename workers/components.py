@@ -8,7 +8,7 @@ record under an id of its own. Where a domain has been added since, the earlier 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from mixopt.record import COMPONENTS_PREFIX
 from mixopt.runner import Runner
 from mixopt.search import SearchObserver, run_trials
 from mixopt.space import MixtureSpace
-from mixopt.strategies.base import Offer
+from mixopt.strategies.base import Assignment, Offer
 from mixopt.trial import JsonValue, Source, Trial, content_digest, trial_from_spec
 from proxy_models.config import proxy_config
 from workers.averages import operator_of
 from workers.beginnings import RECORD_NAME, base_mixture, forget_results_without_weights
-from workers.offers import average_flops, components_flops
+from workers.offers import average_flops, components_flops, surrogate_for
 
 KIND = "components"
 
@@ -88,8 +88,24 @@ class Components:
         wanted = self.experiment.search.evaluators
         return tuple(family.maker(evaluator) for evaluator in reversed(EVALUATORS) if evaluator in wanted)
 
-    def offers(self, family: Family, space: MixtureSpace) -> tuple[Offer, ...]:
-        """What these evaluators offer, the cheapest first; errors as `Family.reach`."""
+    def assigned(
+        self, assignment: Assignment, family: Family, evaluators: Collection[str], flops: float
+    ) -> tuple[tuple[MergedFactory, ...], Assignment]:
+        """Makers of averages, the cheapest first, and the assignment with what they offer beside its trained trials.
+
+        Args:
+            evaluators: those of the search that are offered; none: trained trials alone.
+            flops: of all components so far.
+
+        Raises:
+            ConfigError: as `Family.reach`.
+        """
+        makers = tuple(one for one in self.makers(family) if one.evaluator in evaluators)
+        offers = (*self._offers(makers, family, assignment.space), assignment.offers[-1])
+        surrogate = surrogate_for(self.experiment.search.surrogate, offers)
+        return makers, replace(assignment, offers=offers, surrogate=surrogate, before=flops)
+
+    def _offers(self, makers: Sequence[MergedFactory], family: Family, space: MixtureSpace) -> tuple[Offer, ...]:
         return tuple(
             Offer(
                 one.source,
@@ -98,7 +114,7 @@ class Components:
                 proxy_config(one.source.size, self._vocab_size).parameters().active,
                 None if one.extrapolates else family.reach(space),
             )
-            for one in self.makers(family)
+            for one in makers
         )
 
     @property

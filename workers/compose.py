@@ -289,10 +289,8 @@ def compose(experiment: Experiment, manifest: Manifest, with_components: bool = 
     assignment = assignment_of(experiment, domains, offers, earlier)
     averages: tuple[MergedFactory, ...] = ()
     if components is not None and family is not None and experiment.search.evaluators:
-        averages = components.makers(family)
-        offers = (*components.offers(family, assignment.space), *offers)
-        assignment = replace(assignment, offers=offers, surrogate=surrogate_for(experiment.search.surrogate, offers))
-        assignment = replace(assignment, before=components.flops(components.making))
+        evaluators = experiment.search.evaluators
+        averages, assignment = components.assigned(assignment, family, evaluators, components.flops(components.making))
     strategy = get_strategy(experiment.search.strategy, assignment, experiment.search.options)
     store = experiment.output_dir
     folder = store / "searches" / f"{experiment.name}-{search_id[:8]}"

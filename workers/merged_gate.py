@@ -29,13 +29,13 @@ from mixopt.progress import Reporter
 from mixopt.runner import Runner
 from mixopt.search import SearchObserver, run_trials
 from mixopt.space import MixtureSpace
-from mixopt.strategies.base import START, Offer
+from mixopt.strategies.base import START
 from mixopt.strategies.design import draws
 from mixopt.trial import Trial
 from workers.components import Components, displacements, train_components
 from workers.compose import Search
 from workers.convert import proxy_of
-from workers.offers import LEFT_TO_USE, surrogate_for
+from workers.offers import LEFT_TO_USE
 
 KIND = "gate"
 LABEL = "gate"
@@ -113,18 +113,10 @@ def with_verdict(search: Search, body: Mapping[str, Any]) -> Search:
     """The search whose strategy is offered the evaluators that a verdict trusts, and counts what the components of all attempts cost."""
     components = search.components
     assert components is not None
-    assignment = search.strategy.assignment
-    trained = assignment.offers[-1]
-    averages: tuple[MergedFactory, ...] = ()
     family = search.family
-    offers: tuple[Offer, ...] = (trained,)
-    if body["trusted"]:
+    if body["trusted"] or family is None:
         family = components.family(Making(**body["making"]))
-        averages = tuple(one for one in components.makers(family) if one.evaluator in body["trusted"])
-        own = {one.source for one in averages}
-        offers = (*(offer for offer in components.offers(family, assignment.space) if offer.source in own), trained)
-    surrogate = surrogate_for(search.experiment.search.surrogate, offers)
-    changed = replace(assignment, offers=offers, surrogate=surrogate, before=float(body["flops"]))
+    averages, changed = components.assigned(search.strategy.assignment, family, body["trusted"], float(body["flops"]))
     strategy = cast("Any", search.strategy)
     left_out = frozenset(body.get("left_out", ()))
     return replace(search, strategy=replace(strategy, assignment=changed), family=family, averages=averages, left_out=left_out)

@@ -14,12 +14,12 @@ Legend: K domains, M metrics, S subsets, F folds, U circles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mixopt.ablation.plan import Plan, Subset
+from mixopt.ablation.plan import Plan
 from mixopt.ablation.result import MEAN, Ablation, Effects
 from mixopt.errors import DataError
 from mixopt.mixture import FloatArray
@@ -51,15 +51,6 @@ class FoldTable:
         """The same with each fold left out, shape (S, F)."""
         bits_S1, text_bytes = self.bits_SF.sum(axis=1, keepdims=True), self.text_bytes_F.sum()
         return np.asarray((bits_S1 - self.bits_SF) / (text_bytes - self.text_bytes_F))
-
-
-Measure = Callable[[Sequence[Subset]], Mapping[str, FoldTable]]
-"""From subsets to metric -> losses; each subset costs one merge, or the sum of an ensemble."""
-
-
-def ablate(plan: Plan, measure: Measure, weights: Mapping[str, float] | None = None) -> Ablation:
-    """Measures all subsets of a plan at once, and says what follows. Arguments and errors otherwise as `ablation_effects`."""
-    return ablation_effects(plan, measure(plan.subsets), weights)
 
 
 def ablation_effects(plan: Plan, tables: Mapping[str, FoldTable], weights: Mapping[str, float] | None = None) -> Ablation:

@@ -138,11 +138,6 @@ def plan_ablation(domains: Sequence[str], circles: int = CIRCLES, seed: int = 0,
     return Plan(names, tuple(tuple(circle) for circle in drawn), exact, tuple(subsets))
 
 
-def subsets_needed(domains: Sequence[str], circles: int = CIRCLES, seed: int = 0, exact_up_to: int = EXACT_UP_TO) -> int:
-    """How many models `plan_ablation` asks to measure, the base among them: each is one merge. Raises as `plan_ablation`."""
-    return len(plan_ablation(domains, circles, seed, exact_up_to).subsets)
-
-
 def _orders(circle: Sequence[str]) -> Iterator[list[str]]:
     """All orders that go round a circle, from every domain, and their reverses."""
     for start in range(len(circle)):

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mixopt.config_model import Model, WholeCount, checked_mixture
 from mixopt.constraints.rules import NamedMixture
+from mixopt.merging.remedies import Retraining
 
 EVALUATORS = ("merged", "ensemble")
 """Evaluators that need no training of their own: an average of components' weights, and one of their tokens' probabilities."""
@@ -18,7 +19,6 @@ HORIZON = 1 / 3
 FEWEST_STEPS = 8
 Evaluator = Literal["merged", "ensemble"]
 Operator = Literal["linear", "task_arithmetic", "ties", "dare", "spherical", "breadcrumbs"]
-Remedy = Literal["shorter horizon", "larger general share", "frozen router"]
 
 
 class ComponentsConfig(Model):
@@ -53,7 +53,7 @@ class ComponentsConfig(Model):
         ge=6,
         description="Mixtures, baselines among them, that are trained first and averaged, too: whether averages are trusted is judged on them.",
     )
-    remedies: tuple[Remedy, ...] = Field(
+    remedies: tuple[Retraining, ...] = Field(
         ("shorter horizon", "larger general share", "frozen router"),
         description="What may be tried, by retraining the components, where merged proxies are not trusted; after that proxies are trained.",
     )

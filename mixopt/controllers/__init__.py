@@ -60,23 +60,9 @@ def read_options(name: str, options: Mapping[str, Any]) -> ControllerOptions:
     Raises:
         ConfigError: no such controller; an option it does not know, with the nearest it does; or a value that an option cannot have.
     """
-    from pydantic import ValidationError
+    from mixopt.options import checked_options
 
-    kind = options_type(name)
-    unknown = sorted(set(options) - set(kind.model_fields))
-    if unknown:
-        known = list(kind.model_fields)
-        nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-        hint = f"Did you mean '{nearest[0]}'? It takes: {', '.join(known)}." if known else "It takes none."
-        raise ConfigError(f"'{unknown[0]}' is no option of the controller '{name}'.", hint)
-    try:
-        return kind.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        described = f"It means: {kind.model_fields[place].description}" if place in kind.model_fields else "Mend it, or leave it out."
-        message = f"Option '{place}' of the controller '{name}' is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
-        raise ConfigError(message, described) from error
+    return checked_options(options_type(name), options, f"controller '{name}'", "options")
 
 
 def _class_of(name: str) -> type[Any]:

@@ -13,12 +13,13 @@ The trade-off: one change at a time, each kept by the attempts after it, and no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from mixopt.merging.verdict import Cause, Verdict
 
-Remedy = Literal["shorter horizon", "larger general share", "frozen router", "trained proxies"]
+Retraining = Literal["shorter horizon", "larger general share", "frozen router"]
+Remedy = Literal[Retraining, "trained proxies"]
 
 LARGEST_GENERAL = 0.8
 """An assumption: beyond it components hardly differ, and differences of mixtures drown in rounding and in what components did not learn."""
@@ -87,14 +88,6 @@ class Attempt:
     making: Making | None
     cost: float
     reasons: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Attempt:
-        making = None if body["making"] is None else Making(**body["making"])
-        return cls(body["remedy"], making, float(body["cost"]), tuple(body["reasons"]))
 
 
 def next_attempt(

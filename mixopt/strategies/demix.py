@@ -68,7 +68,6 @@ class DemixStrategy:
     learns: ClassVar[bool] = True
     several_sources: ClassVar[bool] = True
     takes_averages: ClassVar[bool] = True
-    wants_evaluators: ClassVar[bool] = True
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
     _ranked: dict[tuple[str, int], FloatArray] = field(default_factory=dict, compare=False, repr=False)
 

@@ -53,7 +53,6 @@ class MergemixStrategy:
     learns: ClassVar[bool] = True
     several_sources: ClassVar[bool] = True
     takes_averages: ClassVar[bool] = True
-    wants_evaluators: ClassVar[bool] = True
     _judged: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mixopt.ablation.effects import FoldTable, ablate, ablation_effects
+from mixopt.ablation.effects import FoldTable, ablation_effects
 from mixopt.ablation.page import rows, show_ablation
 from mixopt.ablation.plan import Plan, Subset, plan_ablation
 from mixopt.ablation.result import MEAN, Ablation
@@ -139,14 +139,7 @@ def test_sampling_and_text_add_up() -> None:
 
 def test_it_comes_back_from_json_and_on_a_page() -> None:
     plan = plan_ablation(DOMAINS)
-    asked: list[tuple[Subset, ...]] = []
-
-    def measure(subsets: tuple[Subset, ...]) -> dict[str, FoldTable]:
-        asked.append(subsets)
-        return {"target/a": table(plan), "valid/web": table(plan, 1)}
-
-    found = ablate(plan, measure)  # type: ignore[arg-type]
-    assert asked == [plan.subsets]
+    found = ablation_effects(plan, {"target/a": table(plan), "valid/web": table(plan, 1)})
     assert Ablation.from_json(json.loads(json.dumps(found.to_json()))) == found
     without = ablation_effects(plan_ablation(DOMAINS, 0), {"a": table(plan_ablation(DOMAINS, 0))})
     assert Ablation.from_json(json.loads(json.dumps(without.to_json()))) == without

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixopt.merging.gate import judge
 from mixopt.merging.paired import Paired
-from mixopt.merging.remedies import Attempt, Limits, Making, next_attempt
+from mixopt.merging.remedies import Limits, Making, next_attempt
 from mixopt.merging.verdict import Cause, Verdict
 
 World = Callable[..., Paired]
@@ -85,9 +84,3 @@ def test_attempts_end_within_the_cost(verdict: Verdict, cause: Cause, general: f
 def test_nothing_is_mended_that_is_trusted(verdict: Verdict) -> None:
     with pytest.raises(ValueError, match="nothing to try"):
         next_attempt(replace(verdict, trusted=True, cause="none"), MAKING, [], cost, LIMITS)
-
-
-def test_an_attempt_comes_back_from_json(verdict: Verdict) -> None:
-    for limits in (LIMITS, replace(LIMITS, spent=499.0)):
-        attempt = next_attempt(verdict, MAKING, [], cost, limits)
-        assert Attempt.from_json(json.loads(json.dumps(attempt.to_json()))) == attempt
