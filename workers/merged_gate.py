@@ -245,7 +245,6 @@ class _Gate:
 
     def _attempt(self, family: Family, making: Making, remedy: str | None, trained: Sequence[Trial]) -> Attempt:
         """What the gate says of a trained family: its averages at the mixtures that were trained, scored and compared."""
-        moved = {name: row["total"] for name, row in displacements(family, self.search.store).items()}
         asked: dict[str, tuple[str, ...]] = {}
         try:
             objective, losses = self._trained_losses(trained)
@@ -264,18 +263,18 @@ class _Gate:
             except RunError as error:  # most of them were abandoned; the other evaluator may do
                 refused[maker.evaluator] = error.message
                 continue
-            records = {record.trial.trial_id: record for record in ran}
-            found = _losses_of(self.search, list(records.values()), objective.metrics)
+            found = _losses_of(self.search, ran, objective.metrics)
             proxies = {name: found[one.trial_id] for name, one in by_mixture.items() if one.trial_id in found}
             try:
                 paired = pair(objective, losses, proxies)
             except DataError as error:
                 refused[maker.evaluator] = error.message
                 continue
-            merged = maker.evaluator == "merged"
-            verdicts.append(
-                judge(paired, maker.evaluator, moved if merged else None, _agreement(list(records.values())) if merged else None)
-            )
+            if maker.evaluator == "merged":
+                moved = {name: row["total"] for name, row in displacements(family, self.search.store).items()}
+                verdicts.append(judge(paired, maker.evaluator, moved, _agreement(ran)))
+            else:
+                verdicts.append(judge(paired, maker.evaluator))
         return Attempt(making, remedy, self.components.flops(making), tuple(verdicts), refused, asked)
 
     def _trained_losses(self, trained: Sequence[Trial]) -> tuple[Objective, list[tuple[str, FloatArray]]]:
